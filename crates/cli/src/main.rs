@@ -1,0 +1,2 @@
+//! The `lapstrake` binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Dockerfile language: parser, stages, expansion, ignore patterns, lint

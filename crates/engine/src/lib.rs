@@ -1,0 +1,1 @@
+//! Binds graph, solver, store, sandbox and registry into builds

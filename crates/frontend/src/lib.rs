@@ -1,0 +1,1 @@
+//! Lowers a Dockerfile to an LLB graph and an image configuration

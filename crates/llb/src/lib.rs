@@ -1,0 +1,1 @@
+//! The build graph: ops, vertices, canonical digests, BuildKit's LLB wire form

@@ -1,0 +1,1 @@
+//! OCI values: digest, descriptor, platform, image reference, manifest, index, config

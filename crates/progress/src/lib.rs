@@ -1,0 +1,1 @@
+//! Typed build events and the handle to send them

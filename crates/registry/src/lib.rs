@@ -1,0 +1,1 @@
+//! The distribution client: resolve, fetch, push, auth, mirrors, retry

@@ -1,0 +1,1 @@
+//! Generic graph executor: an I/O-free scheduler with seeded simulation

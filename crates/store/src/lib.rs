@@ -1,0 +1,1 @@
+//! The state directory: blobs, layers, records, leases, garbage collection

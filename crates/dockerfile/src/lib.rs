@@ -1,1 +1,27 @@
-//! The Dockerfile language: parser, stages, expansion, ignore patterns, lint
+//! The Dockerfile language: parser, stages, expansion, ignore patterns, lint.
+//!
+//! *Responsibility.* Turns the bytes of a Dockerfile into a tree with source spans ([`parse`]), then into typed
+//! build stages ([`Ast::stages`]); expands shell words; matches ignore patterns; reports what `docker build --check`
+//! reports ([`lint`]) and lists targets and parameters. Everything is a function of its arguments.
+//!
+//! *Not here.* Any knowledge of builds: no graph, no image, no file system, no network. Rendering of diagnostics for
+//! a terminal; they are data with spans.
+//!
+//! *Invariants.* Input is hostile: no function panics, and each takes time linear in its input. Instructions hold
+//! their words unexpanded. Every error of the reference implementation is an error here, at the same lines.
+
+mod diagnostic;
+mod instruction;
+mod mount;
+mod span;
+mod stage;
+
+pub use diagnostic::{Diagnostic, Label, Severity};
+pub use instruction::{
+    Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Device, Entrypoint, Env, Expose,
+    Header, Healthcheck, Heredoc, InlineFile, Instruction, KeyValue, Kind, LabelSet, Maintainer,
+    NetworkMode, Onbuild, Run, SecurityMode, Shell, StopSignal, User, Volume, Workdir,
+};
+pub use mount::{CacheSharing, Mount, MountKind, MountSpec};
+pub use span::{Lines, Span, Word};
+pub use stage::{MetaArg, Stage, Stages};

@@ -1,1 +1,36 @@
-//! The state directory: blobs, layers, records, leases, garbage collection
+//! The state directory of lapstrake, shared by any number of processes.
+//!
+//! *Responsibility*: content-addressed blobs, layer directories, cache records, images and their
+//! names, leases, garbage collection, crash safety.
+//!
+//! *Not here*: network, the meaning of keys, mounting.
+//!
+//! *On disk*, under the root:
+//! - `format`: one line, the number of the format and whose ids the files carry ("rootful", or the
+//!   id map of a rootless user);
+//! - `blobs/sha256/<hex>`: content, named by what it is;
+//! - `layers/<id>/fs`: one layer, as an overlay lower directory;
+//! - `ingest/`: what is being written; whatever is here and not locked is rubbish;
+//! - `locks/`: files that exist to be locked;
+//! - `records.db`: SQLite, all records.
+//!
+//! *Invariants*: a record never names a blob or a layer that is not whole; a blob is synced before
+//! a record names it; a layer directory never changes after its commit; what is locked (leased) is
+//! never removed; killed at any instruction, the next start finds a consistent store.
+
+mod blob;
+mod database;
+mod error;
+mod image;
+mod layer;
+mod lock;
+mod record;
+mod root;
+
+pub use blob::{BlobWriter, Blobs};
+pub use error::StoreError;
+pub use image::{Image, ImageName};
+pub use layer::{Layer, LayerId, LayerInfo, MutLayer};
+pub use lock::NamedLock;
+pub use record::{Encoding, Key, Record, ResultId};
+pub use root::{Ids, OpenOptions, Store};

@@ -1,0 +1,167 @@
+//! Content, named by its digest.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use oci::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::{Store, StoreError};
+
+/// The blobs of a store.
+#[derive(Debug, Clone, Copy)]
+pub struct Blobs<'a> {
+    pub(crate) store: &'a Store,
+}
+
+impl Blobs<'_> {
+    /// Returns where a blob lies, or would lie.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        let mut path = self.store.path("blobs");
+        path.push(digest.algorithm().to_string());
+        path.push(digest.hex());
+        path
+    }
+
+    /// Returns the size of a blob that is there.
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        std::fs::metadata(self.path(digest)).ok().map(|m| m.len())
+    }
+
+    /// Opens a blob.
+    pub fn open(&self, digest: &Digest) -> Result<File, StoreError> {
+        let path = self.path(digest);
+        File::open(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => StoreError::NoBlob {
+                digest: digest.clone(),
+            },
+            _ => StoreError::io("open", path)(error),
+        })
+    }
+
+    /// Reads a small blob whole and checks it.
+    pub fn read(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        let path = self.path(digest);
+        let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => StoreError::NoBlob {
+                digest: digest.clone(),
+            },
+            _ => StoreError::io("read", path)(error),
+        })?;
+        let actual = Digest::sha256_of(&bytes);
+        if actual != *digest {
+            return Err(StoreError::Mismatch {
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Begins a blob.
+    pub fn writer(&self) -> Result<BlobWriter, StoreError> {
+        let ingest = self.store.path("ingest");
+        let file = tempfile::Builder::new()
+            .prefix("blob-")
+            .tempfile_in(&ingest)
+            .map_err(StoreError::io("create a file in", &ingest))?;
+        file.as_file()
+            .lock()
+            .map_err(StoreError::io("lock", file.path()))?;
+        Ok(BlobWriter {
+            store: self.store.clone(),
+            file,
+            hash: Sha256::new(),
+            size: 0,
+        })
+    }
+
+    /// Stores small content and returns its digest.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::sha256_of(bytes);
+        if self.size(&digest) == Some(bytes.len() as u64) {
+            return Ok(digest);
+        }
+        let mut writer = self.writer()?;
+        writer.append(bytes)?;
+        let (digest, _) = writer.commit(None)?;
+        Ok(digest)
+    }
+}
+
+/// A blob that is being written. Dropped without [`BlobWriter::commit`], it is removed.
+#[derive(Debug)]
+pub struct BlobWriter {
+    store: Store,
+    file: tempfile::NamedTempFile,
+    hash: Sha256,
+    size: u64,
+}
+
+impl BlobWriter {
+    /// Appends bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hash.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file
+            .as_file_mut()
+            .write_all(bytes)
+            .map_err(StoreError::io("write", self.file.path()))
+    }
+
+    /// Returns the bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Publishes the blob under its digest, synced, after it was compared with what is expected.
+    pub fn commit(self, expected: Option<(&Digest, u64)>) -> Result<(Digest, u64), StoreError> {
+        let hash: [u8; 32] = self.hash.finalize().into();
+        let digest = Digest::from_sha256(hash);
+        if let Some((wanted, size)) = expected {
+            if size != self.size {
+                return Err(StoreError::Size {
+                    digest: wanted.clone(),
+                    actual: self.size,
+                    expected: size,
+                });
+            }
+            if *wanted != digest {
+                return Err(StoreError::Mismatch {
+                    expected: wanted.clone(),
+                    actual: digest,
+                });
+            }
+        }
+        let path = self.store.blobs().path(&digest);
+        self.file
+            .as_file()
+            .sync_data()
+            .map_err(StoreError::io("sync", self.file.path()))?;
+        self.file
+            .persist(&path)
+            .map_err(|error| StoreError::io("rename a blob to", &path)(error.error))?;
+        let now = self.store.now();
+        self.store.write("add a blob", |transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO blob(digest, size, created, used) VALUES(?1, ?2, ?3, ?3)
+                     ON CONFLICT(digest) DO UPDATE SET size = ?2, used = ?3",
+                )?
+                .execute(rusqlite::params![digest.to_string(), self.size as i64, now])
+        })?;
+        Ok((digest, self.size))
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.append(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

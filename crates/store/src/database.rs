@@ -1,0 +1,110 @@
+//! The record database: one SQLite file that many processes share.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::StoreError;
+
+/// The schema, one entry a format. Entry `n` takes a database from format `n` to `n + 1`.
+const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE layer(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  unpack_key TEXT UNIQUE,      -- diff id or chain id, for layers that came from an image
+  diff_id TEXT,                -- digest of the layer's tar, once it is known
+  tar_size INTEGER,
+  content_id BLOB,             -- checksum without times, once it is known
+  bytes INTEGER NOT NULL,      -- on disk
+  origin TEXT NOT NULL,        -- the step or image it came from
+  boot TEXT NOT NULL,          -- boot id while it may not have reached the disk, else empty
+  created INTEGER NOT NULL,    -- all times are seconds since 1970
+  used INTEGER NOT NULL
+);
+CREATE INDEX layer_by_diff_id ON layer(diff_id);
+CREATE TABLE blob(
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE encoding(         -- blobs that hold a layer's tar, compressed or not
+  diff_id TEXT NOT NULL, form TEXT NOT NULL, media_type TEXT NOT NULL,
+  digest TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY(diff_id, form)
+) WITHOUT ROWID;
+CREATE TABLE result(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  layers TEXT NOT NULL,        -- JSON list of layer ids, lowest first
+  info TEXT NOT NULL,          -- JSON, the engine's
+  created INTEGER NOT NULL, used INTEGER NOT NULL
+);
+CREATE TABLE result_layer(result INTEGER NOT NULL, layer INTEGER NOT NULL);
+CREATE INDEX result_layer_by_layer ON result_layer(layer);
+CREATE INDEX result_layer_by_result ON result_layer(result);
+CREATE TABLE record(key BLOB PRIMARY KEY, operation BLOB NOT NULL, result INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX record_by_operation ON record(operation);
+CREATE INDEX record_by_result ON record(result);
+CREATE TABLE tombstone(key BLOB PRIMARY KEY, at INTEGER NOT NULL, rule TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE image(
+  id TEXT PRIMARY KEY,         -- config digest
+  manifest TEXT,               -- digest of the manifest it was pulled by, if it was
+  layers TEXT,                 -- JSON list of layer ids; null while they are not unpacked
+  platform TEXT NOT NULL, size INTEGER NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE name(
+  reference TEXT PRIMARY KEY, image TEXT NOT NULL, digest TEXT, updated INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE memo(             -- what can be computed again: file digests, source metadata
+  space TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, used INTEGER NOT NULL,
+  PRIMARY KEY(space, key)
+) WITHOUT ROWID;
+"];
+
+/// The newest format this version reads and writes.
+pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;
+
+/// Opens the database. The caller holds the lock of the root exclusively if the file is new:
+/// the first switch to WAL is not protected by SQLite's own busy handler.
+pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path).map_err(StoreError::database("open a connection"))?;
+    let configure = || -> rusqlite::Result<()> {
+        connection.busy_timeout(Duration::from_secs(60))?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "foreign_keys", "OFF")?;
+        connection.pragma_update(None, "cache_size", -4096)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(())
+    };
+    configure().map_err(StoreError::database("configure the connection"))?;
+    Ok(connection)
+}
+
+/// Reads the format of a database; 0 is one without tables.
+pub(crate) fn format(connection: &Connection) -> Result<u32, StoreError> {
+    connection
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .map_err(StoreError::database("read the format"))
+}
+
+/// Brings the database to [`FORMAT`]. The caller holds the lock of the root exclusively.
+pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let action = "migrate the records";
+    let journal: String = connection
+        .pragma_query_value(None, "journal_mode", |row| row.get(0))
+        .map_err(StoreError::database(action))?;
+    if journal != "wal" {
+        connection
+            .pragma_update(None, "journal_mode", "WAL")
+            .map_err(StoreError::database(action))?;
+    }
+    let mut format = format(connection)?;
+    while format < FORMAT {
+        let migration = || -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(MIGRATIONS[format as usize])?;
+            transaction.pragma_update(None, "user_version", format + 1)?;
+            transaction.commit()
+        };
+        let mut migration = migration;
+        migration().map_err(StoreError::database(action))?;
+        format += 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What can go wrong in the store.
+
+use std::path::PathBuf;
+
+use oci::Digest;
+
+/// Why an operation of the store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A system call failed.
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// The record database refused.
+    #[error("failed to {action} in the record database")]
+    Database {
+        action: &'static str,
+        source: rusqlite::Error,
+    },
+    /// A blob's bytes are not what its name says.
+    #[error("content is {actual}, expected {expected}")]
+    Mismatch { expected: Digest, actual: Digest },
+    /// A blob has another size than announced.
+    #[error("content of {digest} has {actual} bytes, expected {expected}")]
+    Size {
+        digest: Digest,
+        actual: u64,
+        expected: u64,
+    },
+    /// A record holds something this version cannot read.
+    #[error("record of {subject} is damaged: {reason}")]
+    Damaged { subject: String, reason: String },
+    /// The state directory was made by a newer lapstrake.
+    #[error(
+        "state directory {} has format {found}, this version reads up to {known}; \
+         use a newer lapstrake or another --root", path.display()
+    )]
+    TooNew {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
+    /// The state directory belongs to another id map.
+    #[error(
+        "state directory {} was made {found}, this process runs {wanted}; \
+         use another --root", path.display()
+    )]
+    OtherIds {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
+    /// Locks do not hold there.
+    #[error(
+        "state directory {} lies on a network file system ({kind}), where locks between \
+         processes cannot be trusted; use a --root on a local disk", path.display()
+    )]
+    NetworkFileSystem { path: PathBuf, kind: &'static str },
+    /// A blob is not there.
+    #[error("content {digest} is not in the store")]
+    NoBlob { digest: Digest },
+}
+
+impl StoreError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> StoreError {
+        let path = path.into();
+        move |source| StoreError::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    pub(crate) fn database(action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
+        move |source| StoreError::Database { action, source }
+    }
+
+    /// Returns whether the disk, or the user's share of it, is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            StoreError::Io { source, .. } => matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ),
+            StoreError::Database { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            _ => false,
+        }
+    }
+}

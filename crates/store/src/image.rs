@@ -1,0 +1,204 @@
+//! Images and their names.
+
+use rusqlite::OptionalExtension;
+
+use oci::{Digest, Reference};
+
+use crate::{LayerId, Store, StoreError};
+
+/// An image of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// IMAGE ID: the digest of the config, which is a blob.
+    pub id: Digest,
+    /// The manifest it was pulled by, a blob, if it was pulled.
+    pub manifest: Option<Digest>,
+    /// Its layers, lowest first; `None` while they have not been unpacked.
+    pub layers: Option<Vec<LayerId>>,
+    /// `os/architecture[/variant]`.
+    pub platform: String,
+    /// Bytes of all its layers' content.
+    pub size: u64,
+    /// When the image was made, in seconds since 1970.
+    pub created: i64,
+}
+
+/// A name and what it points to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageName {
+    /// The canonical reference, with its tag.
+    pub reference: String,
+    /// The image's id.
+    pub image: Digest,
+    /// The digest the registry knows it by, if it was pulled or pushed under this name.
+    pub digest: Option<Digest>,
+    /// When the name was given, in seconds since 1970.
+    pub updated: i64,
+}
+
+type ImageRow = (String, Option<String>, Option<String>, String, i64, i64);
+
+impl Store {
+    /// Adds an image, or brings its record up to date. Its config is a blob already.
+    pub fn put_image(&self, image: &Image) -> Result<(), StoreError> {
+        let layers = image
+            .layers
+            .as_ref()
+            .map(|layers| serde_json::to_string(layers).expect("numbers can be written"));
+        let now = self.now();
+        self.write("record an image", |transaction| {
+            transaction.execute(
+                "INSERT INTO image(id, manifest, layers, platform, size, created, used)
+                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT(id) DO UPDATE SET manifest = coalesce(?2, manifest),
+                   layers = coalesce(?3, layers), size = ?5, used = ?7",
+                rusqlite::params![
+                    image.id.to_string(),
+                    image.manifest.as_ref().map(ToString::to_string),
+                    layers,
+                    image.platform,
+                    image.size as i64,
+                    image.created,
+                    now
+                ],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Returns an image by its id.
+    pub fn image(&self, id: &Digest) -> Result<Option<Image>, StoreError> {
+        self.database()
+            .prepare_cached(
+                "SELECT id, manifest, layers, platform, size, created FROM image WHERE id = ?1",
+            )
+            .and_then(|mut statement| statement.query_row([id.to_string()], image_row).optional())
+            .map_err(StoreError::database("look up an image"))?
+            .map(image_of_row)
+            .transpose()
+    }
+
+    /// Returns all images, newest first.
+    pub fn images(&self) -> Result<Vec<Image>, StoreError> {
+        let rows: Vec<ImageRow> = self
+            .database()
+            .prepare_cached(
+                "SELECT id, manifest, layers, platform, size, created FROM image
+                 ORDER BY created DESC, id",
+            )
+            .and_then(|mut statement| statement.query_map([], image_row)?.collect())
+            .map_err(StoreError::database("list the images"))?;
+        rows.into_iter().map(image_of_row).collect()
+    }
+
+    /// Removes an image's record; its content goes with the next collection.
+    pub fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
+        self.write("remove an image", |transaction| {
+            let id = id.to_string();
+            transaction.execute("DELETE FROM name WHERE image = ?1", [&id])?;
+            transaction.execute("DELETE FROM image WHERE id = ?1", [&id])?;
+            Ok(())
+        })
+    }
+
+    /// Gives an image a name; whoever had it before loses it.
+    pub fn set_name(
+        &self,
+        reference: &Reference,
+        image: &Digest,
+        digest: Option<&Digest>,
+    ) -> Result<(), StoreError> {
+        let now = self.now();
+        self.write("name an image", |transaction| {
+            transaction.execute(
+                "INSERT OR REPLACE INTO name(reference, image, digest, updated) VALUES(?1, ?2, ?3, ?4)",
+                rusqlite::params![
+                    reference.to_string(),
+                    image.to_string(),
+                    digest.map(ToString::to_string),
+                    now
+                ],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Takes a name away; returns whether it was there.
+    pub fn remove_name(&self, reference: &str) -> Result<bool, StoreError> {
+        self.write("remove a name", |transaction| {
+            Ok(transaction.execute("DELETE FROM name WHERE reference = ?1", [reference])? > 0)
+        })
+    }
+
+    /// Returns what a canonical reference points to.
+    pub fn name(&self, reference: &str) -> Result<Option<ImageName>, StoreError> {
+        Ok(self
+            .names()?
+            .into_iter()
+            .find(|name| name.reference == reference))
+    }
+
+    /// Returns all names, in their order.
+    pub fn names(&self) -> Result<Vec<ImageName>, StoreError> {
+        let rows: Vec<(String, String, Option<String>, i64)> = self
+            .database()
+            .prepare_cached("SELECT reference, image, digest, updated FROM name ORDER BY reference")
+            .and_then(|mut statement| {
+                statement
+                    .query_map([], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    })?
+                    .collect()
+            })
+            .map_err(StoreError::database("list the names"))?;
+        rows.into_iter()
+            .map(|(reference, image, digest, updated)| {
+                Ok(ImageName {
+                    image: parse_digest(&reference, &image)?,
+                    digest: digest
+                        .map(|text| parse_digest(&reference, &text))
+                        .transpose()?,
+                    reference,
+                    updated,
+                })
+            })
+            .collect()
+    }
+}
+
+fn image_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<ImageRow> {
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+        row.get(5)?,
+    ))
+}
+
+fn image_of_row(row: ImageRow) -> Result<Image, StoreError> {
+    let (id, manifest, layers, platform, size, created) = row;
+    let layers = layers
+        .map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| StoreError::Damaged {
+            subject: format!("image {id}"),
+            reason: error.to_string(),
+        })?;
+    Ok(Image {
+        manifest: manifest.map(|text| parse_digest(&id, &text)).transpose()?,
+        id: parse_digest(&id, &id)?,
+        layers,
+        platform,
+        size: size as u64,
+        created,
+    })
+}
+
+fn parse_digest(subject: &str, text: &str) -> Result<Digest, StoreError> {
+    text.parse().map_err(|_| StoreError::Damaged {
+        subject: subject.to_owned(),
+        reason: format!("{text:?} is no digest"),
+    })
+}

@@ -1,0 +1,277 @@
+//! Opening the state directory.
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::Connection;
+
+use crate::{Blobs, NamedLock, StoreError, database, layer::LayerTable};
+
+/// Whose ids the files of the store carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ids {
+    /// The ids in layers are those on the disk; overlay marks are `trusted.overlay.*`.
+    Rootful,
+    /// The files were written through this map of a user namespace (`inside outside count`, lines
+    /// joined by commas); overlay marks are `user.overlay.*`.
+    Rootless { map: String },
+}
+
+impl fmt::Display for Ids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ids::Rootful => f.write_str("rootful"),
+            Ids::Rootless { map } => write!(f, "rootless with the id map {map}"),
+        }
+    }
+}
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// The ids this process writes.
+    pub ids: Ids,
+    /// The clock, seconds since 1970.
+    pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+impl OpenOptions {
+    /// Returns options with the system's clock.
+    pub fn new(ids: Ids) -> Self {
+        Self {
+            ids,
+            clock: Arc::new(|| {
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |since| since.as_secs() as i64)
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("ids", &self.ids)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An open state directory. Clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) root: PathBuf,
+    pub(crate) database: Mutex<Connection>,
+    pub(crate) layers: LayerTable,
+    pub(crate) boot: String,
+    ids: Ids,
+    clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+const FOLDERS: [&str; 4] = ["blobs/sha256", "layers", "ingest", "locks"];
+
+impl Store {
+    /// Opens the state directory, and makes it if it is not there.
+    pub fn open(root: &Path, options: OpenOptions) -> Result<Self, StoreError> {
+        let format = root.join("format");
+        if !format.exists() {
+            Self::create(root, &options.ids)?;
+        }
+        check_format(root, &format, &options.ids)?;
+        let path = root.join("records.db");
+        let mut connection = database::open(&path)?;
+        let found = database::format(&connection)?;
+        if found > database::FORMAT {
+            return Err(StoreError::TooNew {
+                path: root.to_owned(),
+                found,
+                known: database::FORMAT,
+            });
+        }
+        if found < database::FORMAT {
+            let _lock = NamedLock::acquire(&root.join("locks/format"))?;
+            database::migrate(&mut connection)?;
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: root.to_owned(),
+                database: Mutex::new(connection),
+                layers: LayerTable::default(),
+                boot: boot_id(),
+                ids: options.ids,
+                clock: options.clock,
+            }),
+        })
+    }
+
+    fn create(root: &Path, ids: &Ids) -> Result<(), StoreError> {
+        for folder in FOLDERS {
+            let path = root.join(folder);
+            std::fs::create_dir_all(&path).map_err(StoreError::io("create", &path))?;
+        }
+        refuse_network_file_system(root)?;
+        // What is in layers may be readable by anyone inside; the way there is not.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(root, private).map_err(StoreError::io("set the mode of", root))?;
+        let _lock = NamedLock::acquire(&root.join("locks/format"))?;
+        let format = root.join("format");
+        if !format.exists() {
+            let text = format!("{} {}\n", database::FORMAT, ids_line(ids));
+            write_whole(root, &format, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Returns the state directory.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// Returns whose ids the files carry.
+    pub fn ids(&self) -> &Ids {
+        &self.inner.ids
+    }
+
+    /// Returns the blobs.
+    pub fn blobs(&self) -> Blobs<'_> {
+        Blobs { store: self }
+    }
+
+    /// Waits for the lock of this name and takes it. `name` becomes a file name.
+    pub fn lock(&self, name: &str) -> Result<NamedLock, StoreError> {
+        NamedLock::acquire(&self.inner.root.join("locks").join(name))
+    }
+
+    /// Takes the lock of this name if nobody holds it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<NamedLock>, StoreError> {
+        NamedLock::try_acquire(&self.inner.root.join("locks").join(name))
+    }
+
+    /// Returns the time, in seconds since 1970.
+    pub fn now(&self) -> i64 {
+        (self.inner.clock)()
+    }
+
+    pub(crate) fn database(&self) -> MutexGuard<'_, Connection> {
+        // A panic while the connection was held left no transaction open: they roll back on drop.
+        self.inner
+            .database
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Runs `body` in one write transaction.
+    pub(crate) fn write<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let mut database = self.database();
+        let run = || {
+            let transaction =
+                database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(StoreError::database(action))
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.inner.root.join(relative)
+    }
+}
+
+fn ids_line(ids: &Ids) -> String {
+    match ids {
+        Ids::Rootful => "rootful".to_owned(),
+        Ids::Rootless { map } => format!("rootless {map}"),
+    }
+}
+
+fn check_format(root: &Path, format: &Path, ids: &Ids) -> Result<(), StoreError> {
+    let text = std::fs::read_to_string(format).map_err(StoreError::io("read", format))?;
+    let damaged = |reason: &str| StoreError::Damaged {
+        subject: format.display().to_string(),
+        reason: reason.to_owned(),
+    };
+    let (number, found) = text
+        .trim_end()
+        .split_once(' ')
+        .ok_or_else(|| damaged("it has not two words"))?;
+    let number: u32 = number
+        .parse()
+        .map_err(|_| damaged("it does not begin with a number"))?;
+    if number > database::FORMAT {
+        return Err(StoreError::TooNew {
+            path: root.to_owned(),
+            found: number,
+            known: database::FORMAT,
+        });
+    }
+    let wanted = ids_line(ids);
+    if found != wanted {
+        return Err(StoreError::OtherIds {
+            path: root.to_owned(),
+            found: found.to_owned(),
+            wanted,
+        });
+    }
+    Ok(())
+}
+
+/// Writes a file so that it is there whole or not at all, also after a power cut.
+fn write_whole(root: &Path, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    use std::io::Write;
+    let ingest = root.join("ingest");
+    let mut file = tempfile::NamedTempFile::new_in(&ingest)
+        .map_err(StoreError::io("create a file in", &ingest))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(StoreError::io("write", path))?;
+    file.persist(path)
+        .map_err(|error| StoreError::io("rename a file to", path)(error.error))?;
+    File::open(root)
+        .and_then(|folder| folder.sync_all())
+        .map_err(StoreError::io("sync", root))
+}
+
+fn refuse_network_file_system(root: &Path) -> Result<(), StoreError> {
+    let statistics = rustix::fs::statfs(root)
+        .map_err(|errno| StoreError::io("find the file system of", root)(errno.into()))?;
+    // Numbers of linux/magic.h; the field's type differs between architectures.
+    let kind = match statistics.f_type as u32 {
+        0x6969 => "nfs",
+        0xff53_4d42 | 0x517b | 0xfe53_4d42 => "smb",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "ceph",
+        0x5346_414f => "afs",
+        _ => return Ok(()),
+    };
+    Err(StoreError::NetworkFileSystem {
+        path: root.to_owned(),
+        kind,
+    })
+}
+
+/// Names this boot; empty where the kernel does not tell.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}

@@ -2,12 +2,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
-
-/// The longest digest in bytes.
-const LONGEST: usize = 64;
 
 /// A registered digest algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,20 +54,16 @@ pub enum DigestError {
     Size { algorithm: Algorithm, actual: usize },
 }
 
-/// The digest of some content: algorithm and hash, always valid.
+/// The digest of some content: algorithm and hash, always valid. Cheap to clone.
 ///
 /// Orders as its text does.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest {
-    algorithm: Algorithm,
-    /// The hash, then zeros.
-    bytes: [u8; LONGEST],
-}
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(Arc<str>);
 
 impl Digest {
     /// Returns the SHA-256 digest of `content`.
     pub fn sha256_of(content: &[u8]) -> Self {
-        Self::filled(Algorithm::Sha256, &Sha256::digest(content))
+        Self::written(Algorithm::Sha256, &Sha256::digest(content))
     }
 
     /// Makes a digest of a hash already computed.
@@ -80,50 +74,67 @@ impl Digest {
                 actual: hash.len(),
             });
         }
-        Ok(Self::filled(algorithm, hash))
+        Ok(Self::written(algorithm, hash))
     }
 
     /// Makes a SHA-256 digest of a hash already computed.
     pub fn from_sha256(hash: [u8; 32]) -> Self {
-        Self::filled(Algorithm::Sha256, &hash)
+        Self::written(Algorithm::Sha256, &hash)
     }
 
-    fn filled(algorithm: Algorithm, hash: &[u8]) -> Self {
-        let mut bytes = [0; LONGEST];
-        bytes[..hash.len()].copy_from_slice(hash);
-        Self { algorithm, bytes }
+    fn written(algorithm: Algorithm, hash: &[u8]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(algorithm.name().len() + 1 + hash.len() * 2);
+        text.push_str(algorithm.name());
+        text.push(':');
+        for byte in hash {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        Self(text.into())
     }
 
     pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
+        match self.hex().len() {
+            64 => Algorithm::Sha256,
+            96 => Algorithm::Sha384,
+            _ => Algorithm::Sha512,
+        }
     }
 
-    /// Returns the hash.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.algorithm.size()]
+    /// Returns the whole text, `sha256:…`.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Returns the hash in lower-case hexadecimal, the name of a blob's file.
-    pub fn hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = String::with_capacity(self.algorithm.size() * 2);
-        for byte in self.as_bytes() {
-            hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            hex.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        hex
+    pub fn hex(&self) -> &str {
+        &self.0["sha256:".len()..]
     }
 
     /// Returns the first twelve hexadecimal digits, for people.
-    pub fn short(&self) -> String {
-        let mut hex = self.hex();
-        hex.truncate(12);
-        hex
+    pub fn short(&self) -> &str {
+        &self.hex()[..12]
+    }
+
+    /// Returns the hash itself.
+    pub fn to_hash(&self) -> Vec<u8> {
+        let value = |digit: u8| {
+            if digit.is_ascii_digit() {
+                digit - b'0'
+            } else {
+                digit - b'a' + 10
+            }
+        };
+        let pairs = self.hex().as_bytes().chunks_exact(2);
+        pairs
+            .map(|pair| value(pair[0]) << 4 | value(pair[1]))
+            .collect()
     }
 
     /// Whether this is the digest of `content`.
     pub fn is_of(&self, content: &[u8]) -> bool {
-        let mut digester = Digester::new(self.algorithm);
+        let mut digester = Digester::new(self.algorithm());
         digester.update(content);
         digester.finish() == *self
     }
@@ -131,7 +142,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.algorithm, self.hex())
+        formatter.write_str(&self.0)
     }
 }
 
@@ -166,29 +177,14 @@ impl FromStr for Digest {
             }
         };
         let expected = algorithm.size() * 2;
-        let invalid = || DigestError::Encoding {
-            text: text.to_owned(),
-            expected,
-        };
-        if encoded.len() != expected {
-            return Err(invalid());
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if encoded.len() != expected || !encoded.bytes().all(digit) {
+            return Err(DigestError::Encoding {
+                text: text.to_owned(),
+                expected,
+            });
         }
-        let mut bytes = [0; LONGEST];
-        for (byte, pair) in bytes.iter_mut().zip(encoded.as_bytes().chunks_exact(2)) {
-            let (Some(high), Some(low)) = (digit(pair[0]), digit(pair[1])) else {
-                return Err(invalid());
-            };
-            *byte = high << 4 | low;
-        }
-        Ok(Self { algorithm, bytes })
-    }
-}
-
-fn digit(character: u8) -> Option<u8> {
-    match character {
-        b'0'..=b'9' => Some(character - b'0'),
-        b'a'..=b'f' => Some(character - b'a' + 10),
-        _ => None,
+        Ok(Self(text.into()))
     }
 }
 
@@ -245,9 +241,9 @@ impl Digester {
 
     pub fn finish(self) -> Digest {
         match self.state {
-            State::Sha256(state) => Digest::filled(Algorithm::Sha256, &state.finalize()),
-            State::Sha384(state) => Digest::filled(Algorithm::Sha384, &state.finalize()),
-            State::Sha512(state) => Digest::filled(Algorithm::Sha512, &state.finalize()),
+            State::Sha256(state) => Digest::written(Algorithm::Sha256, &state.finalize()),
+            State::Sha384(state) => Digest::written(Algorithm::Sha384, &state.finalize()),
+            State::Sha512(state) => Digest::written(Algorithm::Sha512, &state.finalize()),
         }
     }
 }
@@ -281,7 +277,14 @@ mod tests {
         assert_eq!(EMPTY.parse::<Digest>().unwrap(), Digest::sha256_of(b""));
         for (algorithm, digits) in [("sha384", 96), ("sha512", 128)] {
             let text = format!("{algorithm}:{}", "0a".repeat(digits / 2));
-            assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
+            let digest: Digest = text.parse().unwrap();
+            assert_eq!(digest.to_string(), text);
+            assert_eq!(digest.algorithm().name(), algorithm);
+            assert_eq!(digest.to_hash(), vec![0x0a; digits / 2]);
+            assert_eq!(
+                Digest::from_hash(digest.algorithm(), &digest.to_hash()).unwrap(),
+                digest
+            );
         }
     }
 

@@ -55,7 +55,7 @@ pub trait Document: Serialize + DeserializeOwned {
     fn to_bytes(&self) -> Vec<u8>;
 
     /// Refuses what has the right JSON types but cannot be meant.
-    fn check(&self, digest: Digest) -> Result<(), DocumentError>;
+    fn check(&self, digest: &Digest) -> Result<(), DocumentError>;
 }
 
 impl Document for Manifest {
@@ -65,7 +65,7 @@ impl Document for Manifest {
         json::indented(self).expect("a manifest has only string keys")
     }
 
-    fn check(&self, digest: Digest) -> Result<(), DocumentError> {
+    fn check(&self, digest: &Digest) -> Result<(), DocumentError> {
         check_version::<Self>(digest, self.schema_version)?;
         check_media_type::<Self>(digest, self.media_type.as_deref(), Kind::Manifest)?;
         check_fields::<Self>(digest, &self.other, &["manifests", "fsLayers", "history"])
@@ -79,7 +79,7 @@ impl Document for Index {
         json::indented(self).expect("an index has only string keys")
     }
 
-    fn check(&self, digest: Digest) -> Result<(), DocumentError> {
+    fn check(&self, digest: &Digest) -> Result<(), DocumentError> {
         check_version::<Self>(digest, self.schema_version)?;
         check_media_type::<Self>(digest, self.media_type.as_deref(), Kind::Index)?;
         check_fields::<Self>(
@@ -97,24 +97,24 @@ impl Document for ImageConfig {
         json::compact(self).expect("a config has only string keys")
     }
 
-    fn check(&self, _digest: Digest) -> Result<(), DocumentError> {
+    fn check(&self, _digest: &Digest) -> Result<(), DocumentError> {
         Ok(())
     }
 }
 
-fn check_version<T: Document>(digest: Digest, version: u32) -> Result<(), DocumentError> {
+fn check_version<T: Document>(digest: &Digest, version: u32) -> Result<(), DocumentError> {
     match version {
         2 => Ok(()),
         version => Err(DocumentError::SchemaVersion {
             document: T::NAME,
-            digest,
+            digest: digest.clone(),
             version,
         }),
     }
 }
 
 fn check_media_type<T: Document>(
-    digest: Digest,
+    digest: &Digest,
     media_type: Option<&str>,
     expected: Kind,
 ) -> Result<(), DocumentError> {
@@ -122,7 +122,7 @@ fn check_media_type<T: Document>(
         Some(media_type) if media_type::kind(media_type) != expected => {
             Err(DocumentError::MediaType {
                 document: T::NAME,
-                digest,
+                digest: digest.clone(),
                 media_type: media_type.to_owned(),
             })
         }
@@ -132,14 +132,14 @@ fn check_media_type<T: Document>(
 
 /// A document that can be read as two kinds would be another image to another reader (CVE-2021-41190).
 fn check_fields<T: Document>(
-    digest: Digest,
+    digest: &Digest,
     other: &BTreeMap<String, Value>,
     foreign: &[&'static str],
 ) -> Result<(), DocumentError> {
     match foreign.iter().find(|field| other.contains_key(**field)) {
         Some(field) => Err(DocumentError::Ambiguous {
             document: T::NAME,
-            digest,
+            digest: digest.clone(),
             field,
         }),
         None => Ok(()),
@@ -172,20 +172,20 @@ impl<T: Document> Parsed<T> {
             let actual = Digest::sha256_of(&raw);
             return Err(DocumentError::Mismatch {
                 document: T::NAME,
-                expected: *expected,
+                expected: expected.clone(),
                 actual,
             });
         }
-        Self::parse_with(raw, *expected)
+        Self::parse_with(raw, expected.clone())
     }
 
     fn parse_with(raw: Arc<[u8]>, digest: Digest) -> Result<Self, DocumentError> {
         let value: T = serde_json::from_slice(&raw).map_err(|source| DocumentError::Json {
             document: T::NAME,
-            digest,
+            digest: digest.clone(),
             source,
         })?;
-        value.check(digest)?;
+        value.check(&digest)?;
         Ok(Self { value, raw, digest })
     }
 
@@ -211,8 +211,8 @@ impl<T> Parsed<T> {
         &self.raw
     }
 
-    pub fn digest(&self) -> Digest {
-        self.digest
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     pub fn size(&self) -> u64 {
@@ -220,7 +220,7 @@ impl<T> Parsed<T> {
     }
 
     pub fn descriptor(&self, media_type: impl Into<String>) -> Descriptor {
-        Descriptor::new(media_type, self.digest, self.size())
+        Descriptor::new(media_type, self.digest.clone(), self.size())
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
             format!("{{ \"layers\":null,\"x\":[1], \"config\":{CONFIG}, \"schemaVersion\":2}}\n");
         let parsed = Parsed::<Manifest>::parse(text.clone().into_bytes()).unwrap();
         assert_eq!(parsed.raw()[..], *text.as_bytes());
-        assert_eq!(parsed.digest(), Digest::sha256_of(text.as_bytes()));
+        assert_eq!(*parsed.digest(), Digest::sha256_of(text.as_bytes()));
         assert_eq!(parsed.other["x"], serde_json::json!([1]));
         assert!(parsed.layers.is_empty());
     }

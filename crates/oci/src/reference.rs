@@ -119,8 +119,8 @@ impl Reference {
         self.tag.as_deref()
     }
 
-    pub fn digest(&self) -> Option<Digest> {
-        self.digest
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
     }
 
     /// Whether there is neither tag nor digest.
@@ -244,8 +244,8 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
 }
 
 fn is_domain(text: &str) -> bool {
-    let (host, port) = if text.starts_with('[') {
-        let Some((address, rest)) = text[1..].split_once(']') else {
+    let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
+        let Some((address, rest)) = bracketed.split_once(']') else {
             return false;
         };
         if address.is_empty()

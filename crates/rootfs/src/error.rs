@@ -40,6 +40,29 @@ pub enum Error {
         member: String,
         reason: String,
     },
+    #[error("layer tar is malformed at byte {offset}: {reason}")]
+    MalformedTar { offset: u64, reason: &'static str },
+    #[error("layer tar is cut off")]
+    TruncatedTar,
+    #[error("layer entry {path:?} is refused: {reason}")]
+    RefusedEntry { path: String, reason: &'static str },
+    #[error("layer has more than {limit} {what}")]
+    LayerLimit { what: &'static str, limit: u64 },
+    #[error("failed to read layer")]
+    ReadLayer { source: io::Error },
+    #[error("failed to decompress layer")]
+    Decompress { source: io::Error },
+    #[error("failed to compress layer")]
+    Compress { source: io::Error },
+    #[error("failed to write layer")]
+    WriteLayer { source: io::Error },
+    #[error("layer tar is {actual}, expected {expected}")]
+    DiffId {
+        expected: oci::Digest,
+        actual: oci::Digest,
+    },
+    #[error("{path} cannot be in a layer: {reason}")]
+    NotInLayer { path: String, reason: &'static str },
 }
 
 /// The result of an operation on file trees.
@@ -47,12 +70,20 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// Names the action and the path of a failed system call; a missing file becomes [`Error::NotFound`].
-    pub(crate) fn io(action: &'static str, path: impl AsRef<[u8]>, source: impl Into<io::Error>) -> Error {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl AsRef<[u8]>,
+        source: impl Into<io::Error>,
+    ) -> Error {
         let source = source.into();
         let path = String::from_utf8_lossy(path.as_ref()).into_owned();
         match source.kind() {
             io::ErrorKind::NotFound => Error::NotFound { path },
-            _ => Error::Io { action, path, source },
+            _ => Error::Io {
+                action,
+                path,
+                source,
+            },
         }
     }
 }

@@ -12,10 +12,15 @@
 //! *On disk*: layer directories as overlay's lowers: a whiteout is a character device 0:0, an opaque directory has the
 //! xattr `trusted.overlay.opaque` (`user.overlay.opaque` in a user namespace).
 
+pub mod apply;
+pub mod compress;
 pub mod copy;
+pub mod diff;
 mod error;
 pub mod filter;
+mod layer;
 mod path;
 
 pub use error::{Error, Result};
+pub use layer::{Form, LayerDir, OverlayXattrs};
 pub use path::RootPath;

@@ -273,8 +273,8 @@ mod tests {
         receiver.into_iter().collect()
     }
 
-    fn states(events: &[Event]) -> Vec<&VertexState> {
-        let state = |event| match event {
+    fn states<'a>(events: &'a [Event]) -> Vec<&'a VertexState> {
+        let state = |event: &'a Event| match event {
             Event::Vertex { state, .. } => Some(state),
             _ => None,
         };

@@ -19,8 +19,16 @@ pub mod diff;
 mod error;
 pub mod filter;
 mod layer;
+mod meta;
+pub mod overlay;
 mod path;
+mod resolve;
+mod tree;
 
 pub use error::{Error, Result};
 pub use layer::{Form, LayerDir, OverlayXattrs};
+pub use meta::{Kind, Meta};
+pub use overlay::{Overlay, PreparedOverlay, Upper};
 pub use path::RootPath;
+pub use resolve::{Follow, NewDirs, Root};
+pub use tree::Tree;

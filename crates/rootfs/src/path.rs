@@ -78,7 +78,11 @@ impl RootPath {
     pub fn parent(&self) -> Option<RootPath> {
         let name = self.file_name()?;
         let end = self.0.len() - name.len() - 1;
-        Some(RootPath(if end == 0 { b"/".to_vec() } else { self.0[..end].to_vec() }))
+        Some(RootPath(if end == 0 {
+            b"/".to_vec()
+        } else {
+            self.0[..end].to_vec()
+        }))
     }
 
     /// Appends one file name.

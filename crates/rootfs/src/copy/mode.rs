@@ -84,7 +84,11 @@ impl SymbolicMode {
     fn apply(&self, old: u32, is_dir: bool) -> u32 {
         let mut mode = old;
         for step in &self.steps {
-            let reach = if step.who == 0 { ALL | STICKY } else { step.who };
+            let reach = if step.who == 0 {
+                ALL | STICKY
+            } else {
+                step.who
+            };
             let bits = match step.what {
                 What::Bits(bits) => bits & reach,
                 What::ConditionalExecute if is_dir || old & EXECUTE != 0 => {
@@ -147,7 +151,12 @@ fn parse_clauses(text: &[u8]) -> std::result::Result<Vec<Step>, &'static str> {
     Ok(steps)
 }
 
-fn parse_permissions(op: Op, who: u32, letters: &[u8], steps: &mut Vec<Step>) -> std::result::Result<(), &'static str> {
+fn parse_permissions(
+    op: Op,
+    who: u32,
+    letters: &[u8],
+    steps: &mut Vec<Step>,
+) -> std::result::Result<(), &'static str> {
     let only_others = who != 0 && who & !0o007 == 0;
     let (mut bits, mut extra_who, mut conditional) = (0, 0, false);
     let mut classes = Vec::new();
@@ -172,15 +181,31 @@ fn parse_permissions(op: Op, who: u32, letters: &[u8], steps: &mut Vec<Step>) ->
     }
     let bits_who = if who == 0 { 0 } else { who | extra_who };
     if bits != 0 || (op == Op::Assign && classes.is_empty()) {
-        steps.push(Step { op, who: bits_who, what: What::Bits(bits) });
+        steps.push(Step {
+            op,
+            who: bits_who,
+            what: What::Bits(bits),
+        });
     }
     for (index, shift) in classes.into_iter().enumerate() {
         // `=` clears once; what follows in the same clause adds to it.
-        let op = if op == Op::Assign && (index > 0 || bits != 0) { Op::Add } else { op };
-        steps.push(Step { op, who, what: What::Class(shift) });
+        let op = if op == Op::Assign && (index > 0 || bits != 0) {
+            Op::Add
+        } else {
+            op
+        };
+        steps.push(Step {
+            op,
+            who,
+            what: What::Class(shift),
+        });
     }
     if conditional {
-        steps.push(Step { op: Op::Add, who, what: What::ConditionalExecute });
+        steps.push(Step {
+            op: Op::Add,
+            who,
+            what: What::ConditionalExecute,
+        });
     }
     Ok(())
 }
@@ -214,8 +239,16 @@ mod tests {
     fn check(change: &str, file: (u32, u32), dir: (u32, u32)) {
         let change = ModeChange::parse(change).unwrap();
         let octal = |mode| format!("{mode:04o}");
-        assert_eq!(octal(change.apply(file.0, false)), octal(file.1), "{change} on a file");
-        assert_eq!(octal(change.apply(dir.0, true)), octal(dir.1), "{change} on a directory");
+        assert_eq!(
+            octal(change.apply(file.0, false)),
+            octal(file.1),
+            "{change} on a file"
+        );
+        assert_eq!(
+            octal(change.apply(dir.0, true)),
+            octal(dir.1),
+            "{change} on a directory"
+        );
     }
 
     #[test]
@@ -242,7 +275,9 @@ mod tests {
 
     #[test]
     fn malformed_modes_are_refused() {
-        for text in ["", "9", "77777", "u", "u=z", "rwx", "u=rw,", "+q", "u~r", "0x1"] {
+        for text in [
+            "", "9", "77777", "u", "u=z", "rwx", "u=rw,", "+q", "u~r", "0x1",
+        ] {
             assert!(ModeChange::parse(text).is_err(), "{text}");
         }
     }

@@ -62,13 +62,19 @@ impl Blobs<'_> {
     /// Begins a blob.
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
         let ingest = self.store.path("ingest");
-        let file = tempfile::Builder::new()
-            .prefix("blob-")
-            .tempfile_in(&ingest)
-            .map_err(StoreError::io("create a file in", &ingest))?;
-        file.as_file()
-            .lock()
-            .map_err(StoreError::io("lock", file.path()))?;
+        let file = loop {
+            let file = tempfile::Builder::new()
+                .prefix("blob-")
+                .tempfile_in(&ingest)
+                .map_err(StoreError::io("create a file in", &ingest))?;
+            file.as_file()
+                .lock()
+                .map_err(StoreError::io("lock", file.path()))?;
+            // A collector may have swept it away before it was locked.
+            if file.path().exists() {
+                break file;
+            }
+        };
         Ok(BlobWriter {
             store: self.store.clone(),
             file,

@@ -198,14 +198,22 @@ impl Store {
     /// Makes an empty layer to fill.
     pub fn new_layer(&self) -> Result<MutLayer, StoreError> {
         let ingest = self.path("ingest");
-        let folder = tempfile::Builder::new()
-            .prefix("layer-")
-            .tempdir_in(&ingest)
-            .map_err(StoreError::io("create a directory in", &ingest))?
-            .keep();
-        let lock = open_folder(&folder).map_err(StoreError::io("open", &folder))?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|errno| StoreError::io("lock", &folder)(errno.into()))?;
+        let (folder, lock) = loop {
+            let folder = tempfile::Builder::new()
+                .prefix("layer-")
+                .tempdir_in(&ingest)
+                .map_err(StoreError::io("create a directory in", &ingest))?
+                .keep();
+            let Ok(lock) = open_folder(&folder) else {
+                continue;
+            };
+            flock(&lock, FlockOperation::LockExclusive)
+                .map_err(|errno| StoreError::io("lock", &folder)(errno.into()))?;
+            // A collector may have swept it away before it was locked.
+            if folder.exists() {
+                break (folder, lock);
+            }
+        };
         let layer = MutLayer {
             store: self.clone(),
             folder,

@@ -19,6 +19,7 @@
 //! never removed; killed at any instruction, the next start finds a consistent store.
 
 mod blob;
+mod collect;
 mod database;
 mod error;
 mod image;
@@ -28,6 +29,7 @@ mod record;
 mod root;
 
 pub use blob::{BlobWriter, Blobs};
+pub use collect::{CollectPolicy, Collected, Item, Usage};
 pub use error::StoreError;
 pub use image::{Image, ImageName};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};

@@ -32,15 +32,15 @@ impl fmt::Display for Ids {
 /// How a store is opened.
 #[derive(Clone)]
 pub struct OpenOptions {
-    /// The ids this process writes.
-    pub ids: Ids,
+    /// The ids this process writes; `None` for who only reads records.
+    pub ids: Option<Ids>,
     /// The clock, seconds since 1970.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
 impl OpenOptions {
     /// Returns options with the system's clock.
-    pub fn new(ids: Ids) -> Self {
+    pub fn new(ids: Option<Ids>) -> Self {
         Self {
             ids,
             clock: Arc::new(|| {
@@ -90,9 +90,9 @@ impl Store {
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let format = root.join("format");
         if !format.exists() {
-            Self::create(root, &options.ids)?;
+            Self::create(root, options.ids.as_ref().unwrap_or(&Ids::Rootful))?;
         }
-        check_format(root, &format, &options.ids)?;
+        let ids = check_format(root, &format, options.ids)?;
         let path = root.join("records.db");
         let mut connection = database::open(&path)?;
         let found = database::format(&connection)?;
@@ -113,7 +113,7 @@ impl Store {
                 database: Mutex::new(connection),
                 layers: LayerTable::default(),
                 boot: boot_id(),
-                ids: options.ids,
+                ids,
                 clock: options.clock,
             }),
         })
@@ -204,7 +204,8 @@ fn ids_line(ids: &Ids) -> String {
     }
 }
 
-fn check_format(root: &Path, format: &Path, ids: &Ids) -> Result<(), StoreError> {
+/// Returns whose ids the store has, which must be `wanted`.
+fn check_format(root: &Path, format: &Path, wanted: Option<Ids>) -> Result<Ids, StoreError> {
     let text = std::fs::read_to_string(format).map_err(StoreError::io("read", format))?;
     let damaged = |reason: &str| StoreError::Damaged {
         subject: format.display().to_string(),
@@ -224,15 +225,21 @@ fn check_format(root: &Path, format: &Path, ids: &Ids) -> Result<(), StoreError>
             known: database::FORMAT,
         });
     }
-    let wanted = ids_line(ids);
-    if found != wanted {
-        return Err(StoreError::OtherIds {
+    let found = match found.split_once(' ') {
+        None if found == "rootful" => Ids::Rootful,
+        Some(("rootless", map)) => Ids::Rootless {
+            map: map.to_owned(),
+        },
+        _ => return Err(damaged("it does not say whose ids there are")),
+    };
+    match wanted {
+        Some(wanted) if wanted != found => Err(StoreError::OtherIds {
             path: root.to_owned(),
-            found: found.to_owned(),
-            wanted,
-        });
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        }),
+        _ => Ok(found),
     }
-    Ok(())
 }
 
 /// Writes a file so that it is there whole or not at all, also after a power cut.

@@ -1,0 +1,202 @@
+//! The store through its public face.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use oci::{Digest, Reference};
+use store::{CollectPolicy, Ids, Image, Key, Layer, LayerInfo, OpenOptions, Store, StoreError};
+
+fn open(root: &Path) -> Store {
+    Store::open(root, OpenOptions::new(Some(Ids::Rootful))).expect("the store opens")
+}
+
+fn info(bytes: u64) -> LayerInfo {
+    LayerInfo {
+        tar: None,
+        content_id: None,
+        bytes,
+        origin: "test".to_owned(),
+        created: 0,
+    }
+}
+
+fn layer(store: &Store, name: &str, bytes: u64) -> Layer {
+    let layer = store.new_layer().expect("a layer begins");
+    std::fs::write(layer.path().join(name), name).expect("a file is written");
+    layer.commit(info(bytes)).expect("a layer is committed")
+}
+
+const KEY: Key = [7; 32];
+
+#[test]
+fn a_dropped_layer_leaves_nothing() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = open(root.path());
+    let begun = store.new_layer().expect("a layer begins");
+    let path = begun.path();
+    assert!(path.exists());
+    drop(begun);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_result_is_found_again_by_another_opening() {
+    let root = tempfile::tempdir().expect("a directory");
+    let first = open(root.path());
+    let layer = layer(&first, "a", 10);
+    first
+        .record(
+            &[1; 32],
+            &[KEY],
+            &[layer.id()],
+            &serde_json::json!({"name": "x"}),
+        )
+        .expect("a result is recorded");
+    let second = open(root.path());
+    let record = second
+        .find(&KEY)
+        .expect("it is readable")
+        .expect("it is there");
+    assert_eq!(record.layers, [layer.id()]);
+    assert_eq!(record.info["name"], "x");
+    let found = second
+        .layers(&record.layers)
+        .expect("it is readable")
+        .expect("leased");
+    assert_eq!(
+        std::fs::read(found[0].path().join("a")).expect("a file"),
+        b"a"
+    );
+    assert!(second.knows_operation(&[1; 32]).expect("it is readable"));
+}
+
+#[test]
+fn collection_spares_the_leased_and_the_named() {
+    let root = tempfile::tempdir().expect("a directory");
+    let clock = Arc::new(AtomicI64::new(100));
+    let options = OpenOptions {
+        ids: Some(Ids::Rootful),
+        clock: {
+            let clock = Arc::clone(&clock);
+            Arc::new(move || clock.load(Ordering::SeqCst))
+        },
+    };
+    let store = Store::open(root.path(), options).expect("the store opens");
+    let leased = layer(&store, "leased", 1000);
+    let named = layer(&store, "named", 1000).id();
+    let surplus = layer(&store, "surplus", 1000).id();
+    store
+        .record(&[1; 32], &[KEY], &[surplus], &serde_json::json!({}))
+        .expect("a result is recorded");
+    let config = store.blobs().put(b"{}").expect("a blob is stored");
+    let image = Image {
+        id: config.clone(),
+        manifest: None,
+        layers: Some(vec![named]),
+        platform: "linux/amd64".to_owned(),
+        size: 1000,
+        created: 0,
+    };
+    store.put_image(&image).expect("an image is recorded");
+    let name = Reference::parse_normalized("app:latest").expect("a name");
+    store
+        .set_name(&name, &config, None)
+        .expect("an image is named");
+
+    clock.store(200, Ordering::SeqCst);
+    let policy = CollectPolicy {
+        max_used: Some(10),
+        ..CollectPolicy::default()
+    };
+    let done = store.collect(&policy).expect("a collection");
+    assert_eq!((done.layers, done.bytes), (1, 1000));
+    assert!(done.held.is_some(), "what is held is more than the limit");
+    assert!(store.find(&KEY).expect("readable").is_none());
+    assert!(store.layer(surplus).expect("readable").is_none());
+    assert!(leased.path().exists());
+    assert!(store.layer(named).expect("readable").is_some());
+    assert!(store.blobs().size(&config).is_some());
+}
+
+#[test]
+fn a_blob_that_is_not_what_was_promised_is_refused() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = open(root.path());
+    let mut writer = store.blobs().writer().expect("a blob begins");
+    writer.append(b"other").expect("it is written");
+    let wanted = Digest::sha256_of(b"bytes");
+    let refused = writer.commit(Some((&wanted, 5)));
+    assert!(matches!(refused, Err(StoreError::Mismatch { .. })));
+    assert_eq!(store.blobs().size(&wanted), None);
+    let ingest = std::fs::read_dir(root.path().join("ingest")).expect("a folder");
+    assert_eq!(ingest.count(), 0, "nothing half-written stays");
+}
+
+#[test]
+fn stores_of_other_ids_and_newer_formats_are_refused() {
+    let root = tempfile::tempdir().expect("a directory");
+    drop(open(root.path()));
+    let map = "0 1000 1,1 100000 65536".to_owned();
+    let other = Store::open(root.path(), OpenOptions::new(Some(Ids::Rootless { map })));
+    assert!(matches!(other, Err(StoreError::OtherIds { .. })));
+    std::fs::write(root.path().join("format"), "999 rootful\n").expect("it is written");
+    let newer = Store::open(root.path(), OpenOptions::new(None));
+    assert!(matches!(newer, Err(StoreError::TooNew { found: 999, .. })));
+}
+
+#[test]
+fn eight_can_open_a_new_store_at_once() {
+    let root = tempfile::tempdir().expect("a directory");
+    std::thread::scope(|scope| {
+        for number in 0..8u8 {
+            let root = root.path();
+            scope.spawn(move || {
+                let store = open(root);
+                let layer = layer(&store, "x", 1);
+                store
+                    .record(
+                        &[number; 32],
+                        &[[number; 32]],
+                        &[layer.id()],
+                        &serde_json::json!({}),
+                    )
+                    .expect("a result is recorded");
+            });
+        }
+    });
+    let store = open(root.path());
+    for number in 0..8u8 {
+        assert!(store.find(&[number; 32]).expect("readable").is_some());
+    }
+}
+
+#[test]
+fn an_image_layer_is_unpacked_once() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = open(root.path());
+    let first = store.new_layer().expect("a layer begins");
+    let second = store.new_layer().expect("a layer begins");
+    let first = first.commit_unpacked(info(1), "diff").expect("committed");
+    let again = second.commit_unpacked(info(1), "diff").expect("committed");
+    assert_eq!(first.id(), again.id());
+    let found = store.layer_of_image("diff").expect("readable");
+    assert_eq!(found.map(|layer| layer.id()), Some(first.id()));
+}
+
+#[test]
+fn named_locks_exclude_and_leave_no_file() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = open(root.path());
+    let held = store.lock("step").expect("a lock");
+    assert!(store.try_lock("step").expect("no error").is_none());
+    drop(held);
+    drop(
+        store
+            .try_lock("step")
+            .expect("no error")
+            .expect("it is free"),
+    );
+    let left = std::fs::read_dir(root.path().join("locks")).expect("a folder");
+    assert_eq!(left.count(), 0);
+}

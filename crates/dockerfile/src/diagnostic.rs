@@ -36,9 +36,19 @@ pub struct Diagnostic {
     pub notes: Vec<String>,
     /// What to do about it.
     pub helps: Vec<String>,
+    /// The word that was probably meant instead of the subject.
+    pub suggestion: Option<String>,
 }
 
 impl Diagnostic {
+    /// Returns the message as the reference words it, the suggestion included.
+    pub fn full_message(&self) -> String {
+        match &self.suggestion {
+            Some(word) => format!("{} (did you mean {word}?)", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// Returns an error at `lines` without labels.
     pub fn error(code: &'static str, message: impl Into<String>, lines: Lines) -> Self {
         Diagnostic {
@@ -49,6 +59,7 @@ impl Diagnostic {
             labels: Vec::new(),
             notes: Vec::new(),
             helps: Vec::new(),
+            suggestion: None,
         }
     }
 
@@ -69,6 +80,13 @@ impl Diagnostic {
         self
     }
 
+    /// Returns the diagnostic with the word that was probably meant, if there is one.
+    #[must_use]
+    pub fn suggest(mut self, word: Option<impl Into<String>>) -> Self {
+        self.suggestion = word.map(Into::into);
+        self
+    }
+
     /// Returns the diagnostic with advice added.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
@@ -80,8 +98,8 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.lines.first() {
-            Some(lines) => write!(f, "line {}: {}", lines.first, self.message),
-            None => f.write_str(&self.message),
+            Some(lines) => write!(f, "line {}: {}", lines.first, self.full_message()),
+            None => f.write_str(&self.full_message()),
         }
     }
 }

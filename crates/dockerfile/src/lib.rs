@@ -11,17 +11,36 @@
 //! their words unexpanded. Every error of the reference implementation is an error here, at the same lines.
 
 mod diagnostic;
+mod directive;
+pub mod expand;
+mod flags;
+mod go;
+mod heredoc;
 mod instruction;
+mod json;
+mod keyword;
+mod lines;
 mod mount;
+mod parser;
+mod quote;
 mod span;
 mod stage;
+mod suggest;
+mod typed;
+mod words;
 
 pub use diagnostic::{Diagnostic, Label, Severity};
+pub use directive::{Directive, DirectiveName, detect_syntax, find_directive};
+pub use heredoc::{HeredocHead, chomp_tabs, parse_heredoc_word};
 pub use instruction::{
     Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Device, Entrypoint, Env, Expose,
     Header, Healthcheck, Heredoc, InlineFile, Instruction, KeyValue, Kind, LabelSet, Maintainer,
     NetworkMode, Onbuild, Run, SecurityMode, Shell, StopSignal, User, Volume, Workdir,
 };
+pub use keyword::Keyword;
 pub use mount::{CacheSharing, Mount, MountKind, MountSpec};
+pub use parser::{Args, Ast, EmptyContinuation, Node, parse};
+pub use quote::quote;
 pub use span::{Lines, Span, Word};
 pub use stage::{MetaArg, Stage, Stages};
+pub use typed::parse_trigger;

@@ -1,0 +1,783 @@
+//! From split instructions to typed ones: which words, flags and forms each instruction takes.
+
+use crate::flags::{FlagKind, FlagSpecs, Flags};
+use crate::go::{NumberError, equal_fold, parse_duration, parse_i64};
+use crate::heredoc::{chomp_tabs, parse_heredoc_word};
+use crate::keyword::Keyword;
+use crate::mount::parse_device;
+use crate::parser::{Args, Ast, Node};
+use crate::quote::quote;
+use crate::{
+    Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Diagnostic, Entrypoint, Env, Expose,
+    Header, Healthcheck, InlineFile, Instruction, Kind, LabelSet, Lines, Maintainer, MetaArg,
+    MountSpec, NetworkMode, Onbuild, Run, SecurityMode, Shell, Stage, Stages, StopSignal, User,
+    Volume, Word, Workdir, suggest,
+};
+
+type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
+
+/// What an instruction is: the begin of a stage, or a part of one.
+#[derive(Debug)]
+pub(crate) enum Typed {
+    Stage(Stage),
+    Instruction(Instruction),
+}
+
+/// Gathers the instructions of a file into stages, or all their errors.
+pub(crate) fn stages(ast: &Ast) -> Result<Stages, Vec<Diagnostic>> {
+    let mut stages = Stages::default();
+    let mut errors = Vec::new();
+    for node in &ast.nodes {
+        match instruction(node) {
+            Ok(Typed::Stage(stage)) => stages.stages.push(stage),
+            Ok(Typed::Instruction(instruction)) => {
+                if let Err(error) = stages.add(instruction)
+                    // Without the FROM, which may itself be wrong, this is said once.
+                    && errors.is_empty()
+                {
+                    errors.push(*error);
+                }
+            }
+            Err(error) => errors.push(*error),
+        }
+    }
+    if errors.is_empty() {
+        Ok(stages)
+    } else {
+        Err(errors)
+    }
+}
+
+/// Returns the errors of each instruction taken alone.
+pub(crate) fn instruction_errors(ast: &Ast) -> Vec<Diagnostic> {
+    ast.nodes
+        .iter()
+        .filter_map(|node| instruction(node).err())
+        .map(|error| *error)
+        .collect()
+}
+
+impl Stages {
+    /// Adds an instruction to the last stage.
+    pub(crate) fn add(&mut self, instruction: Instruction) -> Result<()> {
+        match (self.stages.last_mut(), instruction) {
+            (Some(stage), instruction) => stage.instructions.push(instruction),
+            (
+                None,
+                Instruction {
+                    header,
+                    kind: Kind::Arg(arg),
+                },
+            ) => self.meta_args.push(MetaArg { header, arg }),
+            (None, Instruction { header, .. }) => {
+                let message = "no build stage in current context";
+                let error = Diagnostic::error("no-stage", message, header.lines);
+                let error = error.label(header.keyword.span, "before any FROM");
+                return Err(Box::new(
+                    error.note("only ARG may stand before the first FROM"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parses an instruction an image brings along for the builds that use it (`ONBUILD`).
+///
+/// It gets the `lines` of the `FROM` that names the image; its spans are those of `trigger`.
+///
+/// # Errors
+///
+/// Whatever is wrong with the text, and more than one instruction.
+pub fn parse_trigger(trigger: &str, lines: Lines) -> Result<Instruction> {
+    let at_from = |mut error: Diagnostic| {
+        error.lines = vec![lines];
+        error.labels.clear();
+        Box::new(error.note(format!("in the ONBUILD trigger {}", quote(trigger))))
+    };
+    let mut ast = match crate::parse(trigger.as_bytes()) {
+        Ok(ast) => ast,
+        Err(errors) => {
+            let first = errors.into_iter().next();
+            return Err(at_from(first.unwrap_or_else(|| not_single(lines))));
+        }
+    };
+    let (Some(mut node), true) = (ast.nodes.pop(), ast.nodes.is_empty()) else {
+        return Err(at_from(not_single(lines)));
+    };
+    node.lines = lines;
+    match instruction(&node) {
+        Ok(Typed::Instruction(instruction)) => Ok(instruction),
+        Ok(Typed::Stage(_)) => {
+            let message = "*instructions.Stage is not a command type";
+            Err(at_from(Diagnostic::error(
+                "invalid-trigger",
+                message,
+                lines,
+            )))
+        }
+        Err(error) => Err(at_from(*error)),
+    }
+}
+
+fn not_single(lines: Lines) -> Diagnostic {
+    Diagnostic::error(
+        "invalid-trigger",
+        "onbuild trigger should be a single expression",
+        lines,
+    )
+}
+
+/// Reads one instruction.
+pub(crate) fn instruction(node: &Node) -> Result<Typed> {
+    let reader = Reader { node };
+    let kind = match Keyword::parse(&node.keyword.text) {
+        Some(Keyword::From) => return Ok(Typed::Stage(reader.from()?)),
+        Some(Keyword::Add) => Kind::Add(reader.add()?),
+        Some(Keyword::Arg) => Kind::Arg(reader.arg()?),
+        Some(Keyword::Cmd) => Kind::Cmd(Cmd {
+            command: reader.command()?,
+        }),
+        Some(Keyword::Copy) => Kind::Copy(reader.copy()?),
+        Some(Keyword::Entrypoint) => Kind::Entrypoint(Entrypoint {
+            command: reader.command()?,
+        }),
+        Some(Keyword::Env) => Kind::Env(Env {
+            pairs: reader.pairs("ENV")?,
+        }),
+        Some(Keyword::Expose) => Kind::Expose(reader.expose()?),
+        Some(Keyword::Healthcheck) => Kind::Healthcheck(reader.healthcheck()?),
+        Some(Keyword::Label) => Kind::Label(LabelSet {
+            pairs: reader.pairs("LABEL")?,
+        }),
+        Some(Keyword::Maintainer) => Kind::Maintainer(Maintainer {
+            name: reader.single("MAINTAINER")?,
+        }),
+        Some(Keyword::Onbuild) => Kind::Onbuild(reader.onbuild()?),
+        Some(Keyword::Run) => Kind::Run(reader.run()?),
+        Some(Keyword::Shell) => Kind::Shell(reader.shell()?),
+        // Flags of STOPSIGNAL and ARG are passed over without a look.
+        Some(Keyword::StopSignal) => Kind::StopSignal(StopSignal {
+            signal: reader.one_word("STOPSIGNAL")?,
+        }),
+        Some(Keyword::User) => Kind::User(User {
+            user: reader.single("USER")?,
+        }),
+        Some(Keyword::Volume) => Kind::Volume(reader.volume()?),
+        Some(Keyword::Workdir) => Kind::Workdir(Workdir {
+            path: reader.single("WORKDIR")?,
+        }),
+        None => return Err(reader.unknown()),
+    };
+    Ok(Typed::Instruction(Instruction {
+        header: reader.header(),
+        kind,
+    }))
+}
+
+/// Reads the words of one instruction.
+struct Reader<'a> {
+    node: &'a Node,
+}
+
+const NO_FLAGS: FlagSpecs = &[];
+const FROM_FLAGS: FlagSpecs = &[("platform", FlagKind::Value)];
+const ADD_FLAGS: FlagSpecs = &[
+    ("chown", FlagKind::Value),
+    ("chmod", FlagKind::Value),
+    ("link", FlagKind::Bool),
+    ("keep-git-dir", FlagKind::Bool),
+    ("checksum", FlagKind::Value),
+    ("unpack", FlagKind::Bool),
+    ("exclude", FlagKind::Values),
+];
+const COPY_FLAGS: FlagSpecs = &[
+    ("chown", FlagKind::Value),
+    ("from", FlagKind::Value),
+    ("chmod", FlagKind::Value),
+    ("link", FlagKind::Bool),
+    ("exclude", FlagKind::Values),
+    ("parents", FlagKind::Bool),
+];
+const RUN_FLAGS: FlagSpecs = &[
+    ("mount", FlagKind::Values),
+    ("network", FlagKind::Value),
+    ("security", FlagKind::Value),
+    ("device", FlagKind::Values),
+];
+const HEALTHCHECK_FLAGS: FlagSpecs = &[
+    ("interval", FlagKind::Value),
+    ("timeout", FlagKind::Value),
+    ("start-period", FlagKind::Value),
+    ("start-interval", FlagKind::Value),
+    ("retries", FlagKind::Value),
+];
+
+impl Reader<'_> {
+    fn header(&self) -> Header {
+        let Node {
+            keyword,
+            original,
+            comments,
+            span,
+            lines,
+            ..
+        } = self.node;
+        Header {
+            keyword: keyword.clone(),
+            code: original.trim().to_owned(),
+            span: *span,
+            lines: *lines,
+            comments: comments.clone(),
+        }
+    }
+
+    fn error(&self, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::error(code, message, self.node.lines)
+    }
+
+    fn flags(&self, specs: FlagSpecs) -> Result<Flags> {
+        Flags::parse(&self.node.flags, specs, self.node.lines)
+    }
+
+    fn words(&self) -> &[Word] {
+        self.node.args.words()
+    }
+
+    fn unknown(&self) -> Box<Diagnostic> {
+        let keyword = &self.node.keyword;
+        let lower = keyword.text.to_lowercase();
+        let options: Vec<String> = Keyword::ALL
+            .iter()
+            .map(|keyword| keyword.as_str().to_lowercase())
+            .collect();
+        // In upper case for a word in upper case, in lower case for any other.
+        let is_upper = keyword.text != lower && keyword.text == keyword.text.to_uppercase();
+        let meant = suggest::nearest(&lower, options.iter().map(String::as_str)).map(|word| {
+            if is_upper {
+                word.to_uppercase()
+            } else {
+                word.to_owned()
+            }
+        });
+        let error = self.error(
+            "unknown-instruction",
+            format!("unknown instruction: {}", keyword.text),
+        );
+        Box::new(
+            error
+                .label(keyword.span, "no such instruction")
+                .suggest(meant),
+        )
+    }
+
+    fn at_least_one(&self, name: &str) -> Box<Diagnostic> {
+        let error = self.error(
+            "missing-argument",
+            format!("{name} requires at least one argument"),
+        );
+        Box::new(error.label(self.node.keyword.span, "has no argument"))
+    }
+
+    /// Returns the one word of an instruction.
+    fn one_word(&self, name: &str) -> Result<Word> {
+        match self.words() {
+            [word] => Ok(word.clone()),
+            _ => {
+                let error = self.error(
+                    "missing-argument",
+                    format!("{name} requires exactly one argument"),
+                );
+                Err(Box::new(
+                    error.label(self.node.keyword.span, "has no argument"),
+                ))
+            }
+        }
+    }
+
+    /// Returns the one word of an instruction that has no flags.
+    fn single(&self, name: &str) -> Result<Word> {
+        let word = self.one_word(name)?;
+        self.flags(NO_FLAGS)?;
+        Ok(word)
+    }
+
+    fn from(&self) -> Result<Stage> {
+        let words = self.words();
+        let name = match words {
+            [_, keyword, name] if equal_fold(&keyword.text, "as") => {
+                let lower = name.text.to_lowercase();
+                if !is_stage_name(&lower) {
+                    let message = format!(
+                        "invalid name for build stage: {}, name can't start with a number or contain symbols",
+                        quote(&name.text)
+                    );
+                    let error = self
+                        .error("invalid-stage-name", message)
+                        .label(name.span, "not a stage name");
+                    let help = "a stage name is a letter, then letters, digits, `-`, `_` and `.`";
+                    return Err(Box::new(error.help(help)));
+                }
+                Some(Word::new(lower, name.span))
+            }
+            [_] => None,
+            _ => {
+                let error = self.error(
+                    "invalid-from",
+                    "FROM requires either one or three arguments",
+                );
+                let span = words
+                    .iter()
+                    .fold(self.node.keyword.span, |span, word| span.to(word.span));
+                let error = error.label(span, format!("{} arguments", words.len()));
+                return Err(Box::new(
+                    error.help("write FROM IMAGE or FROM IMAGE AS NAME"),
+                ));
+            }
+        };
+        let flags = self.flags(FROM_FLAGS)?;
+        let header = self.header();
+        let doc = name
+            .as_ref()
+            .and_then(|name| doc_comment(&header.comments, &name.text));
+        Ok(Stage {
+            name,
+            base: words[0].clone(),
+            platform: flags.value("platform"),
+            doc,
+            header,
+            instructions: Vec::new(),
+        })
+    }
+
+    fn add(&self) -> Result<Add> {
+        self.check_destination("ADD")?;
+        let flags = self.flags(ADD_FLAGS)?;
+        let Files {
+            sources,
+            contents,
+            dest,
+        } = self.files("ADD")?;
+        Ok(Add {
+            sources,
+            contents,
+            dest,
+            chown: flags.value("chown"),
+            chmod: flags.value("chmod"),
+            link: flags.bool("link").unwrap_or_default(),
+            exclude: flags.values("exclude").cloned().collect(),
+            keep_git_dir: flags.bool("keep-git-dir"),
+            checksum: flags.value("checksum"),
+            unpack: flags.bool("unpack"),
+        })
+    }
+
+    fn copy(&self) -> Result<Copy> {
+        self.check_destination("COPY")?;
+        let flags = self.flags(COPY_FLAGS)?;
+        let Files {
+            sources,
+            contents,
+            dest,
+        } = self.files("COPY")?;
+        Ok(Copy {
+            from: flags.value("from"),
+            sources,
+            contents,
+            dest,
+            chown: flags.value("chown"),
+            chmod: flags.value("chmod"),
+            link: flags.bool("link").unwrap_or_default(),
+            exclude: flags.values("exclude").cloned().collect(),
+            parents: flags.bool("parents").unwrap_or_default(),
+        })
+    }
+
+    fn check_destination(&self, name: &str) -> Result<()> {
+        if self.words().len() >= 2 {
+            return Ok(());
+        }
+        let message = format!(
+            "{name} requires at least two arguments, but only one was provided. Destination could not be determined"
+        );
+        let span = self
+            .words()
+            .first()
+            .map_or(self.node.keyword.span, |word| word.span);
+        let error = self
+            .error("missing-destination", message)
+            .label(span, "no destination behind this");
+        Err(Box::new(
+            error.help(format!("write {name} SOURCE... DESTINATION")),
+        ))
+    }
+
+    /// Tells sources that are heredocs from paths. There are at least two words.
+    fn files(&self, name: &str) -> Result<Files> {
+        let (dest, words) = self
+            .words()
+            .split_last()
+            .ok_or_else(|| self.at_least_one(name))?;
+        if parse_heredoc_word(&dest.text).is_some() {
+            let message = format!("{name} cannot accept a heredoc as a destination");
+            let error = self
+                .error("invalid-heredoc", message)
+                .label(dest.span, "the destination");
+            return Err(Box::new(
+                error.help(format!("write {name} <<FILE /path/to/destination")),
+            ));
+        }
+        let mut files = Files {
+            sources: Vec::new(),
+            contents: Vec::new(),
+            dest: dest.clone(),
+        };
+        for word in words {
+            let Some(head) = parse_heredoc_word(&word.text) else {
+                files.sources.push(word.clone());
+                continue;
+            };
+            // Of several heredocs with one name the last counts.
+            let content = self.node.heredocs.iter().rfind(|doc| doc.name == head.name);
+            let content = content.map_or("", |doc| doc.content.as_str());
+            let data = if head.chomp {
+                chomp_tabs(content)
+            } else {
+                content.to_owned()
+            };
+            files.contents.push(InlineFile {
+                path: head.name,
+                data,
+                expand: head.expand,
+                span: word.span,
+            });
+        }
+        Ok(files)
+    }
+
+    fn arg(&self) -> Result<Arg> {
+        if self.words().is_empty() {
+            return Err(self.at_least_one("ARG"));
+        }
+        let item = |word: &Word| {
+            let (key, value) = match word.text.split_once('=') {
+                None => (word.clone(), None),
+                Some(("", _)) => return Err(self.blank_name("ARG", word)),
+                Some((key, value)) => {
+                    let middle = (word.span.start + key.len()).min(word.span.end);
+                    let key = Word::new(key, crate::Span::new(word.span.start, middle));
+                    let start = (middle + 1).min(word.span.end);
+                    (
+                        key,
+                        Some(Word::new(value, crate::Span::new(start, word.span.end))),
+                    )
+                }
+            };
+            let doc = doc_comment(&self.node.comments, &key.text);
+            Ok(ArgItem { key, value, doc })
+        };
+        Ok(Arg {
+            args: self.words().iter().map(item).collect::<Result<_>>()?,
+        })
+    }
+
+    fn blank_name(&self, name: &str, word: &Word) -> Box<Diagnostic> {
+        let error = self.error("blank-name", format!("{name} names can not be blank"));
+        Box::new(error.label(word.span, "no name before the ="))
+    }
+
+    fn pairs(&self, name: &str) -> Result<Vec<crate::KeyValue>> {
+        self.flags(NO_FLAGS)?;
+        let Args::Pairs(pairs) = &self.node.args else {
+            return Err(self.at_least_one(name));
+        };
+        if pairs.is_empty() {
+            return Err(self.at_least_one(name));
+        }
+        match pairs.iter().find(|pair| pair.key.text.is_empty()) {
+            Some(pair) => Err(self.blank_name(name, &pair.value)),
+            None => Ok(pairs.clone()),
+        }
+    }
+
+    /// Reads the command of `CMD` and `ENTRYPOINT`.
+    fn command(&self) -> Result<CommandLine> {
+        self.flags(NO_FLAGS)?;
+        Ok(self.command_line())
+    }
+
+    fn command_line(&self) -> CommandLine {
+        CommandLine {
+            form: if self.node.args.is_exec() {
+                CommandForm::Exec
+            } else {
+                CommandForm::Shell
+            },
+            args: self.words().to_vec(),
+            heredocs: self.node.heredocs.clone(),
+        }
+    }
+
+    fn run(&self) -> Result<Run> {
+        let flags = self.flags(RUN_FLAGS)?;
+        let lines = self.node.lines;
+        let devices = flags
+            .values("device")
+            .map(|word| parse_device(word, lines))
+            .collect::<Result<_>>()?;
+        let mounts = flags
+            .values("mount")
+            .map(|word| MountSpec::parse(word.clone(), lines))
+            .collect::<Result<_>>()?;
+        let network = match flags
+            .given("network")
+            .map(|word| (word.text.as_str(), word))
+        {
+            None | Some(("default", _)) => NetworkMode::Default,
+            Some(("none", _)) => NetworkMode::None,
+            Some(("host", _)) => NetworkMode::Host,
+            Some((mode, word)) => {
+                let error = self.error(
+                    "invalid-network",
+                    format!("invalid network mode {}", quote(mode)),
+                );
+                let error = error
+                    .label(word.span, "no such mode")
+                    .help("the modes are default, none and host");
+                return Err(Box::new(error));
+            }
+        };
+        let security = match flags
+            .given("security")
+            .map(|word| (word.text.as_str(), word))
+        {
+            None | Some(("sandbox", _)) => SecurityMode::Sandbox,
+            Some(("insecure", _)) => SecurityMode::Insecure,
+            Some((mode, word)) => {
+                let error = self.error(
+                    "invalid-security",
+                    format!("security {} is not valid", quote(mode)),
+                );
+                let error = error
+                    .label(word.span, "no such mode")
+                    .help("the modes are sandbox and insecure");
+                return Err(Box::new(error));
+            }
+        };
+        Ok(Run {
+            command: self.command_line(),
+            mounts,
+            network,
+            security,
+            devices,
+            flags_used: flags.names(),
+        })
+    }
+
+    fn shell(&self) -> Result<Shell> {
+        self.flags(NO_FLAGS)?;
+        if self.words().is_empty() {
+            return Err(self.at_least_one("SHELL"));
+        }
+        if !self.node.args.is_exec() {
+            let error = self.error(
+                "not-json",
+                "SHELL requires the arguments to be in JSON form",
+            );
+            let error = error.label(self.words()[0].span, "not a JSON array");
+            return Err(Box::new(error.help(
+                "write SHELL [\"program\", \"argument\"], with double quotes",
+            )));
+        }
+        Ok(Shell {
+            args: self.words().to_vec(),
+        })
+    }
+
+    fn expose(&self) -> Result<Expose> {
+        if self.words().is_empty() {
+            return Err(self.at_least_one("EXPOSE"));
+        }
+        self.flags(NO_FLAGS)?;
+        let mut ports = self.words().to_vec();
+        ports.sort_by(|a, b| a.text.cmp(&b.text));
+        Ok(Expose { ports })
+    }
+
+    fn volume(&self) -> Result<Volume> {
+        if self.words().is_empty() {
+            return Err(self.at_least_one("VOLUME"));
+        }
+        self.flags(NO_FLAGS)?;
+        let path = |word: &Word| match word.text.trim() {
+            "" => {
+                let error = self.error(
+                    "blank-volume",
+                    "VOLUME specified can not be an empty string",
+                );
+                Err(Box::new(error.label(word.span, "empty")))
+            }
+            text => Ok(Word::new(text, word.span)),
+        };
+        Ok(Volume {
+            paths: self.words().iter().map(path).collect::<Result<_>>()?,
+        })
+    }
+
+    fn onbuild(&self) -> Result<Onbuild> {
+        let Args::Nested(child) = &self.node.args else {
+            return Err(self.at_least_one("ONBUILD"));
+        };
+        self.flags(NO_FLAGS)?;
+        let forbidden = |message: String| {
+            let error = self.error("invalid-trigger", message);
+            Box::new(error.label(child.keyword.span, "not allowed behind ONBUILD"))
+        };
+        match child.keyword.text.trim().to_uppercase().as_str() {
+            "ONBUILD" => {
+                return Err(forbidden(
+                    "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed".to_owned(),
+                ));
+            }
+            name @ ("MAINTAINER" | "FROM") => {
+                return Err(forbidden(format!(
+                    "{name} isn't allowed as an ONBUILD trigger"
+                )));
+            }
+            _ => {}
+        }
+        let is_space = |c: char| matches!(c, '\t' | '\n' | '\x0c' | '\r' | ' ');
+        let original = self.node.original.as_str();
+        // The keyword may be written with letters that only fold to ASCII; such a one stays, as with the reference.
+        let mut trigger = original
+            .trim_start_matches(is_space)
+            .split_at_checked("ONBUILD".len())
+            .filter(|(keyword, _)| keyword.eq_ignore_ascii_case("ONBUILD"))
+            .map_or(original, |(_, rest)| rest.trim_start_matches(is_space))
+            .to_owned();
+        for doc in &self.node.heredocs {
+            trigger.push('\n');
+            trigger.push_str(&doc.content);
+            trigger.push_str(&doc.name);
+        }
+        Ok(Onbuild { trigger })
+    }
+
+    fn healthcheck(&self) -> Result<Healthcheck> {
+        let Some((kind, args)) = self.words().split_first() else {
+            return Err(self.at_least_one("HEALTHCHECK"));
+        };
+        let name = kind.text.to_uppercase();
+        if name == "NONE" {
+            if let Some(arg) = args.first() {
+                let error =
+                    self.error("invalid-healthcheck", "HEALTHCHECK NONE takes no arguments");
+                return Err(Box::new(error.label(arg.span, "behind NONE")));
+            }
+            return Ok(Healthcheck {
+                test: vec![name],
+                ..Healthcheck::default()
+            });
+        }
+        let flags = self.flags(HEALTHCHECK_FLAGS)?;
+        if name != "CMD" {
+            let message = format!("Unknown type {} in HEALTHCHECK (try CMD)", quote(&name));
+            let error = self
+                .error("invalid-healthcheck", message)
+                .label(kind.span, "neither CMD nor NONE");
+            return Err(Box::new(error));
+        }
+        if args.is_empty() {
+            let error = self.error("missing-argument", "Missing command after HEALTHCHECK CMD");
+            return Err(Box::new(error.label(kind.span, "no command behind this")));
+        }
+        let head = if self.node.args.is_exec() {
+            "CMD"
+        } else {
+            "CMD-SHELL"
+        };
+        let test = std::iter::once(head.to_owned())
+            .chain(args.iter().map(|word| word.text.clone()))
+            .collect();
+        Ok(Healthcheck {
+            test,
+            interval: self.interval(&flags, "interval")?,
+            timeout: self.interval(&flags, "timeout")?,
+            start_period: self.interval(&flags, "start-period")?,
+            start_interval: self.interval(&flags, "start-interval")?,
+            retries: self.retries(&flags)?,
+        })
+    }
+
+    fn interval(&self, flags: &Flags, name: &str) -> Result<i64> {
+        let Some(word) = flags.value(name) else {
+            return Ok(0);
+        };
+        let error = |message| {
+            Box::new(
+                self.error("invalid-duration", message)
+                    .label(word.span, "this duration"),
+            )
+        };
+        let nanoseconds = parse_duration(&word.text).map_err(error)?;
+        if nanoseconds != 0 && nanoseconds < 1_000_000 {
+            return Err(error(format!(
+                "Interval {} cannot be less than 1ms",
+                quote(name)
+            )));
+        }
+        Ok(nanoseconds)
+    }
+
+    fn retries(&self, flags: &Flags) -> Result<i32> {
+        let Some(word) = flags.value("retries") else {
+            return Ok(0);
+        };
+        let error = |message| {
+            Box::new(
+                self.error("invalid-number", message)
+                    .label(word.span, "this number"),
+            )
+        };
+        let invalid = |reason: NumberError| {
+            error(format!(
+                "strconv.ParseInt: parsing {}: {reason}",
+                quote(&word.text)
+            ))
+        };
+        let number = parse_i64(&word.text).map_err(invalid)?;
+        let number = i32::try_from(number).map_err(|_| invalid(NumberError::Range))?;
+        if number < 0 {
+            return Err(error(format!("--retries cannot be negative ({number})")));
+        }
+        Ok(number)
+    }
+}
+
+/// The files of `ADD` and `COPY`.
+struct Files {
+    sources: Vec<Word>,
+    contents: Vec<InlineFile>,
+    dest: Word,
+}
+
+/// Tells whether a name, in lower case, may name a stage.
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.'))
+}
+
+/// Returns the description of a name from the comments above its definition: `NAME description`.
+fn doc_comment(comments: &[String], name: &str) -> Option<String> {
+    let description = |line: &String| {
+        line.strip_prefix(name)?
+            .strip_prefix(' ')
+            .map(str::to_owned)
+    };
+    comments
+        .iter()
+        .find_map(description)
+        .filter(|description| !description.is_empty())
+}

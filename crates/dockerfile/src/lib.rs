@@ -16,6 +16,7 @@ pub mod expand;
 mod flags;
 mod go;
 mod heredoc;
+pub mod ignore;
 mod instruction;
 mod json;
 mod keyword;

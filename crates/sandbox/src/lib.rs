@@ -16,13 +16,23 @@
 //!   unless the step made it its own.
 
 mod bytes;
+mod capabilities;
+mod child;
+mod command;
 pub mod entry;
 mod error;
 mod exit;
 mod helper;
+mod machine;
+mod mounts;
+mod resolve;
+mod seccomp;
 mod serve;
 mod spec;
+mod sys;
+mod users;
 mod wire;
+mod world;
 
 pub use error::SandboxError;
 pub use exit::{Exit, Status, Usage};
@@ -31,3 +41,4 @@ pub use spec::{
     Content, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source, Spec,
     Upper, User,
 };
+pub use users::{Identity, resolve_user};

@@ -1,6 +1,429 @@
 //! The helper process: takes requests, makes steps, reports their end.
 
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal};
+
+use crate::capabilities::Set;
+use crate::child::{self, Plan, Prepared, Report};
+use crate::error::{self, SandboxError, failed};
+use crate::exit::{Exit, Status, Usage};
+use crate::helper::{NetworkMode, Options};
+use crate::machine::Machine;
+use crate::mounts;
+use crate::resolve::{self, Stub};
+use crate::seccomp::Filter;
+use crate::spec::{Network, Root, Source, Spec};
+use crate::sys::{self, Cloned, WaitStatus};
+use crate::wire::{self, Event, Request};
+use crate::world;
+
 /// Serves until the socket on standard input closes; returns the exit code.
-pub(crate) fn serve(_parent: u32) -> i32 {
-    0
+///
+/// `parent` is the process that started this one: when it is gone already there is nobody to serve.
+pub(crate) fn serve(parent: u32) -> i32 {
+    match Server::new(parent).and_then(|mut server| server.run()) {
+        Ok(()) => 0,
+        Err(error) => {
+            // The builder sees the closed socket; this line says why, where a person may look.
+            eprintln!("lapstrake: sandbox helper: {}", error::chain(&error));
+            1
+        }
+    }
+}
+
+struct Server {
+    socket: OwnedFd,
+    machine: Machine,
+    filter: Filter,
+    network: NetworkMode,
+    /// The helper alone holds the writing end: children see a hang-up when it dies.
+    liveness: (OwnedFd, OwnedFd),
+    steps: BTreeMap<u64, Step>,
+}
+
+struct Step {
+    pid: Pid,
+    pidfd: OwnedFd,
+    report: OwnedFd,
+    /// Where what was made for mounts lies: the upper directory or the plain root.
+    tree: Option<OwnedFd>,
+    /// The overlay's own directory in its work directory.
+    work: Option<OwnedFd>,
+}
+
+impl Server {
+    fn new(parent: u32) -> Result<Server, SandboxError> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(failed("set the death signal"))?;
+        let actual =
+            rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        if actual != Some(parent) {
+            return Err(SandboxError::HelperGone);
+        }
+        sys::close_range(3, false).map_err(failed("close descriptors"))?;
+        // Keys of the terminal are for the builder, which decides what becomes of its steps.
+        rustix::process::setsid().map_err(failed("start a session"))?;
+        // One keyring for all steps of a build: they must not see the user's, and one a step would use up
+        // the user's quota. A kernel without keyrings has none to hide.
+        let _ = sys::join_new_session_keyring();
+        let socket = take_socket().map_err(failed("take the socket"))?;
+        let liveness = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(failed("make a pipe"))?;
+        let filter = Filter::docker_default(Set::docker_default())?;
+        let machine = Machine::examine()?;
+        Ok(Server {
+            socket,
+            machine,
+            filter,
+            network: NetworkMode::Host,
+            liveness,
+            steps: BTreeMap::new(),
+        })
+    }
+
+    fn run(&mut self) -> Result<(), SandboxError> {
+        loop {
+            let ids: Vec<u64> = self.steps.keys().copied().collect();
+            let mut polled = vec![PollFd::new(&self.socket, PollFlags::IN)];
+            polled.extend(
+                self.steps
+                    .values()
+                    .map(|step| PollFd::new(&step.pidfd, PollFlags::IN)),
+            );
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(SandboxError::io("wait for events", error)),
+            }
+            let ready: Vec<bool> = polled
+                .iter()
+                .map(|polled| !polled.revents().is_empty())
+                .collect();
+            drop(polled);
+            let ended = ids
+                .iter()
+                .zip(&ready[1..])
+                .filter(|(_, ready)| **ready)
+                .map(|(id, _)| *id);
+            for id in ended {
+                self.finish(id)?;
+            }
+            if ready[0] {
+                let received = wire::receive::<Request>(self.socket.as_fd())
+                    .map_err(|error| SandboxError::io("receive a request", error))?;
+                match received {
+                    Some((request, fds)) => self.handle(request, fds)?,
+                    None => return self.end_all(),
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
+        match request {
+            Request::Start { options } => self.start(&options),
+            Request::Spawn { id, spec, sources } => match self.spawn(id, &spec, fds, sources) {
+                Ok(()) => Ok(()),
+                Err(error) => self.send(&Event::Failed {
+                    id,
+                    reason: error::chain(&error),
+                }),
+            },
+            Request::Kill { id } => {
+                if let Some(step) = self.steps.get(&id) {
+                    // Process 1 takes all others of its namespace along. One that ended needs no signal.
+                    let _ = rustix::process::pidfd_send_signal(&step.pidfd, Signal::KILL);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&self, event: &Event) -> Result<(), SandboxError> {
+        wire::send(self.socket.as_fd(), event, &[])
+            .map_err(|error| SandboxError::io("report an event", error))
+    }
+
+    fn start(&mut self, options: &Options) -> Result<(), SandboxError> {
+        let mut notes = self.machine.notes().to_vec();
+        self.network = match options.network {
+            NetworkMode::None => NetworkMode::None,
+            NetworkMode::Auto | NetworkMode::Host => NetworkMode::Host,
+            other => {
+                notes.push(format!(
+                    "the network mode {other:?} is not available: steps share the host's network"
+                ));
+                NetworkMode::Host
+            }
+        };
+        self.send(&Event::Ready {
+            network: self.network,
+            notes,
+        })
+    }
+
+    fn spawn(
+        &mut self,
+        id: u64,
+        spec: &Spec,
+        fds: Vec<OwnedFd>,
+        sources: usize,
+    ) -> Result<(), SandboxError> {
+        let mut fds = fds.into_iter();
+        let stdio = [fds.next(), fds.next(), fds.next()];
+        let [Some(stdin), Some(stdout), Some(stderr)] = stdio else {
+            return Err(SandboxError::Protocol(
+                "a step without standard streams".to_owned(),
+            ));
+        };
+        let sources: Vec<OwnedFd> = fds.by_ref().take(sources).collect();
+        let keep: Vec<OwnedFd> = fds.collect();
+        let prepared = prepare_sources(spec, &sources)?;
+        let console = if spec.terminal {
+            mounts::bind(stdin.as_fd()).ok()
+        } else {
+            None
+        };
+        let (tree, work) = open_tree_of(&spec.root)?;
+        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| SandboxError::io("make a pipe", error))?;
+        let network = match spec.network {
+            Network::Default if self.network == NetworkMode::None => Network::None,
+            Network::Default => Network::Host,
+            other => other,
+        };
+        let mut flags = libc::CLONE_NEWPID
+            | libc::CLONE_NEWNS
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWCGROUP;
+        if network == Network::None {
+            flags |= libc::CLONE_NEWNET;
+        }
+        // SAFETY: the helper has one thread.
+        match unsafe { sys::clone_process(flags, None) }
+            .map_err(|error| SandboxError::io("clone the step", error))?
+        {
+            Cloned::Child => {
+                drop((report, tree, work, sources));
+                self.run_child(Plan {
+                    spec,
+                    prepared,
+                    console,
+                    stdio: [stdin, stdout, stderr],
+                    keep,
+                    report: report_writer,
+                    liveness: self.liveness.0.as_fd(),
+                    filter: Some(&self.filter),
+                    machine: &self.machine,
+                    host_network: network == Network::Host,
+                })
+            }
+            Cloned::Parent { pid, pidfd } => {
+                self.steps.insert(
+                    id,
+                    Step {
+                        pid,
+                        pidfd,
+                        report,
+                        tree,
+                        work,
+                    },
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Goes on in a child: without what belongs to the helper alone, and to other steps.
+    fn run_child(&self, plan: Plan<'_>) -> ! {
+        let own = [self.socket.as_fd(), self.liveness.1.as_fd()];
+        let others = self.steps.values().flat_map(|step| {
+            [
+                Some(&step.pidfd),
+                Some(&step.report),
+                step.tree.as_ref(),
+                step.work.as_ref(),
+            ]
+        });
+        for fd in own.into_iter().chain(others.flatten().map(AsFd::as_fd)) {
+            // SAFETY: their owners are the copy of the helper's state in this process, which is never used
+            // or dropped again: `child::run` does not return.
+            unsafe { rustix::io::close(std::os::fd::AsRawFd::as_raw_fd(&fd)) };
+        }
+        child::run(plan)
+    }
+
+    /// Takes in a step whose init has ended, so that nothing of it is left, and reports.
+    fn finish(&mut self, id: u64) -> Result<(), SandboxError> {
+        let Some(step) = self.steps.remove(&id) else {
+            return Ok(());
+        };
+        let event = match step.finish() {
+            Ok(exit) => Event::Exited { id, exit },
+            Err(error) => Event::Failed {
+                id,
+                reason: error::chain(&error),
+            },
+        };
+        self.send(&event)
+    }
+
+    fn end_all(&mut self) -> Result<(), SandboxError> {
+        for step in self.steps.values() {
+            let _ = rustix::process::pidfd_send_signal(&step.pidfd, Signal::KILL);
+        }
+        for step in std::mem::take(&mut self.steps).into_values() {
+            // Nobody is left to hear how it ended.
+            let _ = step.finish();
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    fn finish(self) -> Result<Exit, SandboxError> {
+        let (_, init, usage) = sys::wait_child(Some(self.pid))
+            .map_err(|error| SandboxError::io("wait for the step", error))?;
+        let mut text = String::new();
+        std::fs::File::from(self.report)
+            .read_to_string(&mut text)
+            .map_err(|error| SandboxError::io("read the report of the step", error))?;
+        let mut ended = None;
+        let mut not_started = None;
+        let mut failed = None;
+        let mut stubs: Vec<Stub> = Vec::new();
+        for line in text.lines() {
+            match serde_json::from_str(line)
+                .map_err(|error| SandboxError::Protocol(error.to_string()))?
+            {
+                Report::Stubs(made) => stubs = made,
+                Report::Failed(reason) => failed = Some(reason),
+                Report::NotStarted { code, reason } => {
+                    not_started = Some(Status::NotStarted { code, reason })
+                }
+                Report::Ended {
+                    status,
+                    peak_memory,
+                } => ended = Some((status, peak_memory)),
+            }
+        }
+        if let Some(tree) = &self.tree {
+            resolve::remove_stubs(tree.as_fd(), &stubs);
+        }
+        if let Some(work) = &self.work {
+            forget_volatile(work.as_fd());
+        }
+        if let Some(reason) = failed {
+            return Err(SandboxError::Setup(reason));
+        }
+        let (status, peak_memory) = match (ended, init) {
+            (Some(ended), _) => ended,
+            // Init was killed, and all processes with it.
+            (None, WaitStatus::Signal(signal)) => (Status::Signal(signal), 0),
+            (None, WaitStatus::Code(code)) => {
+                return Err(SandboxError::Setup(format!(
+                    "the step's init ended with code {code}"
+                )));
+            }
+        };
+        Ok(Exit {
+            status: not_started.unwrap_or(status),
+            out_of_memory: false,
+            usage: Usage {
+                user: duration(usage.ru_utime),
+                system: duration(usage.ru_stime),
+                peak_memory,
+                // Blocks of 512 bytes, whatever the device (getrusage(2)).
+                read: u64::try_from(usage.ru_inblock).unwrap_or(0) * 512,
+                written: u64::try_from(usage.ru_oublock).unwrap_or(0) * 512,
+                unset_limits: Vec::new(),
+            },
+        })
+    }
+}
+
+/// Moves the socket away from standard input, where no child must find it.
+fn take_socket() -> rustix::io::Result<OwnedFd> {
+    // SAFETY: the builder starts the helper with the socket as standard input, which stays open.
+    let stdin = unsafe { BorrowedFd::borrow_raw(0) };
+    let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(socket)
+}
+
+/// Opens the sources that only this mount namespace can open.
+fn prepare_sources(
+    spec: &Spec,
+    sources: &[OwnedFd],
+) -> Result<Vec<Option<Prepared>>, SandboxError> {
+    let prepare = |source: &Source| -> io::Result<Option<Prepared>> {
+        let Source::Descriptor { index, subpath } = source else {
+            return Ok(None);
+        };
+        let fd = sources
+            .get(*index)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let place = world::beneath(fd.try_clone()?, subpath)?;
+        let mount = match mounts::bind(place.as_fd()) {
+            // A detached mount itself: kernels before 6.15 can't clone it, but it can be attached once.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => place,
+            other => other?,
+        };
+        Ok(Some(Prepared { mount }))
+    };
+    let prepared = spec.mounts.iter().map(|mount| {
+        prepare(&mount.source).map_err(|error| {
+            SandboxError::io(
+                format!("open the source of the mount at {}", mount.target),
+                error,
+            )
+        })
+    });
+    prepared.collect()
+}
+
+/// Opens where a root's changes lie, and the work directory of an overlay.
+fn open_tree_of(root: &Root) -> Result<(Option<OwnedFd>, Option<OwnedFd>), SandboxError> {
+    let open = |path: &std::path::Path| {
+        rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| SandboxError::Path {
+            action: "open",
+            path: path.to_owned(),
+            source: error.into(),
+        })
+    };
+    match root {
+        Root::Directory(path) => Ok((Some(open(path)?), None)),
+        Root::Overlay(overlay) => match &overlay.upper {
+            Some(upper) => Ok((Some(open(&upper.upper)?), Some(open(&upper.work)?))),
+            None => Ok((None, None)),
+        },
+    }
+}
+
+/// Takes away the mark that a volatile overlay leaves, which would refuse another mount of the same
+/// directories: nothing was lost, since the machine did not stop in between.
+fn forget_volatile(work: BorrowedFd<'_>) {
+    use rustix::fs::AtFlags;
+    for path in ["work/incompat/volatile", "work/incompat"] {
+        // Absent when the root was no overlay.
+        let _ = rustix::fs::unlinkat(work, path, AtFlags::REMOVEDIR);
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
+        + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
 }

@@ -1,0 +1,628 @@
+//! The file systems a command sees.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::MountAttrFlags;
+
+use crate::child::Prepared;
+use crate::error::SandboxError;
+use crate::machine::Machine;
+use crate::mounts;
+use crate::resolve::{self, Kind, Stub};
+use crate::spec::{Content, Root, Security, Source, Spec, User};
+use crate::sys;
+use crate::users::{self, Identity};
+
+/// Docker's size of `/dev/shm`.
+const SHM_SIZE: u64 = 64 << 20;
+
+/// Docker's size of the `/dev` file system.
+const DEV_SIZE: u64 = 64 << 20;
+
+/// Hidden from confined commands, as runc is told by containerd: what tells of or reaches into the host.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Read-only for confined commands.
+const READ_ONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const DEVICE_LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// What the world is built from.
+#[derive(Debug)]
+pub(crate) struct World<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) prepared: Vec<Option<Prepared>>,
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) machine: &'a Machine,
+    pub(crate) host_network: bool,
+}
+
+/// One mount to attach, in order.
+struct Entry {
+    target: String,
+    what: What,
+}
+
+enum What {
+    Proc,
+    Dev,
+    Pts,
+    Shm,
+    Queues,
+    Sys,
+    ControlGroups,
+    /// A mount of the spec, detached, and whether it is a directory.
+    Ready {
+        mount: OwnedFd,
+        kind: Kind,
+    },
+}
+
+/// What must be opened on the host before the root changes.
+struct HostSide {
+    /// `/dev/*` of the host, where device nodes can't be made.
+    devices: Vec<(&'static str, OwnedFd)>,
+    /// All devices of the host, for a command that is not confined.
+    nodes: Vec<(String, FileType, u64)>,
+    /// `/proc` and `/sys` of the host, where none can be mounted.
+    proc: Option<OwnedFd>,
+    sys: Option<OwnedFd>,
+    /// `/dev/null` of the host, to cover files with. Never the step's own: a mount over `/dev` could put
+    /// anything in its place (CVE-2025-31133).
+    null: OwnedFd,
+}
+
+impl World<'_> {
+    /// Builds the world and makes it the root of this process.
+    ///
+    /// Returns who the command runs as and its open working directory. `made` hears what was made for mounts.
+    pub(crate) fn build(
+        mut self,
+        made: impl FnOnce(Vec<Stub>),
+    ) -> Result<(Identity, OwnedFd), SandboxError> {
+        let spec = self.spec;
+        let entries = self.entries()?;
+        let host = self.host_side()?;
+        let root = self.root()?;
+        let attached =
+            mounts::attach_over_root(root.as_fd()).and_then(|()| mounts::pivot_to(root.as_fd()));
+        attached.map_err(|error| SandboxError::io("change to the root of the step", error))?;
+        let identity = match &spec.user {
+            User::Named(name) => users::resolve_user(root.as_fd(), name)?,
+            User::Ids { uid, gid, groups } => Identity {
+                uid: *uid,
+                gid: *gid,
+                groups: groups.clone(),
+            },
+        };
+        let mut stubs = Vec::new();
+        let result = attach_all(spec, entries, &host, root.as_fd(), &mut stubs);
+        // Also those of a world that failed half-way are taken out again.
+        made(stubs);
+        result?;
+        if spec.security == Security::Sandbox {
+            mask(root.as_fd(), &host.null)
+                .map_err(|(path, error)| SandboxError::io(format!("mask {path}"), error))?;
+        }
+        if let Some(console) = &self.console {
+            place_console(root.as_fd(), console.as_fd())
+                .map_err(|error| SandboxError::io("set up /dev/console", error))?;
+        }
+        let cwd = working_directory(root.as_fd(), &spec.cwd)?;
+        if spec.read_only_root {
+            sys::mount_setattr(root.as_fd(), mounts::READ_ONLY, false)
+                .map_err(|error| SandboxError::io("make the root read-only", error))?;
+        }
+        Ok((identity, cwd))
+    }
+
+    fn root(&self) -> Result<OwnedFd, SandboxError> {
+        let result = match &self.spec.root {
+            Root::Overlay(overlay) => mounts::overlay(overlay, self.machine.user_namespace),
+            Root::Directory(path) => {
+                mounts::open_path(path).and_then(|fd| mounts::bind(fd.as_fd()))
+            }
+        };
+        result.map_err(|error| SandboxError::io("mount the root of the step", error))
+    }
+
+    /// Returns all mounts in order: the base ones, those of the spec from the shortest path on. One at the
+    /// place of a base mount replaces it, as BuildKit has it.
+    fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
+        let base = [
+            ("/proc", What::Proc),
+            ("/dev", What::Dev),
+            ("/dev/pts", What::Pts),
+            ("/dev/shm", What::Shm),
+            ("/dev/mqueue", What::Queues),
+            ("/sys", What::Sys),
+        ];
+        let groups = self
+            .machine
+            .unified_cgroups
+            .then_some(("/sys/fs/cgroup", What::ControlGroups));
+        let base = base.into_iter().chain(groups);
+        let mut entries: Vec<Entry> = base
+            .map(|(target, what)| Entry {
+                target: target.to_owned(),
+                what,
+            })
+            .collect();
+        let prepared = std::mem::take(&mut self.prepared);
+        let mut own = Vec::new();
+        for (mount, prepared) in self.spec.mounts.iter().zip(prepared) {
+            let target = clean(&mount.target);
+            let detached = self.detached(&mount.source, prepared).and_then(|detached| {
+                if mount.read_only {
+                    sys::mount_setattr(detached.as_fd(), mounts::READ_ONLY, true)?;
+                }
+                let directory = is_directory(detached.as_fd())?;
+                Ok((
+                    detached,
+                    if directory {
+                        Kind::Directory
+                    } else {
+                        Kind::File
+                    },
+                ))
+            });
+            let (detached, kind) = detached.map_err(|error| {
+                SandboxError::io(format!("open the source of the mount at {target}"), error)
+            })?;
+            own.push(Entry {
+                target,
+                what: What::Ready {
+                    mount: detached,
+                    kind,
+                },
+            });
+        }
+        own.sort_by(|left, right| left.target.split('/').cmp(right.target.split('/')));
+        for entry in own {
+            match entries
+                .iter_mut()
+                .find(|other| other.target == entry.target)
+            {
+                Some(same) => *same = entry,
+                None => entries.push(entry),
+            }
+        }
+        Ok(entries)
+    }
+
+    fn detached(&self, source: &Source, prepared: Option<Prepared>) -> io::Result<OwnedFd> {
+        match source {
+            Source::Bind { path, subpath } => {
+                let base = mounts::open_path(path)?;
+                mounts::bind(beneath(base, subpath)?.as_fd())
+            }
+            Source::Descriptor { .. } => match prepared {
+                Some(prepared) => Ok(prepared.mount),
+                None => Err(io::Error::from(io::ErrorKind::NotFound)),
+            },
+            Source::Overlay { overlay, subpath } => {
+                let mount = mounts::overlay(overlay, self.machine.user_namespace)?;
+                if clean(subpath) == "/" {
+                    return Ok(mount);
+                }
+                // A part can only be cloned from a mount that has a place; the old root takes it along.
+                mounts::attach_over_root(mount.as_fd())?;
+                mounts::bind(beneath(mount, subpath)?.as_fd())
+            }
+            Source::Tmpfs { size, mode } => {
+                mounts::tmpfs(*size, *mode, MountAttrFlags::MOUNT_ATTR_NOSUID)
+            }
+            Source::File {
+                content,
+                mode,
+                uid,
+                gid,
+            } => memory_file(content, *mode, *uid, *gid),
+        }
+    }
+
+    fn host_side(&self) -> Result<HostSide, SandboxError> {
+        let opened = |error| SandboxError::io("open the devices of the host", error);
+        let mut devices = Vec::new();
+        if self.machine.user_namespace {
+            for (name, _, _) in DEVICES {
+                let path = std::path::Path::new("/dev").join(name);
+                let device = mounts::open_path(&path).and_then(|fd| mounts::bind(fd.as_fd()));
+                devices.push((name, device.map_err(opened)?));
+            }
+        }
+        let insecure = self.spec.security == Security::Insecure;
+        let nodes = if insecure && !self.machine.user_namespace {
+            host_nodes().map_err(opened)?
+        } else {
+            Vec::new()
+        };
+        let clone_of = |path: &str| -> Result<OwnedFd, SandboxError> {
+            let clone = mounts::open_path(path.as_ref()).and_then(|fd| mounts::bind(fd.as_fd()));
+            clone.map_err(|error| SandboxError::io(format!("clone {path} of the host"), error))
+        };
+        let proc = if self.machine.fresh_proc {
+            None
+        } else {
+            Some(clone_of("/proc")?)
+        };
+        // A new /sys shows the network devices: it takes rights over the network namespace.
+        let foreign = self.machine.user_namespace && self.host_network;
+        let sys = if foreign {
+            Some(clone_of("/sys")?)
+        } else {
+            None
+        };
+        Ok(HostSide {
+            devices,
+            nodes,
+            proc,
+            sys,
+            null: clone_of("/dev/null")?,
+        })
+    }
+}
+
+/// Opens the root of this process.
+pub(crate) fn open_root() -> Result<OwnedFd, SandboxError> {
+    rustix::fs::open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| SandboxError::io("open the root of the step", error))
+}
+
+fn attach_all(
+    spec: &Spec,
+    entries: Vec<Entry>,
+    host: &HostSide,
+    root: BorrowedFd<'_>,
+    stubs: &mut Vec<Stub>,
+) -> Result<(), SandboxError> {
+    for entry in entries {
+        attach_entry(spec, &entry, host, root, stubs)
+            .map_err(|error| SandboxError::io(format!("mount {}", entry.target), error))?;
+    }
+    Ok(())
+}
+
+fn attach_entry(
+    spec: &Spec,
+    entry: &Entry,
+    host: &HostSide,
+    root: BorrowedFd<'_>,
+    stubs: &mut Vec<Stub>,
+) -> io::Result<()> {
+    let insecure = spec.security == Security::Insecure;
+    let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let inert = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let (made, kind) = match &entry.what {
+        What::Ready { mount, kind } => {
+            let target = resolve::make_in_root(root, &entry.target, *kind, stubs)?;
+            return mounts::attach(mount.as_fd(), target.as_fd());
+        }
+        What::ControlGroups => return attach_control_groups(root, insecure),
+        What::Proc => match &host.proc {
+            Some(bound) => (bound.try_clone()?, Kind::Directory),
+            None => (mounts::filesystem("proc", &[], inert)?, Kind::Directory),
+        },
+        What::Dev => (
+            mounts::tmpfs(Some(DEV_SIZE), 0o755, nosuid)?,
+            Kind::Directory,
+        ),
+        What::Pts => (
+            pseudo_terminals(nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
+            Kind::Directory,
+        ),
+        What::Shm => (
+            mounts::tmpfs(Some(spec.shm_size.unwrap_or(SHM_SIZE)), 0o1777, inert)?,
+            Kind::Directory,
+        ),
+        What::Queues => (mounts::filesystem("mqueue", &[], inert)?, Kind::Directory),
+        What::Sys => {
+            let attributes = if insecure {
+                inert
+            } else {
+                inert | MountAttrFlags::MOUNT_ATTR_RDONLY
+            };
+            match &host.sys {
+                Some(bound) => {
+                    sys::mount_setattr(bound.as_fd(), mounts::READ_ONLY, true)?;
+                    (bound.try_clone()?, Kind::Directory)
+                }
+                None => (
+                    mounts::filesystem("sysfs", &[], attributes)?,
+                    Kind::Directory,
+                ),
+            }
+        }
+    };
+    let target = resolve::make_in_root(root, &entry.target, kind, stubs)?;
+    mounts::attach(made.as_fd(), target.as_fd())?;
+    if matches!(entry.what, What::Dev) {
+        fill_devices(made.as_fd(), host)?;
+    }
+    Ok(())
+}
+
+/// Mounts the step's own view of the unified hierarchy where the host has one.
+fn attach_control_groups(root: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
+    let inert = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let attributes = if writable {
+        inert
+    } else {
+        inert | MountAttrFlags::MOUNT_ATTR_RDONLY
+    };
+    let Ok(target) = resolve::open_in_root(root, "/sys/fs/cgroup") else {
+        return Ok(());
+    };
+    match mounts::filesystem("cgroup2", &[], attributes) {
+        Ok(mount) => mounts::attach(mount.as_fd(), target.as_fd()),
+        // No unified hierarchy, or not allowed here: then there is nothing to show.
+        Err(_) => Ok(()),
+    }
+}
+
+fn pseudo_terminals(attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let base = [
+        ("newinstance", None),
+        ("ptmxmode", Some("0666")),
+        ("mode", Some("0620")),
+    ];
+    let with_group: Vec<_> = base.iter().copied().chain([("gid", Some("5"))]).collect();
+    // Group 5 (tty) may not be mapped in a user namespace.
+    mounts::filesystem("devpts", &with_group, attributes)
+        .or_else(|_| mounts::filesystem("devpts", &base, attributes))
+}
+
+fn fill_devices(dev: BorrowedFd<'_>, host: &HostSide) -> io::Result<()> {
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755))?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        rustix::fs::symlinkat(target, dev, name)?;
+    }
+    for (path, kind, number) in &host.nodes {
+        if let Some((directory, _)) = path.rsplit_once('/') {
+            resolve::make_in_root(dev, directory, Kind::Directory, &mut Vec::new())?;
+        }
+        rustix::fs::mknodat(
+            dev,
+            path.as_str(),
+            *kind,
+            Mode::from_raw_mode(0o600),
+            *number,
+        )?;
+    }
+    if host.devices.is_empty() {
+        for (name, major, minor) in DEVICES {
+            let number = rustix::fs::makedev(major, minor);
+            match rustix::fs::mknodat(
+                dev,
+                name,
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                number,
+            ) {
+                Err(rustix::io::Errno::EXIST) => {
+                    rustix::fs::chmodat(
+                        dev,
+                        name,
+                        Mode::from_raw_mode(0o666),
+                        rustix::fs::AtFlags::empty(),
+                    )?;
+                }
+                other => other?,
+            }
+        }
+        return Ok(());
+    }
+    for (name, mount) in &host.devices {
+        let place = make_file(dev, name, 0o666)?;
+        mounts::attach(mount.as_fd(), place.as_fd())?;
+    }
+    Ok(())
+}
+
+fn make_file(directory: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode)).map_err(io::Error::from)
+}
+
+/// Lists the device nodes of the host's `/dev`, terminals and links left out.
+fn host_nodes() -> io::Result<Vec<(String, FileType, u64)>> {
+    let mut nodes = Vec::new();
+    let mut pending = vec![String::new()];
+    while let Some(directory) = pending.pop() {
+        let entries = match std::fs::read_dir(std::path::Path::new("/dev").join(&directory)) {
+            Ok(entries) => entries,
+            Err(_) if !directory.is_empty() => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            let path = if directory.is_empty() {
+                name
+            } else {
+                format!("{directory}/{name}")
+            };
+            let Ok(stat) = rustix::fs::lstat(entry.path()) else {
+                continue;
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory if !matches!(path.as_str(), "pts" | "shm" | "mqueue") => {
+                    pending.push(path)
+                }
+                kind @ (FileType::CharacterDevice | FileType::BlockDevice) if path != "ptmx" => {
+                    nodes.push((path, kind, stat.st_rdev));
+                }
+                _ => {}
+            }
+        }
+    }
+    nodes.sort_by(|left, right| left.0.cmp(&right.0));
+    Ok(nodes)
+}
+
+/// Hides what a confined command must not see and protects what it must not write.
+fn mask(root: BorrowedFd<'_>, null: &OwnedFd) -> Result<(), (&'static str, io::Error)> {
+    let mut covered_file: Option<OwnedFd> = None;
+    for path in MASKED {
+        let Ok(target) = resolve::open_in_root(root, path) else {
+            continue;
+        };
+        let mut cover = || -> io::Result<()> {
+            if is_directory(target.as_fd())? {
+                let empty = mounts::tmpfs(Some(4096), 0o755, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+                return mounts::attach(empty.as_fd(), target.as_fd());
+            }
+            // A mount is attached once; the next ones are clones of the attached one.
+            match &covered_file {
+                Some(covered) => {
+                    mounts::attach(mounts::bind(covered.as_fd())?.as_fd(), target.as_fd())?
+                }
+                None => {
+                    mounts::attach(null.as_fd(), target.as_fd())?;
+                    covered_file = Some(resolve::open_in_root(root, path)?);
+                }
+            }
+            Ok(())
+        };
+        cover().map_err(|error| (path, error))?;
+    }
+    for path in READ_ONLY_PATHS {
+        let Ok(target) = resolve::open_in_root(root, path) else {
+            continue;
+        };
+        let protect = || -> io::Result<()> {
+            let mount = mounts::bind(target.as_fd())?;
+            sys::mount_setattr(mount.as_fd(), mounts::READ_ONLY, true)?;
+            mounts::attach(mount.as_fd(), target.as_fd())
+        };
+        protect().map_err(|error| (path, error))?;
+    }
+    Ok(())
+}
+
+fn place_console(root: BorrowedFd<'_>, console: BorrowedFd<'_>) -> io::Result<()> {
+    let target = resolve::make_in_root(root, "/dev/console", Kind::File, &mut Vec::new())?;
+    mounts::attach(console, target.as_fd())
+}
+
+/// Opens the working directory, made when it is missing. Never through a link of `/proc` to an open descriptor.
+fn working_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SandboxError> {
+    let failed = |error| SandboxError::io(format!("change to the working directory {path}"), error);
+    let cwd =
+        resolve::make_in_root(root, path, Kind::Directory, &mut Vec::new()).map_err(failed)?;
+    if !is_directory(cwd.as_fd()).map_err(failed)? {
+        return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
+    }
+    Ok(cwd)
+}
+
+fn memory_file(content: &Content, mode: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    use rustix::fs::{Gid, Uid};
+    // Room for the file, its page-rounded content and the directory.
+    let size = (content.0.len() as u64).next_multiple_of(4096) + 16384;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = mounts::tmpfs(Some(size), 0o700, attributes)?;
+    // A file can only be cloned from a mount that has a place; the old root takes it along.
+    mounts::attach_over_root(mount.as_fd())?;
+    let fd = make_file(mount.as_fd(), "file", 0o600)?;
+    let mut rest = content.0.as_slice();
+    while !rest.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(&fd, rest))?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+    let place = rustix::fs::openat(
+        &mount,
+        "file",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    mounts::bind(place.as_fd())
+}
+
+/// Opens `subpath` inside `base`; `base` itself when there is none.
+pub(crate) fn beneath(base: OwnedFd, subpath: &str) -> io::Result<OwnedFd> {
+    if clean(subpath) == "/" {
+        Ok(base)
+    } else {
+        resolve::open_in_root(base.as_fd(), subpath)
+    }
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = rustix::fs::statat(fd, "", rustix::fs::AtFlags::EMPTY_PATH)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// Returns an absolute path without `.`, `..` and doubled slashes.
+fn clean(path: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_compared_in_one_form() {
+        assert_eq!(clean("a/./b//../c/"), "/a/c");
+        assert_eq!(clean("/../.."), "/");
+        assert_eq!(clean(""), "/");
+    }
+}

@@ -22,7 +22,9 @@ mod layer;
 mod meta;
 pub mod overlay;
 mod path;
+mod pool;
 mod resolve;
+mod tar;
 mod tree;
 
 pub use error::{Error, Result};

@@ -212,3 +212,18 @@ pub(crate) fn set_xattr(file: BorrowedFd<'_>, attribute: &Xattr) -> Result<(), E
 pub(crate) fn stat_fd(file: impl AsFd) -> Result<Meta, Errno> {
     stat(file.as_fd(), c"")
 }
+
+/// Returns whether all attributes of a file are such as belong to an image; `false` where that cannot be told.
+pub(crate) fn only_travelling_xattrs(dir: BorrowedFd<'_>, name: &CStr) -> bool {
+    let mut list = [MaybeUninit::<u8>::uninit(); 1024];
+    let Ok(file) = open_file(dir, name) else {
+        return false;
+    };
+    match rustix::fs::flistxattr(&file, &mut list) {
+        Ok((names, _)) => names
+            .split(|b| *b == 0)
+            .filter(|name| !name.is_empty())
+            .all(xattr_travels),
+        Err(errno) => errno == Errno::OPNOTSUPP,
+    }
+}

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{AtFlags, FileType, Mode, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::copy::{Owner, Timestamp};
@@ -25,11 +25,15 @@ pub struct Tree {
     root: Arc<Dir>,
 }
 
+/// The most directories in each other: as many as the longest path can name.
+const MOST_DEPTH: u32 = 2048;
+
 /// An open directory of a tree.
 #[derive(Debug)]
 pub(crate) struct Dir {
     parent: Option<Arc<Dir>>,
     name: CString,
+    depth: u32,
     form: Form,
     writable: bool,
     /// Made by this process and known to hold only what it has put there.
@@ -38,6 +42,8 @@ pub(crate) struct Dir {
     upper: OnceLock<OwnedFd>,
     /// The directories seen below, the highest first.
     lowers: Vec<OwnedFd>,
+    /// What keeps a detached mount alive whose root this is.
+    _mount: Option<OwnedFd>,
 }
 
 /// Where a file was found.
@@ -68,9 +74,15 @@ pub(crate) struct Listed {
 impl Tree {
     /// A tree in one directory, which may be written to.
     ///
-    /// For a mounted overlay (also a detached one) and for any directory without overlay's marks.
+    /// For a mounted overlay (also a detached mount, which then lives as long as the tree) and for any directory without overlay's marks.
     pub fn plain(dir: OwnedFd) -> Tree {
-        Tree::new(Form::Plain, Some(dir), Vec::new(), true)
+        // A detached mount is a descriptor without access; the directory has to be opened through it.
+        let is_path = rustix::fs::fcntl_getfl(&dir).is_ok_and(|flags| flags.contains(OFlags::PATH));
+        match is_path.then(|| meta::open_dir(dir.as_fd(), c".")) {
+            Some(Ok(opened)) => Tree::new(Form::Plain, Some(opened), Vec::new(), true, Some(dir)),
+            // What cannot be opened says so when it is used.
+            Some(Err(_)) | None => Tree::new(Form::Plain, Some(dir), Vec::new(), true, None),
+        }
     }
 
     /// Opens the directory at a host path as a plain tree.
@@ -80,7 +92,7 @@ impl Tree {
 
     /// The merged, read-only view of layer directories, the lowest first. No layers are an empty tree.
     pub fn layers(lowers: Vec<OwnedFd>, xattrs: OverlayXattrs) -> Tree {
-        Tree::new(Form::Overlay(xattrs), None, lowers, false)
+        Tree::new(Form::Overlay(xattrs), None, lowers, false, None)
     }
 
     /// Opens layer directories at host paths as a read-only view, the lowest first.
@@ -97,20 +109,28 @@ impl Tree {
     /// What is written is a layer: directories on the way get the metadata that the view shows for them, as
     /// overlay's copy-up would. `upper` should be on the file system of the lowers for files to be cloned or linked.
     pub fn writable(lowers: Vec<OwnedFd>, upper: OwnedFd, xattrs: OverlayXattrs) -> Tree {
-        Tree::new(Form::Overlay(xattrs), Some(upper), lowers, true)
+        Tree::new(Form::Overlay(xattrs), Some(upper), lowers, true, None)
     }
 
-    fn new(form: Form, upper: Option<OwnedFd>, mut lowers: Vec<OwnedFd>, writable: bool) -> Tree {
+    fn new(
+        form: Form,
+        upper: Option<OwnedFd>,
+        mut lowers: Vec<OwnedFd>,
+        writable: bool,
+        mount: Option<OwnedFd>,
+    ) -> Tree {
         lowers.reverse();
         Tree {
             root: Arc::new(Dir {
                 parent: None,
                 name: CString::default(),
+                depth: 0,
                 form,
                 writable,
                 fresh: false,
                 upper: upper.map(OnceLock::from).unwrap_or_default(),
                 lowers,
+                _mount: mount,
             }),
         }
     }
@@ -131,7 +151,6 @@ impl Tree {
 }
 
 pub(crate) fn open_host_dir(path: &Path) -> Result<OwnedFd> {
-    use rustix::fs::OFlags;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
         .map_err(|errno| Error::io("open", path.as_os_str().as_encoded_bytes(), errno))
@@ -170,6 +189,14 @@ impl Dir {
         }
         path.extend_from_slice(name.to_bytes());
         path
+    }
+
+    /// Returns the depth of a directory in this one; a tree that no path can name to its end is refused.
+    fn deeper(&self, name: &CStr) -> Result<u32> {
+        if self.depth >= MOST_DEPTH {
+            return Err(self.error("go deeper into", name, Errno::NAMETOOLONG));
+        }
+        Ok(self.depth + 1)
     }
 
     pub(crate) fn error(&self, action: &'static str, name: &CStr, errno: Errno) -> Error {
@@ -285,11 +312,13 @@ impl Dir {
         Ok(Arc::new(Dir {
             parent: Some(Arc::clone(self)),
             name: name.to_owned(),
+            depth: self.deeper(name)?,
             form: self.form,
             writable: self.writable,
             fresh: false,
             upper,
             lowers,
+            _mount: None,
         }))
     }
 
@@ -405,11 +434,13 @@ impl Dir {
         Ok(Arc::new(Dir {
             parent: Some(Arc::clone(self)),
             name: name.to_owned(),
+            depth: self.deeper(name)?,
             form: self.form,
             writable: true,
             fresh: true,
             upper: OnceLock::from(dir),
             lowers: Vec::new(),
+            _mount: None,
         }))
     }
 

@@ -1,9 +1,19 @@
 //! File operations with the semantics of LLB's FileOp.
+//!
+//! All of them take [`Tree`](crate::Tree)s: a mounted overlay or a plain directory, or layers seen merged with a
+//! directory on top that takes the changes. Callers run with a umask of 0 or not: modes come out as they were asked for.
 
+mod data;
 mod mode;
+mod ops;
+pub(crate) mod pattern;
 mod request;
+mod unpack;
+mod walk;
 
 pub use mode::{ModeChange, SymbolicMode};
+pub use ops::{copy, mkdir, mkfile, remove, symlink};
+pub use pattern::has_wildcards;
 pub use request::{Copy, LinkPolicy, Mkdir, Mkfile, Owner, Remove, Symlink, Timestamp, Wildcard};
 
 /// What a copy did.

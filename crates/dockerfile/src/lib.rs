@@ -10,10 +10,12 @@
 //! *Invariants.* Input is hostile: no function panics, and each takes time linear in its input. Instructions hold
 //! their words unexpanded. Every error of the reference implementation is an error here, at the same lines.
 
+pub mod chmod;
 mod diagnostic;
 mod directive;
 pub mod expand;
 mod flags;
+pub mod git;
 mod go;
 mod heredoc;
 pub mod ignore;
@@ -23,7 +25,10 @@ mod keyword;
 mod lines;
 mod mount;
 mod parser;
+pub mod paths;
+pub mod ports;
 mod quote;
+pub mod signal;
 mod span;
 mod stage;
 mod suggest;

@@ -30,6 +30,7 @@ mod seccomp;
 mod serve;
 mod spec;
 mod sys;
+pub mod userns;
 mod users;
 mod wire;
 mod world;

@@ -357,3 +357,9 @@ pub(crate) fn execute(program: &CStr, args: &[CString], env: &[CString]) -> io::
     unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
 }
+
+/// Moves this process into new namespaces.
+pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes a number; files and memory stay as they are, so no Rust value is invalidated.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}

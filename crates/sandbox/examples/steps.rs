@@ -1,0 +1,108 @@
+//! Measures do-nothing steps against the bare price of the kernel: the same namespaces and an exec.
+//!
+//! `cargo run --release -p sandbox --example steps [COUNT]`
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sandbox::{Helper, Network, NetworkMode, Options, Overlay, Root, Spec, Status, Stdio, Upper};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    sandbox::entry::run_if_requested();
+    let count = std::env::args()
+        .nth(1)
+        .map_or(Ok(100), |text| text.parse())?;
+    let directory = tempfile::tempdir()?;
+    let lower = directory.path().join("lower");
+    for name in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(lower.join(name))?;
+    }
+    fs::copy(BUSYBOX, lower.join("bin/busybox"))?;
+    std::os::unix::fs::symlink("busybox", lower.join("bin/true"))?;
+    fs::write(lower.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+    let bare = measure(count, |_| {
+        let status = std::process::Command::new("unshare")
+            .args([
+                "--pid", "--fork", "--ipc", "--uts", "--net", "--mount", "--cgroup", BUSYBOX,
+                "true",
+            ])
+            .status()?;
+        assert!(status.success());
+        Ok(())
+    })?;
+    print("unshare(1) with the same namespaces", &bare);
+    for (name, network, mode) in [
+        ("step, host network", Network::Host, NetworkMode::Host),
+        ("step, loopback only", Network::None, NetworkMode::Host),
+        ("step, default network", Network::Default, NetworkMode::Auto),
+    ] {
+        let helper = Helper::start(&Options {
+            network: mode,
+            ..Options::default()
+        })?;
+        let times = measure(count, |index| {
+            step(
+                &helper,
+                directory.path(),
+                &lower,
+                &format!("{name}{index}"),
+                network,
+            )
+        })?;
+        print(name, &times);
+    }
+    Ok(())
+}
+
+fn step(
+    helper: &Helper,
+    directory: &Path,
+    lower: &Path,
+    name: &str,
+    network: Network,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let layer = directory.join(name);
+    let (upper, work): (PathBuf, PathBuf) = (layer.join("upper"), layer.join("work"));
+    fs::create_dir_all(&upper)?;
+    fs::create_dir_all(&work)?;
+    let overlay = Overlay {
+        lowers: vec![lower.to_owned()],
+        upper: Some(Upper { upper, work }),
+    };
+    let spec = Spec {
+        network,
+        ..Spec::new(Root::Overlay(overlay), vec!["/bin/true".to_owned()])
+    };
+    let exit = helper
+        .spawn(&spec, Stdio::default(), Vec::new(), Vec::new())?
+        .wait()?;
+    assert_eq!(exit.status, Status::Code(0));
+    Ok(())
+}
+
+fn measure(
+    count: usize,
+    mut one: impl FnMut(usize) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
+    let mut times = Vec::with_capacity(count);
+    for index in 0..count {
+        let start = Instant::now();
+        one(index)?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(times)
+}
+
+fn print(name: &str, times: &[Duration]) {
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
+    println!(
+        "{name:40} min {:6.2}  p50 {:6.2}  p90 {:6.2} ms",
+        at(0),
+        at(50),
+        at(90)
+    );
+}

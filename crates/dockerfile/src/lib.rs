@@ -49,4 +49,5 @@ pub use parser::{Args, Ast, EmptyContinuation, Node, parse};
 pub use quote::quote;
 pub use span::{Lines, Span, Word};
 pub use stage::{MetaArg, Stage, Stages};
+pub use suggest::nearest;
 pub use typed::parse_trigger;

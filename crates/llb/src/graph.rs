@@ -131,6 +131,22 @@ impl Vertex {
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
+
+    /// Returns the SHA-256 of what the vertex does, whatever its inputs are; proxies are no part of it.
+    pub fn operation_digest(&self) -> [u8; 32] {
+        let mut buffer = Vec::new();
+        let none = std::iter::empty();
+        let platform = self.platform.as_ref();
+        match &self.op {
+            Op::Exec(exec) if exec.meta.proxy_env.is_some() => {
+                let mut exec = exec.clone();
+                exec.meta.proxy_env = None;
+                encode::operation(&mut buffer, &Op::Exec(exec), none, platform, &self.constraints);
+            }
+            op => encode::operation(&mut buffer, op, none, platform, &self.constraints),
+        }
+        Sha256::digest(&buffer).into()
+    }
 }
 
 /// A build. See the crate's invariants.

@@ -16,6 +16,7 @@ CREATE TABLE layer(
   tar_size INTEGER,
   content_id BLOB,             -- checksum without times, once it is known
   bytes INTEGER NOT NULL,      -- on disk
+  content INTEGER NOT NULL,    -- of file content
   origin TEXT NOT NULL,        -- the step or image it came from
   boot TEXT NOT NULL,          -- boot id while it may not have reached the disk, else empty
   created INTEGER NOT NULL,    -- all times are seconds since 1970

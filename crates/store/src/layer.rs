@@ -44,6 +44,8 @@ pub struct LayerInfo {
     pub content_id: Option<[u8; 32]>,
     /// Bytes on disk.
     pub bytes: u64,
+    /// Bytes of file content.
+    pub content: u64,
     /// The step or image it came from.
     pub origin: String,
     /// Seconds since 1970.
@@ -128,15 +130,16 @@ impl MutLayer {
         let now = store.now();
         let id = store.write("add a layer", |transaction| {
             transaction.execute(
-                "INSERT INTO layer(unpack_key, diff_id, tar_size, content_id, bytes, origin, boot, created, used)
-                 VALUES(NULL, ?1, ?2, ?3, ?4, ?5, 'ingest', ?6, ?6)",
+                "INSERT INTO layer(unpack_key, diff_id, tar_size, content_id, bytes, origin, boot, created, used, content)
+                 VALUES(NULL, ?1, ?2, ?3, ?4, ?5, 'ingest', ?6, ?6, ?7)",
                 rusqlite::params![
                     info.tar.as_ref().map(|(digest, _)| digest.to_string()),
                     info.tar.as_ref().map(|(_, size)| *size as i64),
                     info.content_id.as_ref().map(|id| id.as_slice()),
                     info.bytes as i64,
                     info.origin,
-                    now
+                    now,
+                    info.content as i64
                 ],
             )?;
             Ok(LayerId(transaction.last_insert_rowid() as u64))
@@ -298,7 +301,7 @@ impl Store {
         let row = self
             .database()
             .prepare_cached(
-                "SELECT diff_id, tar_size, content_id, bytes, origin, created FROM layer WHERE id = ?1",
+                "SELECT diff_id, tar_size, content_id, bytes, origin, created, content FROM layer WHERE id = ?1",
             )
             .and_then(|mut statement| {
                 statement.query_row([id.0 as i64], |row| {
@@ -309,11 +312,12 @@ impl Store {
                         row.get::<_, i64>(3)?,
                         row.get::<_, String>(4)?,
                         row.get::<_, i64>(5)?,
+                        row.get::<_, i64>(6)?,
                     ))
                 })
             })
             .map_err(StoreError::database("read a layer"))?;
-        let (diff_id, tar_size, content_id, bytes, origin, created) = row;
+        let (diff_id, tar_size, content_id, bytes, origin, created, content) = row;
         let tar = match (diff_id, tar_size) {
             (Some(text), Some(size)) => {
                 let digest = text.parse().map_err(|_| StoreError::Damaged {
@@ -328,6 +332,7 @@ impl Store {
             tar,
             content_id: content_id.and_then(|bytes| bytes.try_into().ok()),
             bytes: bytes as u64,
+            content: content as u64,
             origin,
             created,
         })

@@ -41,38 +41,36 @@ pub struct Encoding {
 impl Store {
     /// Returns the result recorded under a key.
     pub fn find(&self, key: &Key) -> Result<Option<Record>, StoreError> {
-        let row = self
-            .database()
+        self.database()
             .prepare_cached(
                 "SELECT result.id, result.layers, result.info, result.created
                  FROM record JOIN result ON result.id = record.result WHERE record.key = ?1",
             )
+            .and_then(|mut statement| statement.query_row([key.as_slice()], record_row).optional())
+            .map_err(StoreError::database("look up a key"))?
+            .map(record_of_row)
+            .transpose()
+    }
+
+    /// Returns the newest results of an operation, whatever its inputs were.
+    pub fn results_of(&self, operation: &Key, most: usize) -> Result<Vec<Record>, StoreError> {
+        let rows: Vec<RecordRow> = self
+            .database()
+            .prepare_cached(
+                "SELECT DISTINCT result.id, result.layers, result.info, result.created
+                 FROM record JOIN result ON result.id = record.result
+                 WHERE record.operation = ?1 ORDER BY result.id DESC LIMIT ?2",
+            )
             .and_then(|mut statement| {
                 statement
-                    .query_row([key.as_slice()], |row| {
-                        Ok((
-                            row.get::<_, i64>(0)?,
-                            row.get::<_, String>(1)?,
-                            row.get::<_, String>(2)?,
-                            row.get::<_, i64>(3)?,
-                        ))
-                    })
-                    .optional()
+                    .query_map(
+                        rusqlite::params![operation.as_slice(), most as i64],
+                        record_row,
+                    )?
+                    .collect()
             })
-            .map_err(StoreError::database("look up a key"))?;
-        let Some((id, layers, info, created)) = row else {
-            return Ok(None);
-        };
-        let damaged = |error: serde_json::Error| StoreError::Damaged {
-            subject: format!("result {id}"),
-            reason: error.to_string(),
-        };
-        Ok(Some(Record {
-            result: ResultId(id as u64),
-            layers: serde_json::from_str(&layers).map_err(damaged)?,
-            info: serde_json::from_str(&info).map_err(damaged)?,
-            created,
-        }))
+            .map_err(StoreError::database("look up an operation"))?;
+        rows.into_iter().map(record_of_row).collect()
     }
 
     /// Returns whether any key of this operation is recorded.
@@ -219,6 +217,25 @@ impl Store {
             Ok(())
         })
     }
+}
+
+type RecordRow = (i64, String, String, i64);
+
+fn record_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RecordRow> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn record_of_row((id, layers, info, created): RecordRow) -> Result<Record, StoreError> {
+    let damaged = |error: serde_json::Error| StoreError::Damaged {
+        subject: format!("result {id}"),
+        reason: error.to_string(),
+    };
+    Ok(Record {
+        result: ResultId(id as u64),
+        layers: serde_json::from_str(&layers).map_err(damaged)?,
+        info: serde_json::from_str(&info).map_err(damaged)?,
+        created,
+    })
 }
 
 fn name_result(

@@ -16,6 +16,7 @@ fn info(bytes: u64) -> LayerInfo {
         tar: None,
         content_id: None,
         bytes,
+        content: bytes,
         origin: "test".to_owned(),
         created: 0,
     }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod event;
+pub mod render;
 mod sink;
 mod wire;
 

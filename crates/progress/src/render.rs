@@ -1,0 +1,215 @@
+//! Renderers: from events to what people and programs read.
+//!
+//! A renderer writes into a `Write` and takes the time as an argument; it reads no clock, environment or terminal.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use oci::Timestamp;
+
+use crate::{Event, Warning, status_json};
+
+mod format;
+mod plain;
+mod screen;
+mod trace;
+mod tty;
+
+pub use plain::Plain;
+pub use tty::{Palette, Size, Tty};
+
+/// How often a display is drawn again while nothing happens, and the most often it is drawn at all.
+const PERIOD: Duration = Duration::from_millis(100);
+/// How many events are taken at once.
+const BATCH: usize = 4096;
+
+/// Shows events.
+pub trait Render {
+    /// Takes in what has happened, without showing it yet where showing costs.
+    fn update(&mut self, events: &[Event]) -> io::Result<()>;
+
+    /// Shows the state of things at `now`.
+    fn refresh(&mut self, now: Timestamp) -> io::Result<()>;
+
+    /// Shows what is left, and the logs of failed steps. Nothing is called after this.
+    fn finish(&mut self, now: Timestamp) -> io::Result<()>;
+}
+
+/// Shows what comes from the queue until all its senders are gone; returns the warnings that came by.
+///
+/// An error in writing does not end the build: the queue is emptied first, then the error is returned.
+pub fn drive(
+    events: &Receiver<Event>,
+    renderer: &mut dyn Render,
+    clock: fn() -> Timestamp,
+) -> io::Result<Vec<Warning>> {
+    let mut warnings = Vec::new();
+    let mut result = Ok(());
+    let mut batch = Vec::new();
+    let mut shown = std::time::Instant::now();
+    loop {
+        let ended = match events.recv_timeout(PERIOD) {
+            Ok(event) => {
+                batch.push(event);
+                batch.extend(events.try_iter().take(BATCH));
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        warnings.extend(batch.iter().filter_map(|event| match event {
+            Event::Warning(warning) => Some(warning.clone()),
+            _ => None,
+        }));
+        if result.is_ok() {
+            result = renderer.update(&batch).and_then(|()| {
+                if ended {
+                    return renderer.finish(clock());
+                }
+                if shown.elapsed() >= PERIOD {
+                    shown = std::time::Instant::now();
+                    return renderer.refresh(clock());
+                }
+                Ok(())
+            });
+        }
+        batch.clear();
+        if ended {
+            return result.map(|()| warnings);
+        }
+    }
+}
+
+/// Shows nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Quiet;
+
+impl Render for Quiet {
+    fn update(&mut self, _events: &[Event]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn refresh(&mut self, _now: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _now: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes events as BuildKit's JSON, one solve status a line.
+#[derive(Debug)]
+pub struct RawJson<W> {
+    output: W,
+}
+
+impl<W: Write> RawJson<W> {
+    pub fn new(output: W) -> Self {
+        Self { output }
+    }
+}
+
+impl<W: Write> Render for RawJson<W> {
+    fn update(&mut self, events: &[Event]) -> io::Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut line = status_json(events);
+        line.push(b'\n');
+        self.output.write_all(&line)?;
+        self.output.flush()
+    }
+
+    fn refresh(&mut self, _now: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _now: Timestamp) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Outcome, Sink, Stream, Vertex, system_clock};
+
+    /// Runs a small build against a renderer; returns the warnings.
+    fn drive_a_build(renderer: &mut dyn Render) -> io::Result<Vec<Warning>> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let build = std::thread::spawn(move || {
+            let sink = Sink::new(sender, system_clock);
+            let running = sink.vertex(Vertex::named("step")).start();
+            running.logger(Stream::Stdout).log(*b"hello\n");
+            sink.warn(Warning {
+                vertex: running.digest().clone(),
+                level: 1,
+                short: "beware".to_owned(),
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+                ranges: Vec::new(),
+            });
+            running.complete(Outcome::Done);
+        });
+        let result = drive(&receiver, renderer, system_clock);
+        build.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn a_build_is_shown_to_its_end_and_its_warnings_returned() {
+        let mut output = Vec::new();
+        let warnings = drive_a_build(&mut Plain::new(&mut output)).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert!(
+            text.starts_with("#1 step\n") && text.contains(" hello\n#1 DONE "),
+            "{text}"
+        );
+        assert_eq!(
+            warnings
+                .iter()
+                .map(|warning| warning.short.as_str())
+                .collect::<Vec<_>>(),
+            ["beware"]
+        );
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let mut output = Vec::new();
+        drive_a_build(&mut RawJson::new(&mut output)).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert!(text.lines().count() >= 1);
+        for line in text.lines() {
+            assert!(
+                serde_json::from_str::<serde_json::Value>(line)
+                    .unwrap()
+                    .is_object()
+            );
+        }
+    }
+
+    #[test]
+    fn a_build_goes_on_when_nobody_reads() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _data: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        assert_eq!(
+            drive_a_build(&mut Plain::new(Closed)).unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
+        assert!(drive_a_build(&mut Quiet).unwrap().len() == 1);
+    }
+}

@@ -27,6 +27,7 @@ pub(crate) fn filesystem(
     attributes: MountAttrFlags,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", kind)?;
     for (name, value) in options {
         match value {
             Some(value) => fsconfig_set_string(&context, *name, *value)?,
@@ -121,6 +122,7 @@ fn overlay_options(
     attributes: MountAttrFlags,
 ) -> io::Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "overlay")?;
     // Names of descriptors must stay open until the mount is made.
     let mut open = Vec::new();
     for (position, lower) in overlay.lowers.iter().rev().enumerate() {

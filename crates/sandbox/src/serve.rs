@@ -417,8 +417,9 @@ fn open_tree_of(root: &Root) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Sandb
 /// directories: nothing was lost, since the machine did not stop in between.
 fn forget_volatile(work: BorrowedFd<'_>) {
     use rustix::fs::AtFlags;
+    // Absent when the root was no overlay. Nothing of the step reaches into the work directory.
+    let _ = rustix::fs::unlinkat(work, "work/incompat/volatile/dirty", AtFlags::empty());
     for path in ["work/incompat/volatile", "work/incompat"] {
-        // Absent when the root was no overlay.
         let _ = rustix::fs::unlinkat(work, path, AtFlags::REMOVEDIR);
     }
 }

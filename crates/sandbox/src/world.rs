@@ -79,19 +79,35 @@ struct Entry {
     what: What,
 }
 
-enum What {
+#[derive(Clone, Copy)]
+enum Base {
     Proc,
-    Dev,
-    Pts,
-    Shm,
+    Devices,
+    Terminals,
+    Memory,
     Queues,
     Sys,
     ControlGroups,
-    /// A mount of the spec, detached, and whether it is a directory.
-    Ready {
-        mount: OwnedFd,
-        kind: Kind,
-    },
+}
+
+/// What every command has, in this order.
+const BASE: [(&str, Base); 7] = [
+    ("/proc", Base::Proc),
+    ("/dev", Base::Devices),
+    ("/dev/pts", Base::Terminals),
+    ("/dev/shm", Base::Memory),
+    ("/dev/mqueue", Base::Queues),
+    ("/sys", Base::Sys),
+    ("/sys/fs/cgroup", Base::ControlGroups),
+];
+
+enum What {
+    /// `/dev`, to be filled when it is attached.
+    Devices(OwnedFd),
+    /// The step's view of control groups, attached where there is a place for it.
+    ControlGroups(OwnedFd),
+    Tree(OwnedFd),
+    File(OwnedFd),
 }
 
 /// What must be opened on the host before the root changes.
@@ -100,9 +116,6 @@ struct HostSide {
     devices: Vec<(&'static str, OwnedFd)>,
     /// All devices of the host, for a command that is not confined.
     nodes: Vec<(String, FileType, u64)>,
-    /// `/proc` and `/sys` of the host, where none can be mounted.
-    proc: Option<OwnedFd>,
-    sys: Option<OwnedFd>,
     /// `/dev/null` of the host, to cover files with. Never the step's own: a mount over `/dev` could put
     /// anything in its place (CVE-2025-31133).
     null: OwnedFd,
@@ -132,7 +145,7 @@ impl World<'_> {
             },
         };
         let mut stubs = Vec::new();
-        let result = attach_all(spec, entries, &host, root.as_fd(), &mut stubs);
+        let result = attach_all(entries, &host, root.as_fd(), &mut stubs);
         // Also those of a world that failed half-way are taken out again.
         made(stubs);
         result?;
@@ -164,66 +177,89 @@ impl World<'_> {
 
     /// Returns all mounts in order: the base ones, those of the spec from the shortest path on. One at the
     /// place of a base mount replaces it, as BuildKit has it.
+    ///
+    /// They are made before the root changes: a user namespace may mount `/proc` and `/sys` only where it
+    /// sees those of the machine, whole.
     fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
-        let base = [
-            ("/proc", What::Proc),
-            ("/dev", What::Dev),
-            ("/dev/pts", What::Pts),
-            ("/dev/shm", What::Shm),
-            ("/dev/mqueue", What::Queues),
-            ("/sys", What::Sys),
-        ];
-        let groups = self
-            .machine
-            .unified_cgroups
-            .then_some(("/sys/fs/cgroup", What::ControlGroups));
-        let base = base.into_iter().chain(groups);
-        let mut entries: Vec<Entry> = base
-            .map(|(target, what)| Entry {
-                target: target.to_owned(),
-                what,
-            })
-            .collect();
         let prepared = std::mem::take(&mut self.prepared);
         let mut own = Vec::new();
         for (mount, prepared) in self.spec.mounts.iter().zip(prepared) {
             let target = clean(&mount.target);
-            let detached = self.detached(&mount.source, prepared).and_then(|detached| {
+            let what = self.detached(&mount.source, prepared).and_then(|detached| {
                 if mount.read_only {
                     sys::mount_setattr(detached.as_fd(), mounts::READ_ONLY, true)?;
                 }
-                let directory = is_directory(detached.as_fd())?;
-                Ok((
-                    detached,
-                    if directory {
-                        Kind::Directory
-                    } else {
-                        Kind::File
-                    },
-                ))
+                Ok(if is_directory(detached.as_fd())? {
+                    What::Tree(detached)
+                } else {
+                    What::File(detached)
+                })
             });
-            let (detached, kind) = detached.map_err(|error| {
+            let what = what.map_err(|error| {
                 SandboxError::io(format!("open the source of the mount at {target}"), error)
             })?;
-            own.push(Entry {
-                target,
-                what: What::Ready {
-                    mount: detached,
-                    kind,
-                },
-            });
+            own.push(Entry { target, what });
         }
         own.sort_by(|left, right| left.target.split('/').cmp(right.target.split('/')));
-        for entry in own {
-            match entries
-                .iter_mut()
-                .find(|other| other.target == entry.target)
-            {
-                Some(same) => *same = entry,
-                None => entries.push(entry),
+        let mut entries = Vec::new();
+        for (target, base) in BASE {
+            if let Some(at) = own.iter().position(|entry| entry.target == target) {
+                entries.push(own.remove(at));
+                continue;
             }
+            let what = self.base(base).map_err(|error| {
+                SandboxError::io(format!("make the file system for {target}"), error)
+            })?;
+            entries.extend(what.map(|what| Entry {
+                target: target.to_owned(),
+                what,
+            }));
         }
+        entries.extend(own);
         Ok(entries)
+    }
+
+    /// Makes one of the mounts that every command has.
+    fn base(&self, base: Base) -> io::Result<Option<What>> {
+        let insecure = self.spec.security == Security::Insecure;
+        let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let inert = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let protected = if insecure {
+            inert
+        } else {
+            inert | MountAttrFlags::MOUNT_ATTR_RDONLY
+        };
+        let mount = match base {
+            Base::Proc if self.machine.fresh_proc => mounts::filesystem("proc", &[], inert)?,
+            Base::Proc => clone_of_host("/proc")?,
+            Base::Devices => {
+                return Ok(Some(What::Devices(mounts::tmpfs(
+                    Some(DEV_SIZE),
+                    0o755,
+                    nosuid,
+                )?)));
+            }
+            Base::Terminals => pseudo_terminals(nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
+            Base::Memory => {
+                mounts::tmpfs(Some(self.spec.shm_size.unwrap_or(SHM_SIZE)), 0o1777, inert)?
+            }
+            Base::Queues => mounts::filesystem("mqueue", &[], inert)?,
+            // A new one shows the network's devices: it takes rights over the network namespace.
+            Base::Sys if self.machine.user_namespace && self.host_network => {
+                let mount = clone_of_host("/sys")?;
+                sys::mount_setattr(mount.as_fd(), mounts::READ_ONLY, true)?;
+                mount
+            }
+            Base::Sys => mounts::filesystem("sysfs", &[], protected)?,
+            // Where there is no unified hierarchy, or none may be mounted, there is nothing to show.
+            Base::ControlGroups if !self.machine.unified_cgroups => return Ok(None),
+            Base::ControlGroups => {
+                return Ok(mounts::filesystem("cgroup2", &[], protected)
+                    .ok()
+                    .map(What::ControlGroups));
+            }
+        };
+        Ok(Some(What::Tree(mount)))
     }
 
     fn detached(&self, source: &Source, prepared: Option<Prepared>) -> io::Result<OwnedFd> {
@@ -273,30 +309,16 @@ impl World<'_> {
         } else {
             Vec::new()
         };
-        let clone_of = |path: &str| -> Result<OwnedFd, SandboxError> {
-            let clone = mounts::open_path(path.as_ref()).and_then(|fd| mounts::bind(fd.as_fd()));
-            clone.map_err(|error| SandboxError::io(format!("clone {path} of the host"), error))
-        };
-        let proc = if self.machine.fresh_proc {
-            None
-        } else {
-            Some(clone_of("/proc")?)
-        };
-        // A new /sys shows the network devices: it takes rights over the network namespace.
-        let foreign = self.machine.user_namespace && self.host_network;
-        let sys = if foreign {
-            Some(clone_of("/sys")?)
-        } else {
-            None
-        };
         Ok(HostSide {
             devices,
             nodes,
-            proc,
-            sys,
-            null: clone_of("/dev/null")?,
+            null: clone_of_host("/dev/null").map_err(opened)?,
         })
     }
+}
+
+fn clone_of_host(path: &str) -> io::Result<OwnedFd> {
+    mounts::bind(mounts::open_path(path.as_ref())?.as_fd())
 }
 
 /// Opens the root of this process.
@@ -310,95 +332,39 @@ pub(crate) fn open_root() -> Result<OwnedFd, SandboxError> {
 }
 
 fn attach_all(
-    spec: &Spec,
     entries: Vec<Entry>,
     host: &HostSide,
     root: BorrowedFd<'_>,
     stubs: &mut Vec<Stub>,
 ) -> Result<(), SandboxError> {
     for entry in entries {
-        attach_entry(spec, &entry, host, root, stubs)
+        attach_entry(&entry, host, root, stubs)
             .map_err(|error| SandboxError::io(format!("mount {}", entry.target), error))?;
     }
     Ok(())
 }
 
 fn attach_entry(
-    spec: &Spec,
     entry: &Entry,
     host: &HostSide,
     root: BorrowedFd<'_>,
     stubs: &mut Vec<Stub>,
 ) -> io::Result<()> {
-    let insecure = spec.security == Security::Insecure;
-    let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
-    let inert = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let (made, kind) = match &entry.what {
-        What::Ready { mount, kind } => {
-            let target = resolve::make_in_root(root, &entry.target, *kind, stubs)?;
+    let (mount, kind) = match &entry.what {
+        What::ControlGroups(mount) => {
+            let Ok(target) = resolve::open_in_root(root, &entry.target) else {
+                return Ok(());
+            };
             return mounts::attach(mount.as_fd(), target.as_fd());
         }
-        What::ControlGroups => return attach_control_groups(root, insecure),
-        What::Proc => match &host.proc {
-            Some(bound) => (bound.try_clone()?, Kind::Directory),
-            None => (mounts::filesystem("proc", &[], inert)?, Kind::Directory),
-        },
-        What::Dev => (
-            mounts::tmpfs(Some(DEV_SIZE), 0o755, nosuid)?,
-            Kind::Directory,
-        ),
-        What::Pts => (
-            pseudo_terminals(nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
-            Kind::Directory,
-        ),
-        What::Shm => (
-            mounts::tmpfs(Some(spec.shm_size.unwrap_or(SHM_SIZE)), 0o1777, inert)?,
-            Kind::Directory,
-        ),
-        What::Queues => (mounts::filesystem("mqueue", &[], inert)?, Kind::Directory),
-        What::Sys => {
-            let attributes = if insecure {
-                inert
-            } else {
-                inert | MountAttrFlags::MOUNT_ATTR_RDONLY
-            };
-            match &host.sys {
-                Some(bound) => {
-                    sys::mount_setattr(bound.as_fd(), mounts::READ_ONLY, true)?;
-                    (bound.try_clone()?, Kind::Directory)
-                }
-                None => (
-                    mounts::filesystem("sysfs", &[], attributes)?,
-                    Kind::Directory,
-                ),
-            }
-        }
+        What::Devices(mount) | What::Tree(mount) => (mount, Kind::Directory),
+        What::File(mount) => (mount, Kind::File),
     };
     let target = resolve::make_in_root(root, &entry.target, kind, stubs)?;
-    mounts::attach(made.as_fd(), target.as_fd())?;
-    if matches!(entry.what, What::Dev) {
-        fill_devices(made.as_fd(), host)?;
-    }
-    Ok(())
-}
-
-/// Mounts the step's own view of the unified hierarchy where the host has one.
-fn attach_control_groups(root: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
-    let inert = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let attributes = if writable {
-        inert
-    } else {
-        inert | MountAttrFlags::MOUNT_ATTR_RDONLY
-    };
-    let Ok(target) = resolve::open_in_root(root, "/sys/fs/cgroup") else {
-        return Ok(());
-    };
-    match mounts::filesystem("cgroup2", &[], attributes) {
-        Ok(mount) => mounts::attach(mount.as_fd(), target.as_fd()),
-        // No unified hierarchy, or not allowed here: then there is nothing to show.
-        Err(_) => Ok(()),
+    mounts::attach(mount.as_fd(), target.as_fd())?;
+    match &entry.what {
+        What::Devices(mount) => fill_devices(mount.as_fd(), host),
+        _ => Ok(()),
     }
 }
 

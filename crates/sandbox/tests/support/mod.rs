@@ -12,7 +12,73 @@ use sandbox::{
     Stdio, Upper,
 };
 
-sandbox::answer_as_helper_before_main!();
+/// Set for a test program that is to run as the ordinary user who started it, in its own user namespace.
+const ROOTLESS: &str = "LAPSTRAKE_TEST_ROOTLESS";
+
+/// The user that rootless tests run as.
+const USER: &str = "lapstrake-test";
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ENTER_BEFORE_THREADS: extern "C" fn() = enter_before_threads;
+
+/// The test harness starts threads before a test could enter a user namespace.
+extern "C" fn enter_before_threads() {
+    sandbox::entry::run_if_requested();
+    if std::env::var_os(ROOTLESS).is_some() {
+        if let Err(error) = sandbox::userns::enter_if_needed(&sandbox::userns::Config::default()) {
+            eprintln!("no user namespace: {}", chain(&error));
+            std::process::exit(3);
+        }
+    }
+}
+
+/// Whether this is the test program as an ordinary user.
+pub(crate) fn rootless() -> bool {
+    std::env::var_os(ROOTLESS).is_some()
+}
+
+/// Runs the tests of this program again as a real ordinary user.
+pub(crate) fn run_rootless(except: &str) {
+    if rootless() || !able() {
+        return;
+    }
+    if !Path::new("/usr/bin/newuidmap").exists() {
+        return skip("rootless tests need newuidmap (package uidmap)");
+    }
+    let known = || {
+        std::process::Command::new("id")
+            .arg("-u")
+            .arg(USER)
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    if !known() {
+        // Another test program may be adding it at this moment.
+        let _ = std::process::Command::new("useradd")
+            .args(["--create-home", USER])
+            .output();
+    }
+    if !known() {
+        return skip("rootless tests need a user, and useradd made none");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+    let program = directory.path().join("tests");
+    fs::copy("/proc/self/exe", &program).expect("a copy");
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid", USER, "--regid", USER, "--init-groups"])
+        .arg(&program)
+        .args(["--skip", except, "--nocapture", "--test-threads", "2"])
+        .env(ROOTLESS, "1")
+        .current_dir("/")
+        .output()
+        .expect("setpriv");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    println!("{text}");
+}
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -211,4 +277,72 @@ pub(crate) fn bind(path: PathBuf, target: &str) -> Mount {
             subpath: String::new(),
         },
     )
+}
+
+/// Returns a 64-bit program that makes one system call and exits with its error number.
+pub(crate) fn program_of_call(number: u32, first: u32) -> Vec<u8> {
+    let mut code = vec![0xbf];
+    code.extend(first.to_le_bytes()); // mov edi, first
+    code.extend([0x31, 0xf6, 0x31, 0xd2]); // xor esi, esi; xor edx, edx
+    code.push(0xb8);
+    code.extend(number.to_le_bytes()); // mov eax, number
+    code.extend([0x0f, 0x05]); // syscall
+    code.extend([0xf7, 0xd8, 0x89, 0xc7]); // neg eax; mov edi, eax
+    code.extend([0xb8, 60, 0, 0, 0, 0x0f, 0x05]); // exit
+    let mut elf = Vec::new();
+    elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    elf.extend(0x40_0078_u64.to_le_bytes()); // entry: after the headers
+    elf.extend(64_u64.to_le_bytes());
+    elf.extend([0; 12]);
+    elf.extend([64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    elf.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    for value in [
+        0_u64,
+        0x40_0000,
+        0x40_0000,
+        120 + code.len() as u64,
+        120 + code.len() as u64,
+        0x1000,
+    ] {
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend(code);
+    elf
+}
+
+/// Returns a 32-bit program that makes one system call and exits with its error number.
+pub(crate) fn program_of_call_i386(number: u32) -> Vec<u8> {
+    let mut code = vec![0x31, 0xdb, 0x31, 0xc9, 0x31, 0xd2, 0xb8]; // ebx = ecx = edx = 0
+    code.extend(number.to_le_bytes());
+    code.extend([
+        0xcd, 0x80, 0xf7, 0xd8, 0x89, 0xc3, 0xb8, 1, 0, 0, 0, 0xcd, 0x80,
+    ]);
+    let mut elf = Vec::new();
+    elf.extend(b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
+    elf.extend([2, 0, 3, 0, 1, 0, 0, 0]);
+    for value in [0x0804_8054_u32, 52, 0, 0] {
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend([52, 0, 32, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let length = 84 + u32::try_from(code.len()).expect("short");
+    for value in [
+        1_u32,
+        0,
+        0x0804_8000,
+        0x0804_8000,
+        length,
+        length,
+        5,
+        0x1000,
+    ] {
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend(code);
+    elf
+}
+
+pub(crate) fn write_program(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).expect("a program");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("permissions");
 }

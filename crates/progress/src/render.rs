@@ -168,7 +168,7 @@ mod tests {
         let warnings = drive_a_build(&mut Plain::new(&mut output)).unwrap();
         let text = String::from_utf8(output).unwrap();
         assert!(
-            text.starts_with("#1 step\n") && text.contains(" hello\n#1 DONE "),
+            text.starts_with("#1 step\n") && text.contains(" hello\n") && text.contains("#1 DONE "),
             "{text}"
         );
         assert_eq!(

@@ -13,12 +13,14 @@
 //! xattr `trusted.overlay.opaque` (`user.overlay.opaque` in a user namespace).
 
 pub mod apply;
+pub mod checksum;
 pub mod compress;
 pub mod copy;
 pub mod diff;
 mod error;
 pub mod filter;
 mod layer;
+pub mod memo;
 mod meta;
 pub mod overlay;
 mod path;

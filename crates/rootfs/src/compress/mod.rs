@@ -1,5 +1,10 @@
 //! Compression of layers: whose bytes depend on the content and the options, never on the number of threads.
 
+pub(crate) mod decode;
+pub(crate) mod queue;
+
+pub use decode::format;
+
 /// The form in which the bytes of a layer lie in a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {

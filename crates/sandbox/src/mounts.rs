@@ -16,6 +16,7 @@ use crate::spec::Overlay;
 use crate::sys;
 
 pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+pub(crate) const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
 /// A string option of the mount API is shorter than this.
 const MAX_OPTION: usize = 255;

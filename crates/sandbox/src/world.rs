@@ -45,14 +45,8 @@ const READ_ONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-const DEVICES: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+/// What a confined command may open. `null` is first: it also covers what is hidden.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 const DEVICE_LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -112,13 +106,11 @@ enum What {
 
 /// What must be opened on the host before the root changes.
 struct HostSide {
-    /// `/dev/*` of the host, where device nodes can't be made.
+    /// The few devices of [`DEVICES`], mounted one by one, since nothing else in the step may be a device:
+    /// root of a step may make nodes (Docker lets it), and the host's disks must not open by them.
     devices: Vec<(&'static str, OwnedFd)>,
     /// All devices of the host, for a command that is not confined.
     nodes: Vec<(String, FileType, u64)>,
-    /// `/dev/null` of the host, to cover files with. Never the step's own: a mount over `/dev` could put
-    /// anything in its place (CVE-2025-31133).
-    null: OwnedFd,
 }
 
 impl World<'_> {
@@ -150,7 +142,7 @@ impl World<'_> {
         made(stubs);
         result?;
         if spec.security == Security::Sandbox {
-            mask(root.as_fd(), &host.null)
+            mask(root.as_fd(), host.devices[0].1.as_fd())
                 .map_err(|(path, error)| SandboxError::io(format!("mask {path}"), error))?;
         }
         if let Some(console) = &self.console {
@@ -172,7 +164,22 @@ impl World<'_> {
                 mounts::open_path(path).and_then(|fd| mounts::bind(fd.as_fd()))
             }
         };
-        result.map_err(|error| SandboxError::io("mount the root of the step", error))
+        let protected = result.and_then(|root| {
+            match self.no_devices() {
+                0 => {}
+                attributes => sys::mount_setattr(root.as_fd(), attributes, true)?,
+            }
+            Ok(root)
+        });
+        protected.map_err(|error| SandboxError::io("mount the root of the step", error))
+    }
+
+    /// The attribute of every mount in which a confined command could make device nodes.
+    fn no_devices(&self) -> u64 {
+        match self.spec.security {
+            Security::Sandbox => mounts::NO_DEVICES,
+            Security::Insecure => 0,
+        }
     }
 
     /// Returns all mounts in order: the base ones, those of the spec from the shortest path on. One at the
@@ -182,12 +189,19 @@ impl World<'_> {
     /// sees those of the machine, whole.
     fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
         let prepared = std::mem::take(&mut self.prepared);
+        let no_devices = self.no_devices();
         let mut own = Vec::new();
         for (mount, prepared) in self.spec.mounts.iter().zip(prepared) {
             let target = clean(&mount.target);
             let what = self.detached(&mount.source, prepared).and_then(|detached| {
-                if mount.read_only {
-                    sys::mount_setattr(detached.as_fd(), mounts::READ_ONLY, true)?;
+                let read_only = if mount.read_only {
+                    mounts::READ_ONLY
+                } else {
+                    0
+                };
+                match read_only | no_devices {
+                    0 => {}
+                    attributes => sys::mount_setattr(detached.as_fd(), attributes, true)?,
                 }
                 Ok(if is_directory(detached.as_fd())? {
                     What::Tree(detached)
@@ -233,10 +247,15 @@ impl World<'_> {
             Base::Proc if self.machine.fresh_proc => mounts::filesystem("proc", &[], inert)?,
             Base::Proc => clone_of_host("/proc")?,
             Base::Devices => {
+                let attributes = if insecure {
+                    nosuid
+                } else {
+                    nosuid | MountAttrFlags::MOUNT_ATTR_NODEV
+                };
                 return Ok(Some(What::Devices(mounts::tmpfs(
                     Some(DEV_SIZE),
                     0o755,
-                    nosuid,
+                    attributes,
                 )?)));
             }
             Base::Terminals => pseudo_terminals(nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
@@ -295,24 +314,17 @@ impl World<'_> {
 
     fn host_side(&self) -> Result<HostSide, SandboxError> {
         let opened = |error| SandboxError::io("open the devices of the host", error);
-        let mut devices = Vec::new();
-        if self.machine.user_namespace {
-            for (name, _, _) in DEVICES {
-                let path = std::path::Path::new("/dev").join(name);
-                let device = mounts::open_path(&path).and_then(|fd| mounts::bind(fd.as_fd()));
-                devices.push((name, device.map_err(opened)?));
-            }
-        }
-        let insecure = self.spec.security == Security::Insecure;
-        let nodes = if insecure && !self.machine.user_namespace {
+        let device = |name: &'static str| Ok((name, clone_of_host(&format!("/dev/{name}"))?));
+        let devices: io::Result<Vec<_>> = DEVICES.into_iter().map(device).collect();
+        let own = self.spec.security == Security::Insecure && !self.machine.user_namespace;
+        let nodes = if own {
             host_nodes().map_err(opened)?
         } else {
             Vec::new()
         };
         Ok(HostSide {
-            devices,
+            devices: devices.map_err(opened)?,
             nodes,
-            null: clone_of_host("/dev/null").map_err(opened)?,
         })
     }
 }
@@ -399,29 +411,6 @@ fn fill_devices(dev: BorrowedFd<'_>, host: &HostSide) -> io::Result<()> {
             *number,
         )?;
     }
-    if host.devices.is_empty() {
-        for (name, major, minor) in DEVICES {
-            let number = rustix::fs::makedev(major, minor);
-            match rustix::fs::mknodat(
-                dev,
-                name,
-                FileType::CharacterDevice,
-                Mode::from_raw_mode(0o666),
-                number,
-            ) {
-                Err(rustix::io::Errno::EXIST) => {
-                    rustix::fs::chmodat(
-                        dev,
-                        name,
-                        Mode::from_raw_mode(0o666),
-                        rustix::fs::AtFlags::empty(),
-                    )?;
-                }
-                other => other?,
-            }
-        }
-        return Ok(());
-    }
     for (name, mount) in &host.devices {
         let place = make_file(dev, name, 0o666)?;
         mounts::attach(mount.as_fd(), place.as_fd())?;
@@ -460,7 +449,9 @@ fn host_nodes() -> io::Result<Vec<(String, FileType, u64)>> {
                 FileType::Directory if !matches!(path.as_str(), "pts" | "shm" | "mqueue") => {
                     pending.push(path)
                 }
-                kind @ (FileType::CharacterDevice | FileType::BlockDevice) if path != "ptmx" => {
+                kind @ (FileType::CharacterDevice | FileType::BlockDevice)
+                    if path != "ptmx" && !DEVICES.contains(&path.as_str()) =>
+                {
                     nodes.push((path, kind, stat.st_rdev));
                 }
                 _ => {}
@@ -472,28 +463,26 @@ fn host_nodes() -> io::Result<Vec<(String, FileType, u64)>> {
 }
 
 /// Hides what a confined command must not see and protects what it must not write.
-fn mask(root: BorrowedFd<'_>, null: &OwnedFd) -> Result<(), (&'static str, io::Error)> {
-    let mut covered_file: Option<OwnedFd> = None;
+///
+/// `null` is the host's, never the step's own: a mount over `/dev` could have put anything in its place
+/// (CVE-2025-31133).
+fn mask(root: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Result<(), (&'static str, io::Error)> {
     for path in MASKED {
         let Ok(target) = resolve::open_in_root(root, path) else {
             continue;
         };
-        let mut cover = || -> io::Result<()> {
+        let cover = || -> io::Result<()> {
             if is_directory(target.as_fd())? {
                 let empty = mounts::tmpfs(Some(4096), 0o755, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
                 return mounts::attach(empty.as_fd(), target.as_fd());
             }
-            // A mount is attached once; the next ones are clones of the attached one.
-            match &covered_file {
-                Some(covered) => {
-                    mounts::attach(mounts::bind(covered.as_fd())?.as_fd(), target.as_fd())?
+            match mounts::bind(null) {
+                // Not attached yet, since a mount of the spec took the place of /dev: now it is.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    mounts::attach(null, target.as_fd())
                 }
-                None => {
-                    mounts::attach(null.as_fd(), target.as_fd())?;
-                    covered_file = Some(resolve::open_in_root(root, path)?);
-                }
+                copy => mounts::attach(copy?.as_fd(), target.as_fd()),
             }
-            Ok(())
         };
         cover().map_err(|error| (path, error))?;
     }

@@ -76,7 +76,7 @@ fn a_setuid_program_gains_its_owner() {
     const GETEUID: u32 = 107;
     let bench = Bench::new();
     let program = bench.lower().join("euid");
-    write_program(&program, &program_of_call(GETEUID, 0));
+    write_program(&program, &program_of_call(GETEUID, [0, 0]));
     let run = || {
         let spec = Spec::new(bench.root("step"), vec!["/euid".to_owned()]);
         let user = User::Ids {
@@ -132,9 +132,9 @@ fn system_calls_get_the_verdict_of_the_profile() {
         (getpgrp, 0),
         (unknown, libc_enosys()),
     ] {
-        check_call(&program_of_call(number, 0), expected);
+        check_call(&program_of_call(number, [0, 0]), expected);
     }
-    check_call(&program_of_call(unshare, CLONE_NEWUSER), 1);
+    check_call(&program_of_call(unshare, [CLONE_NEWUSER, 0]), 1);
 }
 
 fn libc_enosys() -> i32 {

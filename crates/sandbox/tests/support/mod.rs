@@ -280,10 +280,12 @@ pub(crate) fn bind(path: PathBuf, target: &str) -> Mount {
 }
 
 /// Returns a 64-bit program that makes one system call and exits with its error number.
-pub(crate) fn program_of_call(number: u32, first: u32) -> Vec<u8> {
+pub(crate) fn program_of_call(number: u32, arguments: [u32; 2]) -> Vec<u8> {
     let mut code = vec![0xbf];
-    code.extend(first.to_le_bytes()); // mov edi, first
-    code.extend([0x31, 0xf6, 0x31, 0xd2]); // xor esi, esi; xor edx, edx
+    code.extend(arguments[0].to_le_bytes()); // mov edi, first
+    code.push(0xbe);
+    code.extend(arguments[1].to_le_bytes()); // mov esi, second
+    code.extend([0x31, 0xd2, 0x45, 0x31, 0xd2]); // xor edx, edx; xor r10d, r10d
     code.push(0xb8);
     code.extend(number.to_le_bytes()); // mov eax, number
     code.extend([0x0f, 0x05]); // syscall

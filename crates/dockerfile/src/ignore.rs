@@ -193,7 +193,7 @@ impl Matcher {
 
     fn evaluate(&self, path: &[u8], parent: Option<&Matched>) -> Result<Matched, IgnoreError> {
         let parent = parent.filter(|parent| !parent.matching.is_empty());
-        let mut candidate = Candidate::new(path, &self.expressions);
+        let mut candidate = Candidate::new(as_text(path), &self.expressions);
         let mut parents: Option<Vec<Candidate<'_>>> = None;
         let mut matching = vec![false; self.patterns.len()];
         let mut ignored_by = None;
@@ -207,8 +207,9 @@ impl Matcher {
                 matches = pattern.matches(&mut candidate)?;
                 if !matches && parent.is_none() {
                     let parents = parents.get_or_insert_with(|| {
-                        clean::parents(path)
-                            .map(|path| Candidate::new(path, &self.expressions))
+                        let parents = clean::parents(&candidate.path).into_iter();
+                        parents
+                            .map(|path| Candidate::new(path.into(), &self.expressions))
                             .collect()
                     });
                     for parent in parents {
@@ -230,13 +231,13 @@ impl Matcher {
 
 /// A path and, once asked for, which expressions match it.
 struct Candidate<'a> {
-    path: &'a [u8],
+    path: Cow<'a, str>,
     expressions: &'a RegexSet,
     found: Option<SetMatches>,
 }
 
 impl<'a> Candidate<'a> {
-    fn new(path: &'a [u8], expressions: &'a RegexSet) -> Self {
+    fn new(path: Cow<'a, str>, expressions: &'a RegexSet) -> Self {
         Self {
             path,
             expressions,
@@ -245,25 +246,21 @@ impl<'a> Candidate<'a> {
     }
 
     fn matches_expression(&mut self, place: usize) -> bool {
-        let (path, expressions) = (self.path, self.expressions);
         let found = self
             .found
-            .get_or_insert_with(|| expressions.matches(&as_text(path)));
+            .get_or_insert_with(|| self.expressions.matches(self.path.as_bytes()));
         found.matched(place)
     }
 }
 
 impl Pattern {
     fn matches(&self, candidate: &mut Candidate<'_>) -> Result<bool, IgnoreError> {
-        let path = candidate.path;
+        let path = &*candidate.path;
         Ok(match &self.kind {
-            Kind::Exact => path == self.cleaned.as_bytes(),
-            Kind::Prefix(prefix) => path.starts_with(prefix.as_bytes()),
+            Kind::Exact => path == self.cleaned,
+            Kind::Prefix(prefix) => path.starts_with(prefix),
             Kind::Suffix(suffix) => {
-                path.ends_with(suffix.as_bytes())
-                    || suffix
-                        .strip_prefix('/')
-                        .is_some_and(|name| path == name.as_bytes())
+                path.ends_with(suffix) || suffix.strip_prefix('/').is_some_and(|name| path == name)
             }
             Kind::Expression(place) => candidate.matches_expression(*place),
             Kind::Invalid => {
@@ -275,15 +272,16 @@ impl Pattern {
     }
 }
 
-/// Replaces each byte that is no UTF-8 by one U+FFFD, as expressions are matched by characters.
-fn as_text(path: &[u8]) -> Cow<'_, [u8]> {
-    if std::str::from_utf8(path).is_ok() {
-        return Cow::Borrowed(path);
+/// Returns a path as text, each byte that is no UTF-8 replaced by one U+FFFD: so expressions see it, and patterns, which
+/// are text themselves, name such a path in no other way.
+fn as_text(path: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(path) {
+        return Cow::Borrowed(text);
     }
-    let mut text = Vec::with_capacity(path.len());
+    let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
-        text.extend_from_slice(chunk.valid().as_bytes());
-        text.extend("\u{fffd}".repeat(chunk.invalid().len()).bytes());
+        text.push_str(chunk.valid());
+        text.extend(std::iter::repeat_n('\u{fffd}', chunk.invalid().len()));
     }
     Cow::Owned(text)
 }

@@ -22,9 +22,16 @@ pub(super) fn clean(path: &str) -> String {
 }
 
 /// Returns the directories above a path, the outermost first; a path that ends in a slash is below itself.
-pub(super) fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-    slashes.map(|(index, _)| &path[..index])
+pub(super) fn parents(path: &str) -> Vec<String> {
+    let directory = clean(path.rfind('/').map_or("", |slash| &path[..=slash]));
+    if directory == "." {
+        return Vec::new();
+    }
+    let ends = directory
+        .match_indices('/')
+        .map(|(slash, _)| slash)
+        .chain([directory.len()]);
+    ends.map(|end| directory[..end].to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -49,7 +56,10 @@ mod tests {
 
     #[test]
     fn parents_begin_at_the_top() {
-        assert_eq!(parents(b"a/b/c").collect::<Vec<_>>(), [&b"a"[..], b"a/b"]);
-        assert_eq!(parents(b"a").count(), 0);
+        assert_eq!(parents("a/b/c"), ["a", "a/b"]);
+        assert_eq!(parents("a/b/"), ["a", "a/b"]);
+        assert_eq!(parents("a/../b/c"), ["b"]);
+        assert_eq!(parents("/a/b"), ["", "/a"]);
+        assert!(parents("a").is_empty() && parents("a/../b").is_empty());
     }
 }

@@ -1,15 +1,19 @@
 //! From Go's regular expressions, as far as patterns lead to them, to those of the `regex` crate.
 //!
 //! The two differ where patterns get odd: in brackets, where the crate knows nesting and set operations and Go takes
-//! `[`, `&&` and `--` as characters, and in escapes, which mean ASCII only in Go.
+//! `[`, `&&` and `--` as characters, in braces that hold no count, and in escapes, which mean ASCII only in Go.
 
 use std::fmt::Write as _;
+
+/// How often something may be repeated by a count.
+const MOST_REPETITIONS: u32 = 1000;
 
 /// Returns the expression in the crate's syntax, for matching bytes; `None` if Go refuses it.
 pub(super) fn translated(expression: &str) -> Option<String> {
     let mut translator = Translator {
         rest: expression,
         output: String::with_capacity(expression.len() * 2),
+        previous: Previous::Nothing,
     };
     translator.sequence()?;
     Some(translator.output)
@@ -18,6 +22,16 @@ pub(super) fn translated(expression: &str) -> Option<String> {
 struct Translator<'a> {
     rest: &'a str,
     output: String,
+    previous: Previous,
+}
+
+/// What stands before the place that is being translated.
+#[derive(Clone, Copy, PartialEq)]
+enum Previous {
+    /// Nothing that could be repeated.
+    Nothing,
+    Item,
+    Repetition,
 }
 
 /// What an escape stands for.
@@ -39,44 +53,73 @@ impl Translator<'_> {
 
     fn sequence(&mut self) -> Option<()> {
         while let Some(character) = self.rest.chars().next() {
-            if self.repetition() {
+            if self.any_number() {
+                self.previous = Previous::Repetition;
                 continue;
             }
+            if character == '{'
+                && let Some(count) = self.count()
+            {
+                // Two repetitions in a row are refused, and so is one of nothing.
+                if self.previous != Previous::Item {
+                    return None;
+                }
+                self.output.push_str(&count?);
+                self.previous = Previous::Repetition;
+                continue;
+            }
+            self.previous = match character {
+                '|' | '(' => Previous::Nothing,
+                '*' | '?' => Previous::Repetition,
+                _ => Previous::Item,
+            };
             match character {
+                '\\' => self.escape_outside()?,
                 '[' => {
                     self.next();
                     self.brackets()?;
                 }
-                '\\' => self.escape_outside()?,
-                '.' => {
-                    self.next();
-                    self.output.push_str(r"[^\n]");
-                }
-                // Made by the conversion of `*` and `**` alone, so always well placed.
-                '(' | ')' | '*' | '?' => {
-                    self.next();
-                    self.output.push(character);
-                }
-                '^' => {
-                    self.next();
-                    self.output.push_str(r"\A");
-                }
-                '$' => {
-                    self.next();
-                    self.output.push_str(r"\z");
-                }
                 _ => {
                     self.next();
-                    self.push_character(character);
+                    match character {
+                        // Groups and their repetitions come from the conversion of `**` alone, well placed.
+                        '(' | ')' | '*' | '?' | '|' => self.output.push(character),
+                        '.' => self.output.push_str(r"[^\n]"),
+                        '^' => self.output.push_str(r"\A"),
+                        '$' => self.output.push_str(r"\z"),
+                        _ => self.push_character(character),
+                    }
                 }
             }
         }
         Some(())
     }
 
+    /// Takes `{n}`, `{n,}` or `{n,m}`; the inner `None` is a count that is refused, the outer one is no count.
+    fn count(&mut self) -> Option<Option<String>> {
+        let (inside, rest) = self.rest.strip_prefix('{')?.split_once('}')?;
+        let number = |digits: &str| {
+            let plain = digits.bytes().all(|digit| digit.is_ascii_digit()) && !digits.is_empty();
+            let leading_zero = digits.len() > 1 && digits.starts_with('0');
+            (plain && !leading_zero).then(|| digits.parse::<u32>().unwrap_or(u32::MAX))
+        };
+        let (least, most) = match inside.split_once(',') {
+            None => {
+                let exactly = number(inside)?;
+                (exactly, Some(exactly))
+            }
+            Some((least, "")) => (number(least)?, None),
+            Some((least, most)) => (number(least)?, Some(number(most)?)),
+        };
+        self.rest = rest;
+        let valid = least <= MOST_REPETITIONS
+            && most.is_none_or(|most| least <= most && most <= MOST_REPETITIONS);
+        Some(valid.then(|| format!("{{{inside}}}")))
+    }
+
     /// Takes what `*` and `**` were made into, to run over bytes: the automaton of any number of characters is many
     /// times larger, and over text it matches the same.
-    fn repetition(&mut self) -> bool {
+    fn any_number(&mut self) -> bool {
         let (rest, bytes) = if let Some(rest) = self.rest.strip_prefix("[^/]*") {
             (rest, "(?-u:[^/])*")
         } else if let Some(rest) = self.rest.strip_prefix(".*") {

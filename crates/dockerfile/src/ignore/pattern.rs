@@ -145,7 +145,8 @@ fn classify(pattern: &str) -> Class {
                 expression.push_str("[^/]");
                 shape = Shape::Expression;
             }
-            '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => {
+            // Braces and bars are not escaped: the reference means to, but its table of characters is too short.
+            '.' | '+' | '(' | ')' | '$' => {
                 expression.push('\\');
                 expression.push(character);
             }

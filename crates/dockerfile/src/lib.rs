@@ -10,6 +10,7 @@
 //! *Invariants.* Input is hostile: no function panics, and each takes time linear in its input. Instructions hold
 //! their words unexpanded. Every error of the reference implementation is an error here, at the same lines.
 
+pub mod check;
 pub mod chmod;
 mod diagnostic;
 mod directive;

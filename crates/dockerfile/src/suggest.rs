@@ -9,10 +9,7 @@ const LONGEST: usize = 256;
 /// Returns the option nearest to `word`, if one is near; none if `word` is itself an option.
 ///
 /// Among equally near ones the first wins.
-pub fn nearest<'a>(
-    word: &str,
-    options: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best = None;
     let mut least = TOO_FAR;
     for option in options {

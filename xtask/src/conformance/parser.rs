@@ -1,14 +1,18 @@
 //! The parser cases: `parser/dockerfiles/ID` against `parser/expected/ID.json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use dockerfile::check::{
+    self, BuildError, CheckOptions, Outline, OutlineMount, Report, UnknownImages,
+};
 use dockerfile::{
     Args, Ast, CommandForm, CommandLine, Diagnostic, DirectiveName, Header, InlineFile,
     Instruction, KeyValue, Kind, Lines, NetworkMode, Node, SecurityMode, Stages, Word,
 };
+use oci::Platform;
 use serde_json::{Map, Value, json};
 
 use super::Tally;
@@ -48,8 +52,11 @@ fn compare(source: &[u8], expect: &Value) -> Option<String> {
     let mut differences = Vec::new();
     let mut section = |name: &str, found: Value| {
         // A section the oracle could not make is not recorded.
-        if let Some(expected) = expect.get(name) {
-            difference(name, expected, &found, &mut differences);
+        if let Some(mut expected) = expect.get(name).cloned() {
+            if name == "outline" {
+                sort_parameters(&mut expected);
+            }
+            difference(name, &expected, &found, &mut differences);
         }
     };
     section("directives", directives(source));
@@ -66,10 +73,37 @@ fn compare(source: &[u8], expect: &Value) -> Option<String> {
             }
         }
     }
+    let build_args = BTreeMap::new();
+    let platform = Platform::new("linux", "amd64", "");
+    let options = CheckOptions {
+        build_args: &build_args,
+        target: None,
+        config: None,
+        build_platform: &platform,
+        target_platform: None,
+        images: &UnknownImages,
+        ignore: None,
+    };
+    section("lint", lint(&check::check(source, &options)));
+    section("outline", outline(check::outline(source, &options)));
     (!differences.is_empty()).then(|| differences.join("; "))
 }
 
-/// Names the first place where two values differ.
+/// Sorts the parameters of one line by name: the oracle has them in the order of a Go map, another in each run.
+fn sort_parameters(outline: &mut Value) {
+    for key in ["args", "secrets", "ssh"] {
+        if let Some(Value::Array(parameters)) = outline.get_mut(key) {
+            parameters.sort_by_key(|parameter| {
+                (
+                    parameter["lines"][0][0].as_u64(),
+                    parameter["name"].as_str().map(str::to_owned),
+                )
+            });
+        }
+    }
+}
+
+/// Names the places where two values differ.
 fn difference(path: &str, expected: &Value, found: &Value, differences: &mut Vec<String>) {
     match (expected, found) {
         (Value::Object(left), Value::Object(right)) => {
@@ -371,9 +405,15 @@ fn kind_fields(kind: &Kind) -> Value {
             command_line(&mut fields, &run.command);
             fields.set("FlagsUsed", run.flags_used.clone());
         }
-        Kind::Env(env) => drop(fields.set("Env", pairs(&env.pairs))),
-        Kind::Label(label) => drop(fields.set("Labels", pairs(&label.pairs))),
-        Kind::Expose(expose) => drop(fields.set("Ports", texts(&expose.ports))),
+        Kind::Env(env) => {
+            fields.set("Env", pairs(&env.pairs));
+        }
+        Kind::Label(label) => {
+            fields.set("Labels", pairs(&label.pairs));
+        }
+        Kind::Expose(expose) => {
+            fields.set("Ports", texts(&expose.ports));
+        }
         Kind::Healthcheck(check) => {
             let health = Fields::default()
                 .set("Test", check.test.clone())
@@ -386,14 +426,26 @@ fn kind_fields(kind: &Kind) -> Value {
             fields.set("Health", health);
         }
         Kind::Maintainer(maintainer) => {
-            drop(fields.set_nonzero("Maintainer", maintainer.name.text.clone()))
+            fields.set_nonzero("Maintainer", maintainer.name.text.clone());
         }
-        Kind::Onbuild(onbuild) => drop(fields.set_nonzero("Expression", onbuild.trigger.clone())),
-        Kind::Shell(shell) => drop(fields.set("Shell", texts(&shell.args))),
-        Kind::StopSignal(signal) => drop(fields.set("Signal", signal.signal.text.clone())),
-        Kind::User(user) => drop(fields.set("User", user.user.text.clone())),
-        Kind::Volume(volume) => drop(fields.set("Volumes", texts(&volume.paths))),
-        Kind::Workdir(workdir) => drop(fields.set("Path", workdir.path.text.clone())),
+        Kind::Onbuild(onbuild) => {
+            fields.set_nonzero("Expression", onbuild.trigger.clone());
+        }
+        Kind::Shell(shell) => {
+            fields.set("Shell", texts(&shell.args));
+        }
+        Kind::StopSignal(signal) => {
+            fields.set("Signal", signal.signal.text.clone());
+        }
+        Kind::User(user) => {
+            fields.set("User", user.user.text.clone());
+        }
+        Kind::Volume(volume) => {
+            fields.set("Volumes", texts(&volume.paths));
+        }
+        Kind::Workdir(workdir) => {
+            fields.set("Path", workdir.path.text.clone());
+        }
     }
     fields.done()
 }
@@ -447,4 +499,74 @@ fn targets(stages: &Stages) -> Value {
         })
         .collect();
     json!({ "targets": list })
+}
+
+fn lint(report: &Report) -> Value {
+    let mut warnings: Vec<(Option<usize>, &str, String, Value)> = report
+        .warnings
+        .iter()
+        .map(|warning| {
+            let line = warning.lines.first().map(|lines| lines.first);
+            (
+                line,
+                warning.code,
+                warning.full_message(),
+                each(&warning.lines),
+            )
+        })
+        .collect();
+    warnings.sort_by(|a, b| (a.0, a.1, &a.2).cmp(&(b.0, b.1, &b.2)));
+    let warnings: Vec<Value> = warnings
+        .into_iter()
+        .map(|(_, rule, detail, lines)| json!({ "rule": rule, "detail": detail, "lines": lines }))
+        .collect();
+    let mut fields = Fields::default();
+    fields.set("warnings", warnings);
+    if let Some(error) = &report.error {
+        let lines: Value = error
+            .merged_lines()
+            .into_iter()
+            .map(|line| json!([line, line]))
+            .collect();
+        fields.set("error", json!({ "message": error.message, "lines": lines }));
+    }
+    fields.done()
+}
+
+fn outline(outline: Result<Outline, Box<BuildError>>) -> Value {
+    let outline = match outline {
+        Ok(outline) => outline,
+        Err(error) => {
+            let error = Fields::default()
+                .set("message", error.message)
+                .set_nonzero("lines", each(&error.lines))
+                .done();
+            return json!({ "error": error });
+        }
+    };
+    let args: Vec<Value> = outline
+        .args
+        .iter()
+        .map(|arg| {
+            Fields::default()
+                .set("name", arg.name.clone())
+                .set_nonzero("description", arg.description.clone())
+                .set_nonzero("value", arg.value.clone())
+                .set("lines", each(&[arg.lines]))
+                .done()
+        })
+        .collect();
+    let mounts = |mounts: &[OutlineMount]| -> Value {
+        mounts
+            .iter()
+            .map(|mount| json!({ "name": mount.name, "required": mount.required, "lines": each(&[mount.lines]) }))
+            .collect()
+    };
+    Fields::default()
+        .set("name", outline.name)
+        .set_nonzero("description", outline.description)
+        .set("args", args)
+        .set_nonzero("secrets", mounts(&outline.secrets))
+        .set_nonzero("ssh", mounts(&outline.ssh))
+        .done()
 }

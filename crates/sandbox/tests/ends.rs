@@ -273,3 +273,103 @@ fn a_large_output_does_not_pass_through_the_builder() {
     let spec = bench.shell("step", "head -c 50000000 /dev/zero");
     assert_eq!(bench.run(&spec).stdout.len(), 50_000_000);
 }
+
+/// Set for a test program that is to be a builder which is killed.
+const BUILDER: &str = "LAPSTRAKE_TEST_BUILDER";
+
+/// Not a test of its own: the builder of the next one, in a process that may be killed.
+#[test]
+fn a_builder_that_waits_to_be_killed() {
+    let Some(marker) = std::env::var_os(BUILDER) else {
+        return;
+    };
+    let bench = Bench::new();
+    println!("in {}", bench.directory.path().display());
+    let script = format!(
+        "echo step-is-up; (setsid sleep {0} &); sleep {0}",
+        marker.to_str().expect("text")
+    );
+    let steps = ["one", "two"].map(|name| {
+        let stdout = std::io::stdout();
+        let stdout = std::os::fd::AsFd::as_fd(&stdout)
+            .try_clone_to_owned()
+            .expect("stdout");
+        let stdio = Stdio {
+            stdout: Some(stdout),
+            ..Stdio::default()
+        };
+        bench
+            .helper
+            .spawn(&bench.shell(name, &script), stdio, vec![], vec![])
+            .expect("a step")
+    });
+    for step in steps {
+        step.wait().expect("never");
+    }
+}
+
+#[test]
+fn a_builder_that_is_killed_leaves_no_process_and_no_mount() {
+    if !able() {
+        return;
+    }
+    let marker = format!("7{}", std::process::id());
+    let mut builder = std::process::Command::new("/proc/self/exe")
+        .args([
+            "--exact",
+            "a_builder_that_waits_to_be_killed",
+            "--nocapture",
+        ])
+        .env(BUILDER, &marker)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("a builder");
+    let output = BufReader::new(builder.stdout.take().expect("output"));
+    let mut directory = None;
+    let mut running = 0;
+    for line in output.lines() {
+        let line = line.expect("a line");
+        if let Some(path) = line.strip_prefix("in ") {
+            directory = Some(path.to_owned());
+        }
+        running += usize::from(line.contains("step-is-up"));
+        if running == 2 {
+            break;
+        }
+    }
+    let alive = || {
+        let processes = std::fs::read_dir("/proc").expect("read").flatten();
+        processes
+            .filter(|entry| {
+                let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+                let text = String::from_utf8_lossy(&command).into_owned()
+                    + &String::from_utf8_lossy(&environment);
+                text.contains(&format!("sleep\0{marker}"))
+                    || text.contains(&format!("{BUILDER}={marker}"))
+            })
+            .count()
+    };
+    while alive() < 5 {
+        assert!(
+            builder.try_wait().expect("a builder").is_none(),
+            "the builder waits for its steps"
+        );
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    builder.kill().expect("killed");
+    builder.wait().expect("an end");
+    while alive() > 0 {
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{} processes live on",
+            alive()
+        );
+        std::thread::yield_now();
+    }
+    let directory = directory.expect("a directory");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(&directory));
+    std::fs::remove_dir_all(directory).expect("nothing holds it");
+}

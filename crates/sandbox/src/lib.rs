@@ -25,6 +25,7 @@ mod exit;
 mod helper;
 mod machine;
 mod mounts;
+mod names;
 mod resolve;
 mod seccomp;
 mod serve;
@@ -38,6 +39,7 @@ mod world;
 pub use error::SandboxError;
 pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
+pub use names::{hosts_file, resolver_file};
 pub use spec::{
     Content, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source, Spec,
     Upper, User,

@@ -42,7 +42,9 @@ pub(crate) struct Options {
 /// Runs all cases, each in the same fresh state directory.
 pub(crate) fn run(corpus: &Path, options: &Options, tally: &mut Tally) -> anyhow::Result<()> {
     if !Path::new(BUSYBOX).exists() {
-        bail!("the base images are made of {BUSYBOX}: install it with `apt-get install busybox-static`");
+        bail!(
+            "the base images are made of {BUSYBOX}: install it with `apt-get install busybox-static`"
+        );
     }
     if !tools::is_root() {
         bail!("the contexts have files of several owners: the behaviour cases run as root only");
@@ -71,14 +73,22 @@ pub(crate) fn run(corpus: &Path, options: &Options, tally: &mut Tally) -> anyhow
         .arg(corpus.join("run_behaviour.py"))
         .args(["--corpus".as_ref(), corpus.as_os_str()])
         .args(["--builder".as_ref(), builder.as_os_str()])
-        .arg(format!("--template={}", template(&state.path().join("root"), &config)))
+        .arg(format!(
+            "--template={}",
+            template(&state.path().join("root"), &config)
+        ))
         .arg(format!("--port={port}"))
         .arg(format!("--jobs={}", options.jobs))
         .arg(format!("--timeout={}", options.timeout))
         .args(skipped.iter().map(|tag| format!("--skip-tag={tag}")))
         .args(tally.filter().map(|filter| format!("--only=*{filter}*")))
         .args(options.check_errors.then_some("--check-errors"))
-        .args(options.keep.iter().map(|folder| format!("--keep={}", folder.display())));
+        .args(
+            options
+                .keep
+                .iter()
+                .map(|folder| format!("--keep={}", folder.display())),
+        );
     judge(command, tally)
 }
 
@@ -125,7 +135,14 @@ fn judge(mut command: Command, tally: &mut Tally) -> anyhow::Result<()> {
 fn built() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        .args(["build", "--release", "--package", "cli", "--message-format", "json-render-diagnostics"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "cli",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
         .current_dir(workspace::root())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

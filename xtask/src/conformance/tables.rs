@@ -14,12 +14,15 @@ use super::Tally;
 
 type Fields = Map<String, Value>;
 
+/// Returns what we make of a case.
+type Answer<'a> = &'a dyn Fn(&Value) -> anyhow::Result<Fields>;
+
 /// Runs the four tables.
 pub(crate) fn run(corpus: &Path, tally: &mut Tally) -> anyhow::Result<()> {
     let folder = corpus.join("tables");
     let tree: Vec<String> = serde_json::from_str(&read(&folder.join("dockerignore-tree.json"))?)?;
     let answer_ignore = |case: &Value| ignore(case, &tree);
-    let tables: [(&str, &dyn Fn(&Value) -> anyhow::Result<Fields>); 4] = [
+    let tables: [(&str, Answer<'_>); 4] = [
         ("shelllex", &shelllex),
         ("dockerignore", &answer_ignore),
         ("platform", &platform),
@@ -36,8 +39,8 @@ pub(crate) fn run(corpus: &Path, tally: &mut Tally) -> anyhow::Result<()> {
                 let case: Value = serde_json::from_str(text)?;
                 Ok(difference(&case, &answer(&case)?))
             };
-            let found =
-                check().with_context(|| format!("failed to read line {line} of {}", path.display()))?;
+            let found = check()
+                .with_context(|| format!("failed to read line {line} of {}", path.display()))?;
             tally.count(&name, found.as_deref());
         }
     }
@@ -50,8 +53,9 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 /// Compares every field that tells a result; of errors only that there is one.
 fn difference(case: &Value, found: &Fields) -> Option<String> {
-    const GIVEN: &[&str] =
-        &["input", "env", "escape", "opts", "source", "kind", "file", "patterns", "paths"];
+    const GIVEN: &[&str] = &[
+        "input", "env", "escape", "opts", "source", "kind", "file", "patterns", "paths",
+    ];
     let expected = case.as_object()?;
     let keys = expected.keys().filter(|key| !GIVEN.contains(&key.as_str()));
     let mut differences = Vec::new();
@@ -62,27 +66,45 @@ fn difference(case: &Value, found: &Fields) -> Option<String> {
             (left, right) => left == right,
         };
         if !equal {
-            let shown = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
-            differences.push(format!("{key}: expected {}, found {}", shown(left), shown(right)));
+            let shown =
+                |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+            differences.push(format!(
+                "{key}: expected {}, found {}",
+                shown(left),
+                shown(right)
+            ));
         }
     }
-    let given = case.get("input").or(case.get("file")).or(case.get("patterns")).unwrap_or(case);
+    let given = case
+        .get("input")
+        .or(case.get("file"))
+        .or(case.get("patterns"))
+        .unwrap_or(case);
     (!differences.is_empty()).then(|| format!("{given}: {}", differences.join("; ")))
 }
 
 fn text<'a>(case: &'a Value, key: &str) -> anyhow::Result<&'a str> {
-    case[key].as_str().with_context(|| format!("the case has no {key}"))
+    case[key]
+        .as_str()
+        .with_context(|| format!("the case has no {key}"))
 }
 
 fn texts(value: &Value) -> Vec<String> {
     let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    items
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn shelllex(case: &Value) -> anyhow::Result<Fields> {
     let input = text(case, "input")?;
     let environment = texts(&case["env"]);
-    let escape = text(case, "escape")?.chars().next().context("the escape is empty")?;
+    let escape = text(case, "escape")?
+        .chars()
+        .next()
+        .context("the escape is empty")?;
     let mut expander = Expander::new(escape);
     for option in texts(&case["opts"]) {
         expander = match option.as_str() {
@@ -95,7 +117,11 @@ fn shelllex(case: &Value) -> anyhow::Result<Fields> {
     }
     let mut found = Fields::new();
     match expander.word(input, &environment) {
-        Ok(Expansion { text, matched, unmatched }) => {
+        Ok(Expansion {
+            text,
+            matched,
+            unmatched,
+        }) => {
             found.insert("word".to_owned(), text.into());
             for (key, names) in [("matched", matched), ("unmatched", unmatched)] {
                 if !names.is_empty() {
@@ -123,7 +149,11 @@ fn ignore(case: &Value, tree: &[String]) -> anyhow::Result<Fields> {
     let matcher = match case["file"].as_str() {
         None => Matcher::new(texts(&case["patterns"])),
         Some(file) => IgnoreFile::parse(file).and_then(|file| {
-            let patterns: Value = file.lines.iter().map(|line| line.pattern.as_str()).collect();
+            let patterns: Value = file
+                .lines
+                .iter()
+                .map(|line| line.pattern.as_str())
+                .collect();
             found.insert("parsed".to_owned(), patterns);
             file.matcher()
         }),

@@ -108,3 +108,12 @@ pub(crate) fn xattr_travels(name: &[u8]) -> bool {
     ];
     !KEPT_BACK.iter().any(|prefix| name.starts_with(prefix))
 }
+
+/// Joins a path relative to a layer, empty for its root, and one name.
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() {
+        name.to_vec()
+    } else {
+        [parent, b"/", name].concat()
+    }
+}

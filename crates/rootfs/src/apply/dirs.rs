@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::layer::{Form, LayerDir};
+use crate::layer::{Form, LayerDir, join};
 use crate::tar::{EPOCH, Time};
 use crate::tree::timestamps;
 use crate::{Error, Result, RootPath};
@@ -417,14 +417,6 @@ fn take_default_acl(fd: BorrowedFd<'_>) -> rustix::io::Result<Option<Vec<u8>>> {
         }
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
         Err(source) => Err(source),
-    }
-}
-
-pub(super) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() {
-        name.to_vec()
-    } else {
-        [parent, b"/", name].concat()
     }
 }
 

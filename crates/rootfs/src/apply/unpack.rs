@@ -10,9 +10,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::dirs::{DEFAULT_ACL, Dirs, LONGEST_PATH, OpenDir, join, refused};
+use super::dirs::{DEFAULT_ACL, Dirs, LONGEST_PATH, OpenDir, refused};
 use super::options::{ApplyOptions, Devices, LeftOut, Ownership};
-use crate::layer::{Form, LayerDir, OPAQUE_NAME, OverlayXattrs, WHITEOUT_PREFIX, xattr_travels};
+use crate::layer::{Form, LayerDir, OPAQUE_NAME, OverlayXattrs, WHITEOUT_PREFIX, join, xattr_travels};
 use crate::tar::read::{Entry, Reader};
 use crate::tar::{Kind, Xattr};
 use crate::tree::timestamps;

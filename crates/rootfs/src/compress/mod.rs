@@ -1,9 +1,22 @@
-//! Compression of layers: whose bytes depend on the content and the options, never on the number of threads.
+//! Compression of layers: bytes depend on the content and the options, never on the number of threads.
 
+pub(crate) mod block;
 pub(crate) mod decode;
+mod gzip;
+pub(crate) mod pipe;
 pub(crate) mod queue;
 
+use std::fmt;
+use std::io::{Read, Write};
+use std::num::NonZeroUsize;
+
+use oci::Digest;
+
 pub use decode::format;
+
+use crate::{Error, Result};
+use block::Block;
+use decode::Bounds;
 
 /// The form in which the bytes of a layer lie in a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,13 +31,9 @@ pub enum Format {
 pub enum Compression {
     Uncompressed,
     /// Level 0 to 9.
-    Gzip {
-        level: u32,
-    },
+    Gzip { level: u32 },
     /// Level 1 to 22.
-    Zstd {
-        level: i32,
-    },
+    Zstd { level: i32 },
 }
 
 impl Compression {
@@ -38,23 +47,115 @@ impl Compression {
             Compression::Zstd { .. } => Format::Zstd,
         }
     }
+
+    /// Returns this compression with its level brought into the range there is.
+    fn clamped(self) -> Compression {
+        match self {
+            Compression::Uncompressed => self,
+            Compression::Gzip { level } => Compression::Gzip { level: level.min(9) },
+            Compression::Zstd { level } => Compression::Zstd { level: level.clamp(1, 22) },
+        }
+    }
+}
+
+/// How to compress, and with what.
+#[derive(Clone, Copy)]
+pub struct CompressOptions<'a> {
+    pub compression: Compression,
+    /// Threads that compress; the others only carry.
+    pub threads: NonZeroUsize,
+    /// Blocks compressed before, for gzip.
+    pub memo: Option<&'a dyn BlockMemo>,
+}
+
+impl CompressOptions<'_> {
+    /// Returns options that use all cores and remember nothing.
+    pub fn new(compression: Compression) -> CompressOptions<'static> {
+        CompressOptions {
+            compression,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            memo: None,
+        }
+    }
+}
+
+impl fmt::Debug for CompressOptions<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("CompressOptions")
+            .field("compression", &self.compression)
+            .field("threads", &self.threads)
+            .field("memo", &self.memo.is_some())
+            .finish()
+    }
 }
 
 /// Remembers compressed blocks by what they were made from.
 ///
-/// What is remembered must only ever be what was stored under the very key: it goes into a blob as it is. A lookup may
-/// miss at any time. Both are called from several threads.
+/// Called from several threads. A lookup may miss at any time, and failing to store is no error. What comes back goes
+/// into a blob after a look at its checksum only: a memo must be as private as the blobs are.
 pub trait BlockMemo: Sync {
     /// Returns what was stored under `key`.
     fn lookup(&self, key: &BlockKey) -> Option<Vec<u8>>;
 
-    /// Stores `compressed` under `key`; failing to is no error.
-    fn store(&self, key: &BlockKey, compressed: &[u8]);
+    /// Stores `sealed`, a compressed block and its checksum, under `key`.
+    fn store(&self, key: &BlockKey, sealed: &[u8]);
 }
 
 /// What a compressed block was made from, and by what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockKey {
-    /// The SHA-256 of the compressor's name, its level and the raw block.
+    /// The SHA-256 of the compressor's name and version, its level and the raw block.
     pub digest: [u8; 32],
+}
+
+/// A blob made from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recompressed {
+    /// The digest and size of the uncompressed content.
+    pub diff_id: Digest,
+    pub size: u64,
+    /// The digest and size of the bytes that went out.
+    pub blob: Digest,
+    pub blob_size: u64,
+}
+
+/// Reads a layer blob of any format and writes its content with another compression.
+///
+/// The content is passed through unread and may be no tar. More than `limit` uncompressed bytes are refused.
+pub fn recompress(
+    reader: impl Read + Send,
+    limit: u64,
+    options: &CompressOptions<'_>,
+    mut writer: impl Write,
+) -> Result<Recompressed> {
+    const BLOCK: usize = 1 << 20;
+    let bounds = Bounds { bytes: limit, zstd_window_log: 27 };
+    let produce = |output: pipe::Output<'_>| {
+        std::thread::scope(|scope| {
+            let mut content = decode::start(scope, reader, bounds);
+            let mut block = Block::default();
+            loop {
+                let end = content
+                    .by_ref()
+                    .take(BLOCK as u64)
+                    .read_to_end(&mut block.bytes)
+                    .map_err(crate::tar::read::read_error)?;
+                if end == 0 {
+                    return content.finish().map(drop);
+                }
+                match output(block) {
+                    Some(empty) => block = empty,
+                    None => return Ok(()),
+                }
+            }
+        })
+    };
+    let ((), piped) = pipe::run(produce, |_| {}, options, &mut writer)?;
+    Ok(Recompressed {
+        diff_id: piped.diff_id,
+        size: piped.size,
+        blob: piped.blob,
+        blob_size: piped.blob_size,
+    })
 }

@@ -1,5 +1,81 @@
 //! Writes a layer directory as a canonical layer tar.
+//!
+//! Entries come depth first, those of a directory in the order of the bytes of their names, whiteouts before all others.
+//! Copies that overlay made of files that were not changed then are left out.
 
+mod assemble;
 mod options;
+mod walk;
+
+use std::io::Write;
 
 pub use options::{DiffOptions, Diffed, TimePrecision, Written};
+
+use crate::compress::{CompressOptions, Compression, pipe, queue};
+use crate::layer::LayerDir;
+use crate::tree::Tree;
+use crate::Result;
+use assemble::{Assembler, ContentHash};
+use walk::Walk;
+
+/// Entries that the walk may be ahead of the reading of files; each may hold a file open.
+const AHEAD: usize = 64;
+
+/// Writes `layer` as a blob.
+///
+/// `lowers` is the merged view of the layers below, empty for the first layer; what it shows already is left out, and so
+/// is a whiteout of nothing. Without it everything in `layer` counts. The walk, the reading of files, the hash of the tar
+/// and each thread of the compressor run side by side; memory is bounded whatever the layer is.
+pub fn write_layer(
+    layer: &LayerDir,
+    lowers: Option<&Tree>,
+    options: &DiffOptions,
+    compress: &CompressOptions<'_>,
+    mut writer: impl Write,
+) -> Result<Written> {
+    let mut content_hash = ContentHash::default();
+    let produce = |output: pipe::Output<'_>| produce(layer, lowers, options, output);
+    let observe = |block: &_| content_hash.update(block);
+    let ((entries, content_size), piped) = pipe::run(produce, observe, compress, &mut writer)?;
+    Ok(Written {
+        layer: Diffed {
+            diff_id: piped.diff_id,
+            size: piped.size,
+            entries,
+            content_size,
+            content_id: options.content_id.then(|| content_hash.finish()),
+        },
+        blob: piped.blob,
+        blob_size: piped.blob_size,
+    })
+}
+
+/// Computes what the tar of `layer` would be, without writing it anywhere.
+pub fn diff_layer(layer: &LayerDir, lowers: Option<&Tree>, options: &DiffOptions) -> Result<Diffed> {
+    let compress = CompressOptions::new(Compression::Uncompressed);
+    write_layer(layer, lowers, options, &compress, std::io::sink()).map(|written| written.layer)
+}
+
+fn produce(
+    layer: &LayerDir,
+    lowers: Option<&Tree>,
+    options: &DiffOptions,
+    output: pipe::Output<'_>,
+) -> Result<(u64, u64)> {
+    std::thread::scope(|scope| {
+        let (to_read, found) = queue::bounded(AHEAD);
+        let walking = scope.spawn(move || {
+            Walk::new(options.form, |item| to_read.send(item).is_ok()).run(layer, lowers)
+        });
+        let mut assembler = Assembler::new(options, output);
+        while let Some(item) = found.receive() {
+            if !assembler.item(item)? {
+                break;
+            }
+        }
+        // The walk may still be waiting for room.
+        drop(found);
+        crate::compress::decode::joined(walking)?;
+        Ok(assembler.finish())
+    })
+}

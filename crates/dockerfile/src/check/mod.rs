@@ -22,6 +22,7 @@ use oci::Platform;
 pub use config::CheckConfig;
 pub use outline::{Outline, OutlineArg, OutlineMount};
 pub use rule::Rule;
+pub use stages::parse_reference;
 
 use crate::expand::{ExpandError, Expander};
 use crate::ignore::IgnoreFile;

@@ -154,7 +154,7 @@ pub(super) fn check_default_bases(
 }
 
 /// Reads the name of an image; the error is in the words of the reference.
-pub(super) fn parse_reference(text: &str) -> Result<Reference, String> {
+pub fn parse_reference(text: &str) -> Result<Reference, String> {
     Reference::parse_normalized(text).map_err(|error| match error {
         ReferenceError::UpperCase { .. } => {
             format!(
@@ -169,6 +169,7 @@ pub(super) fn parse_reference(text: &str) -> Result<Reference, String> {
             "repository name must not be more than 255 characters".to_owned()
         }
         ReferenceError::Format { .. } => "invalid reference format".to_owned(),
+        ReferenceError::Digest { source, .. } => super::copy::digest_reason(&source),
         other => other.to_string(),
     })
 }

@@ -2,7 +2,11 @@
 
 mod command;
 mod conformance;
+mod demo;
 mod fixtures;
+mod program;
+mod test;
+mod timeline;
 mod tools;
 mod workspace;
 
@@ -20,13 +24,19 @@ struct Arguments {
 enum Task {
     /// Hold what we answer against recorded answers of the reference implementation
     Conformance(conformance::Arguments),
+    /// Build the two-program example in one stage and in many, and show the difference
+    Demo,
     /// Make the base images of the tests and examples as OCI layouts, once
     Fixtures(fixtures::Arguments),
+    /// Install and make everything the tests need, then run all tests
+    Test,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::Demo => demo::run(),
         Task::Fixtures(arguments) => fixtures::run(&arguments),
+        Task::Test => test::run(),
     }
 }

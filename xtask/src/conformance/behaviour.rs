@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
-use serde_json::Value;
 
 use super::Tally;
-use crate::{tools, workspace};
+use crate::{program, tools};
 
 /// Some contexts name files under this port, so it is the one to serve on.
 const PORT: u16 = 5055;
@@ -52,7 +51,7 @@ pub(crate) fn run(corpus: &Path, options: &Options, tally: &mut Tally) -> anyhow
     let builder = match &options.builder {
         Some(builder) => fs::canonicalize(builder)
             .with_context(|| format!("failed to find {}", builder.display()))?,
-        None => built()?,
+        None => program::release()?,
     };
     let state = tempfile::tempdir().context("failed to make a state directory")?;
     let mut skipped = options.skip_tag.clone();
@@ -129,34 +128,6 @@ fn judge(mut command: Command, tally: &mut Tally) -> anyhow::Result<()> {
         bail!("run_behaviour.py judged no case or broke ({status})");
     }
     Ok(())
-}
-
-/// Builds our program and returns where it lies.
-fn built() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "cli",
-            "--message-format",
-            "json-render-diagnostics",
-        ])
-        .current_dir(workspace::root())
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("failed to start cargo")?;
-    if !output.status.success() {
-        bail!("failed to build the program");
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo named no program")
 }
 
 /// Returns the port if nothing listens on it; for 0, some port.

@@ -1,0 +1,48 @@
+//! `cargo xtask test`: everything the tests need, then all tests.
+
+use std::time::Instant;
+
+use anyhow::bail;
+use clap::Parser;
+
+use crate::command::run as run_command;
+use crate::{conformance, fixtures, program, tools, workspace};
+
+/// The task of conformance with its options as they are without any.
+#[derive(Debug, Parser)]
+struct Conformance {
+    #[command(flatten)]
+    arguments: conformance::Arguments,
+}
+
+/// Installs tools, makes the fixtures, runs the tests and, where the corpus is, conformance.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let started = Instant::now();
+    tools::ensure(tools::TESTS)?;
+    fixtures::make(&[])?;
+    println!(
+        "fixtures are there after {:.0} s",
+        started.elapsed().as_secs_f64()
+    );
+
+    // Both run whatever the other says: one run tells all that is wrong.
+    let mut tests = program::cargo();
+    if tools::is_there("cargo-nextest") {
+        tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    } else {
+        tests.args(["test", "--workspace", "--no-fail-fast"]);
+    }
+    let tested = run_command(tests.env("LAPSTRAKE_TEST_REQUIRED", "1"));
+    let conformed = if workspace::root().join("../shared/conformance").is_dir() {
+        conformance::run(&Conformance::parse_from(["conformance"]).arguments)
+    } else {
+        println!("skipped: conformance (no ../shared/conformance beside the checkout)");
+        Ok(())
+    };
+    println!("all in {:.0} s", started.elapsed().as_secs_f64());
+    match (tested, conformed) {
+        (Ok(()), conformed) => conformed,
+        (Err(failed), Ok(())) => Err(failed),
+        (Err(failed), Err(also)) => bail!("{failed:#}; {also:#}"),
+    }
+}

@@ -1,8 +1,8 @@
 //! Lowers a Dockerfile to an LLB graph and an image configuration.
 //!
 //! *Responsibility.* Follows the stages of a Dockerfile from the target, expands their words, and turns instructions
-//! into vertices and changes of the image config, as BuildKit's `dockerfile2llb` does. It does no
-//! I/O: what must be known of base images is asked for as a list of [`Request`]s and comes in as [`Answers`].
+//! into vertices and changes of the image config, as BuildKit's `dockerfile2llb` does. A [`Lowering`] does no I/O: it
+//! asks for what it must know of base images ([`Step::Resolve`]), all images at once, until it is done.
 //!
 //! *Not here.* Parsing; looking images up; running anything; the layers of the image.
 //!
@@ -11,10 +11,23 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
+mod dispatch;
+mod error;
+mod git;
 mod lowered;
+mod lowering;
+mod name;
 mod options;
+mod owner;
+mod pass;
+mod path;
 mod resolve;
+mod state;
+mod text;
 
+pub use git::git_source;
 pub use lowered::{ContextUse, Lowered, PlatformBuild, StageRole, StageSummary};
+pub use lowering::{Lowering, Step};
 pub use options::{MainContext, NamedContext, NoCache, Options, ResolveMode};
 pub use resolve::{Answers, ImageRequest, Request, ResolvedImage, SourceRequest};

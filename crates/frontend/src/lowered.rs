@@ -10,7 +10,7 @@ pub struct Lowered {
     pub builds: Vec<PlatformBuild>,
     /// The result is an index.
     pub multi_platform: bool,
-    /// Findings that need what only a lowering knows (the ignore file, base images).
+    /// What the check finds in the stages of the target.
     pub warnings: Vec<Diagnostic>,
 }
 

@@ -141,7 +141,13 @@ impl Vertex {
             Op::Exec(exec) if exec.meta.proxy_env.is_some() => {
                 let mut exec = exec.clone();
                 exec.meta.proxy_env = None;
-                encode::operation(&mut buffer, &Op::Exec(exec), none, platform, &self.constraints);
+                encode::operation(
+                    &mut buffer,
+                    &Op::Exec(exec),
+                    none,
+                    platform,
+                    &self.constraints,
+                );
             }
             op => encode::operation(&mut buffer, op, none, platform, &self.constraints),
         }
@@ -244,6 +250,11 @@ impl GraphBuilder {
             draft,
             foreign: None,
         })
+    }
+
+    /// Returns a vertex to be, for what is known of it only later.
+    pub fn draft_mut(&mut self, output: Output) -> &mut Draft {
+        &mut self.drafts[output.draft].draft
     }
 
     pub(crate) fn add_pending(&mut self, pending: Pending) -> Output {

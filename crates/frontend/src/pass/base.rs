@@ -1,0 +1,272 @@
+//! Base images: asking for them and taking them over.
+
+use std::rc::Rc;
+
+use dockerfile::check::parse_reference;
+use dockerfile::quote;
+use llb::{Draft, Metadata, Op, Output, SourceOp, attr};
+use oci::{ImageConfig, Platform, Reference};
+
+use super::stages::{Needed, base_error};
+use super::{Pass, SCRATCH, Stage};
+use crate::error::{Outcome, Stop};
+use crate::name;
+use crate::state::{Image, State};
+use crate::{ImageRequest, Request, ResolveMode};
+
+/// Images whose names are suggested for misspelt ones.
+const COMMON_IMAGES: [&str; 7] = [
+    "alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora",
+];
+
+/// An answer that may not be there yet.
+pub(super) enum Found<T> {
+    Yes(T),
+    NotYet,
+}
+
+impl Pass<'_> {
+    /// Gives every stage that begins with an image its tree and image.
+    ///
+    /// The names of images that are not needed are checked all the same.
+    pub(super) fn resolve_bases(&mut self, needed: &Needed) -> Result<(), Stop> {
+        let mut errors = Vec::new();
+        for number in 0..self.states.len() {
+            let stage = &self.states[number];
+            if stage.base.is_some() || stage.dispatched || stage.resolved {
+                continue;
+            }
+            let is_needed = needed.get(number).copied().unwrap_or(false);
+            let mut stage = std::mem::take(&mut self.states[number]);
+            let outcome = self.resolve_base(&mut stage, is_needed);
+            stage.resolved = is_needed;
+            self.states[number] = stage;
+            if let Err(error) = outcome {
+                // The reference resolves all at once and mostly reports the one begun last.
+                errors.insert(0, *error);
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Stop::Errors(errors));
+        }
+        match self.requests.is_empty() {
+            true => Ok(()),
+            false => Err(Stop::Unanswered),
+        }
+    }
+
+    fn resolve_base(&mut self, stage: &mut Stage<'_>, is_needed: bool) -> Outcome<()> {
+        if stage.base_name == SCRATCH && stage.named_context.is_none() {
+            stage.state = State::default();
+            stage.image = Image::empty(&self.target_platform);
+            stage.platform = Some(self.target_platform.clone());
+            stage.dispatched |= stage.unregistered;
+            return Ok(());
+        }
+        stage.dispatched |= stage.unregistered;
+        let written = stage.base_name.clone();
+        let reference = parse_reference(&written).map_err(|problem| {
+            let message = format!("failed to parse stage name {}: {problem}", quote(&written));
+            base_error("image-name", message, stage)
+        })?;
+        let reference = reference.or_latest();
+        stage.base_name = reference.to_string();
+        if !is_needed {
+            return Ok(());
+        }
+        let platform = stage
+            .platform
+            .clone()
+            .unwrap_or_else(|| self.target_platform.clone());
+        if let Some(key) = stage.named_context.clone() {
+            return self.replace_stage(stage, &key);
+        }
+        let context = self.named_context(&stage.base_name, Some(&platform), stage.lines)?;
+        if let Some(key) = context.map(str::to_owned) {
+            return self.replace_base(stage, &key, &platform);
+        }
+        self.take_image(stage, &written, reference, platform)
+    }
+
+    /// A named context with the name of a stage stands for all of it.
+    fn replace_stage(&mut self, stage: &mut Stage<'_>, key: &str) -> Outcome<()> {
+        let platform = stage.platform.clone();
+        let loaded = self.load_context(key, platform.as_ref(), stage)?;
+        let Found::Yes((state, image)) = loaded else {
+            return Ok(());
+        };
+        stage.dispatched = true;
+        stage.state = state;
+        if let Some(image) = image {
+            stage.image = self.history.image(&image);
+            let platform = &image.platform;
+            if !platform.architecture.is_empty() && !platform.os.is_empty() {
+                stage.platform = Some(platform.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// A named context with the name of an image stands for the image.
+    fn replace_base(
+        &mut self,
+        stage: &mut Stage<'_>,
+        key: &str,
+        platform: &Platform,
+    ) -> Outcome<()> {
+        let loaded = self.load_context(key, Some(platform), stage)?;
+        let Found::Yes((state, image)) = loaded else {
+            return Ok(());
+        };
+        stage.image = match &image {
+            Some(image) => self.history.image(image),
+            None => Image::empty(platform),
+        };
+        let image = image.unwrap_or_else(|| Rc::new(self.history.config(&stage.image)));
+        stage.base_image = Some(image);
+        stage.state = state.with_platform(platform);
+        stage.platform = Some(platform.clone());
+        Ok(())
+    }
+
+    fn take_image(
+        &mut self,
+        stage: &mut Stage<'_>,
+        written: &str,
+        reference: Reference,
+        platform: Platform,
+    ) -> Outcome<()> {
+        let prefix = match self.multi_platform {
+            true => format!("[{} internal]", platform.full()),
+            false => "[internal]".to_owned(),
+        };
+        let request = ImageRequest {
+            name: format!("{prefix} load metadata for {reference}"),
+            reference: reference.to_string(),
+            platform: platform.clone(),
+            mode: self.options.resolve_mode,
+            store: None,
+        };
+        let Found::Yes((image, config)) = self.find_image(&request, written, stage)? else {
+            return Ok(());
+        };
+        let answer = self
+            .answers
+            .images
+            .get(&request)
+            .and_then(|answer| answer.as_ref().ok());
+        let mut reference = match answer.and_then(|answer| answer.reference.as_deref()) {
+            None => reference,
+            Some(other) => parse_reference(other).map_err(|problem| {
+                let message = format!("failed to parse ref {}: {problem}", quote(other));
+                base_error("image-name", message, stage)
+            })?,
+        };
+        if let Some(digest) = answer.and_then(|answer| answer.digest.clone()) {
+            reference = reference.with_digest(digest);
+        }
+        stage.base_name = reference.to_string();
+        let platform = match stage.platform.is_none() && self.implicit_platform {
+            true => self.detected_platform(&config.platform, platform),
+            false => platform,
+        };
+        stage.state = match is_empty(&config) {
+            true => State::default(),
+            false => {
+                let output = self.image_source(stage, &platform);
+                State::new(Some(output)).with_platform(&platform)
+            }
+        };
+        stage.image = image;
+        stage.base_image = Some(config);
+        stage.platform = Some(platform);
+        Ok(())
+    }
+
+    /// Returns an image that was asked for, or asks for it.
+    pub(super) fn find_image(
+        &mut self,
+        request: &ImageRequest,
+        written: &str,
+        stage: &Stage<'_>,
+    ) -> Outcome<Found<(Image, Rc<ImageConfig>)>> {
+        if let Some((image, config)) = self.images.get(request) {
+            return Ok(Found::Yes((image.clone(), config.clone())));
+        }
+        match self.answers.images.get(request) {
+            None => {
+                self.requests.insert(Request::Image(request.clone()));
+                Ok(Found::NotYet)
+            }
+            Some(Ok(found)) => {
+                let mut config = found.config.clone();
+                config.created = None;
+                let config = Rc::new(config);
+                let image = self.history.image(&config);
+                self.images
+                    .insert(request.clone(), (image.clone(), config.clone()));
+                Ok(Found::Yes((image, config)))
+            }
+            Some(Err(problem)) => {
+                let error = base_error("image", format!("{written}: {problem}"), stage);
+                let known = self.labels().chain(COMMON_IMAGES);
+                let nearest = dockerfile::nearest(written, known).map(str::to_owned);
+                Err(Box::new(error.suggest(nearest)))
+            }
+        }
+    }
+
+    fn image_source(&mut self, stage: &mut Stage<'_>, platform: &Platform) -> Output {
+        let name = format!("FROM {}", stage.base_name);
+        let name = name::step(stage, &name, self.shown_platform(Some(platform)), None);
+        let mut metadata = Metadata {
+            locations: self.location(stage.lines),
+            ..Metadata::named(name)
+        };
+        if !stage.code.is_empty() {
+            metadata.description.extend([name::command(stage.code)]);
+        }
+        let reference = stage.base_name.clone();
+        self.image_vertex(reference, platform, metadata)
+    }
+
+    pub(super) fn image_vertex(
+        &mut self,
+        reference: String,
+        platform: &Platform,
+        metadata: Metadata,
+    ) -> Output {
+        let mut source = SourceOp {
+            identifier: format!("docker-image://{reference}"),
+            ..SourceOp::default()
+        };
+        if self.options.resolve_mode != ResolveMode::Default {
+            let mode = self.options.resolve_mode.as_str().to_owned();
+            source
+                .attrs
+                .insert(attr::IMAGE_RESOLVE_MODE.to_owned(), mode);
+        }
+        self.graph.add(Draft {
+            platform: Some(platform.clone()),
+            metadata,
+            ..Draft::new(Op::Source(source), Vec::new())
+        })
+    }
+
+    /// Returns the platform of an image where none was asked for, if the builder runs it.
+    fn detected_platform(&self, image: &Platform, target: Platform) -> Platform {
+        let same = |platform: &Platform| {
+            platform.os == image.os && platform.architecture == image.architecture
+        };
+        if same(&target) {
+            return target;
+        }
+        let supported = self.build_platforms.iter().find(|platform| same(platform));
+        supported.cloned().unwrap_or(target)
+    }
+}
+
+/// Whether an image has no files: no layers, and, as old images do not list them, no history of any.
+fn is_empty(config: &ImageConfig) -> bool {
+    config.rootfs.diff_ids.is_empty() && config.history.iter().all(|entry| entry.empty_layer)
+}

@@ -1,0 +1,198 @@
+//! One lowering for one platform, from the first stage to the graph.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+use dockerfile::expand::{Expander, Expansion};
+use dockerfile::{Ast, Instruction, Lines, Stages, Word};
+use llb::{GraphBuilder, Output};
+use oci::{ImageConfig, Platform};
+
+use crate::error::{Outcome, Stop, unexpanded};
+use crate::state::{HistoryLog, Image, State, UsedPaths, Variables};
+use crate::{Answers, ImageRequest, Options, PlatformBuild, Request};
+
+mod base;
+pub(crate) mod context;
+mod epoch;
+mod finish;
+mod stages;
+
+/// The name that stands for an empty tree.
+pub(crate) const SCRATCH: &str = "scratch";
+
+/// What all parts of a lowering see.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) stages: &'a Stages,
+    pub(crate) options: &'a Options,
+    pub(crate) answers: &'a Answers,
+    pub(crate) expander: Expander,
+    pub(crate) target_platform: Platform,
+    pub(crate) build_platforms: Vec<Platform>,
+    /// No platform was asked for.
+    pub(crate) implicit_platform: bool,
+    pub(crate) multi_platform: bool,
+    pub(crate) build_args: Cow<'a, BTreeMap<String, String>>,
+    /// The arguments before the first FROM, with the predefined ones.
+    pub(crate) global: Variables,
+    /// `SOURCE_DATE_EPOCH`.
+    pub(crate) epoch: Option<i64>,
+    pub(crate) graph: GraphBuilder,
+    pub(crate) source_file: usize,
+    pub(crate) history: HistoryLog,
+    pub(crate) states: Vec<Stage<'a>>,
+    by_name: HashMap<String, usize>,
+    main_context: Option<Output>,
+    locals: Vec<LocalContext>,
+    images: HashMap<ImageRequest, (Image, Rc<ImageConfig>)>,
+    pub(crate) requests: BTreeSet<Request>,
+}
+
+/// A local directory in the graph; what is needed of it is known at the end.
+#[derive(Debug)]
+struct LocalContext {
+    output: Output,
+    name: String,
+    /// `None` for the main context: the paths of all stages.
+    paths: Option<UsedPaths>,
+    ignore: Vec<String>,
+}
+
+/// A stage on its way; also an image that is only copied from.
+#[derive(Debug, Default)]
+pub(crate) struct Stage<'a> {
+    /// In lower case; empty if there is none.
+    pub(crate) name: String,
+    /// The name to show: `stage-0` for one without; empty for the only one.
+    pub(crate) label: String,
+    /// The base, expanded; once it is resolved, normalized and pinned.
+    pub(crate) base_name: String,
+    /// The FROM as written.
+    pub(crate) code: &'a str,
+    pub(crate) lines: Lines,
+    pub(crate) base_span: dockerfile::Span,
+    pub(crate) platform: Option<Platform>,
+    pub(crate) base: Option<usize>,
+    /// Stages used by instructions, with the lines of one that does.
+    pub(crate) dependencies: Vec<(usize, Lines)>,
+    pub(crate) commands: Vec<Command<'a>>,
+    pub(crate) state: State,
+    pub(crate) image: Image,
+    pub(crate) base_image: Option<Rc<ImageConfig>>,
+    /// The key of the named context that replaces the stage.
+    pub(crate) named_context: Option<String>,
+    pub(crate) dispatched: bool,
+    pub(crate) resolved: bool,
+    pub(crate) triggers_done: bool,
+    /// Not a stage of the file: an image or context that an instruction names.
+    pub(crate) unregistered: bool,
+    pub(crate) build_args: Vec<(Rc<str>, Option<Rc<str>>)>,
+    /// Paths used of the main context.
+    pub(crate) context_paths: BTreeSet<String>,
+    /// Paths others use of this stage.
+    pub(crate) paths: UsedPaths,
+    pub(crate) ignore_cache: bool,
+    pub(crate) command_index: usize,
+    pub(crate) command_total: usize,
+    pub(crate) in_trigger: bool,
+    pub(crate) has_cmd: bool,
+    pub(crate) failed: bool,
+}
+
+/// An instruction of a stage and the stages it uses.
+#[derive(Debug)]
+pub(crate) struct Command<'a> {
+    pub(crate) instruction: Cow<'a, Instruction>,
+    /// One for COPY with `--from`; one for each mount of RUN.
+    pub(crate) sources: Vec<usize>,
+    /// It comes from an ONBUILD of the base.
+    pub(crate) is_trigger: bool,
+}
+
+/// What a platform's lowering is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct PlatformChoice {
+    pub(crate) target: Platform,
+    pub(crate) build: Vec<Platform>,
+    pub(crate) implicit: bool,
+    pub(crate) multi: bool,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(
+        ast: &'a Ast,
+        stages: &'a Stages,
+        options: &'a Options,
+        answers: &'a Answers,
+        choice: PlatformChoice,
+    ) -> Self {
+        let mut graph = GraphBuilder::default();
+        let source_file = graph.source(llb::SourceFile {
+            filename: options.filename.clone(),
+            language: "Dockerfile".to_owned(),
+            data: ast.source.as_bytes().into(),
+            definition: None,
+        });
+        Self {
+            stages,
+            options,
+            answers,
+            expander: Expander::new(ast.escape),
+            target_platform: choice.target,
+            build_platforms: choice.build,
+            implicit_platform: choice.implicit,
+            multi_platform: choice.multi,
+            build_args: Cow::Borrowed(&options.build_args),
+            global: Variables::default(),
+            epoch: None,
+            graph,
+            source_file,
+            history: HistoryLog::default(),
+            states: Vec::with_capacity(stages.stages.len()),
+            by_name: HashMap::new(),
+            main_context: None,
+            locals: Vec::new(),
+            images: HashMap::new(),
+            requests: BTreeSet::new(),
+        }
+    }
+
+    /// Lowers the file; what is asked for meanwhile is in `requests`.
+    pub(crate) fn run(&mut self) -> Result<PlatformBuild, Stop> {
+        self.set_global_arguments()?;
+        self.resolve_epoch()?;
+        self.make_states()?;
+        let target = self.find_target()?;
+        self.connect()?;
+        let needed = self.resolve(target)?;
+        self.dispatch_all(&needed)?;
+        self.finish(target, &needed)
+    }
+
+    /// Expands a word of the file.
+    pub(crate) fn expand(
+        &self,
+        word: &Word,
+        variables: &Variables,
+        lines: Lines,
+    ) -> Outcome<String> {
+        if is_plain(&word.text) {
+            return Ok(word.text.clone());
+        }
+        Ok(self.expansion(word, variables, lines)?.text)
+    }
+
+    fn expansion(&self, word: &Word, variables: &Variables, lines: Lines) -> Outcome<Expansion> {
+        let expansion = self.expander.word(&word.text, variables);
+        expansion.map_err(|problem| unexpanded(&problem, word.span, lines))
+    }
+}
+
+/// Whether expansion leaves a text as it is: nothing in it is special with any escape character.
+pub(crate) fn is_plain(text: &str) -> bool {
+    !text
+        .bytes()
+        .any(|byte| matches!(byte, b'$' | b'"' | b'\'' | b'\\' | b'`'))
+}

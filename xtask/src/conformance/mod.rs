@@ -1,6 +1,7 @@
 //! `cargo xtask conformance`: what we answer, held against recorded answers of the reference implementation.
 
 mod behaviour;
+mod image;
 mod parser;
 mod tables;
 
@@ -98,7 +99,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => workspace::root().join("../shared/conformance"),
     };
     if !corpus.is_dir() {
-        println!("skipped: there is no conformance corpus at {}", corpus.display());
+        println!(
+            "skipped: there is no conformance corpus at {}",
+            corpus.display()
+        );
         return Ok(());
     }
     let (mut passed, mut failed) = (0, 0);
@@ -112,7 +116,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             passed: 0,
             failed: 0,
         };
-        run_kind(&corpus, arguments, &mut tally).with_context(|| format!("failed to run the {kind} cases"))?;
+        run_kind(&corpus, arguments, &mut tally)
+            .with_context(|| format!("failed to run the {kind} cases"))?;
         println!("{kind}: {} passed, {} failed", tally.passed, tally.failed);
         passed += tally.passed;
         failed += tally.failed;

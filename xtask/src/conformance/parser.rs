@@ -15,7 +15,7 @@ use dockerfile::{
 use oci::Platform;
 use serde_json::{Map, Value, json};
 
-use super::Tally;
+use super::{Tally, image};
 
 /// Runs all cases of the folder.
 pub(crate) fn run(corpus: &Path, tally: &mut Tally) -> anyhow::Result<()> {
@@ -47,7 +47,7 @@ pub(crate) fn run(corpus: &Path, tally: &mut Tally) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the differences of all recorded sections but `image`, which is a matter of the lowering.
+/// Returns the differences of all recorded sections.
 fn compare(source: &[u8], expect: &Value) -> Option<String> {
     let mut differences = Vec::new();
     let mut section = |name: &str, found: Value| {
@@ -69,6 +69,7 @@ fn compare(source: &[u8], expect: &Value) -> Option<String> {
                 Ok(stages) => {
                     section("stages", typed(&stages));
                     section("targets", targets(&stages));
+                    section("image", image::image(&ast, &stages));
                 }
             }
         }

@@ -1,2 +1,63 @@
 //! The `lapstrake` binary.
-fn main() {}
+//!
+//! *Responsibility*: arguments, terminals, errors in words, exit codes.
+//!
+//! *Not here*: building; it is the engine's.
+
+mod arguments;
+mod build_request;
+mod commands;
+mod diagnostics;
+mod failure;
+mod glob;
+mod output;
+mod places;
+mod settings;
+mod signals;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::{Failure, exit};
+
+fn main() -> ExitCode {
+    // Before anything else: a helper has one thread and no open files of ours.
+    sandbox::entry::run_if_requested();
+    let arguments = Arguments::parse();
+    start_log();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.show();
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let global = arguments.global;
+    match arguments.command {
+        Command::Build(build) => commands::build::run(&build, &global),
+        Command::Images(images) => images
+            .run(&settings::open_records(&global)?)
+            .map_err(exit::usage),
+        Command::Rmi(remove) => remove
+            .run(&settings::open_records(&global)?)
+            .map_err(exit::build),
+    }
+}
+
+/// Starts the log of diagnostics, if `LAPSTRAKE_LOG` asks for one.
+fn start_log() {
+    let Ok(filter) = std::env::var("LAPSTRAKE_LOG") else {
+        return;
+    };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

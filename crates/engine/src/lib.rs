@@ -1,1 +1,38 @@
-//! Binds graph, solver, store, sandbox and registry into builds
+//! Binds graph, solver, store, sandbox and registry into builds.
+//!
+//! *Responsibility*: [`Engine::build`] takes a request and carries it out: Dockerfile, graph, keys,
+//! sources, steps, exports. What it does on the way is told to a [`progress::Sink`].
+//!
+//! *Not here*: arguments, terminals, exit codes.
+//!
+//! *Invariants*: a step runs only with its inputs whole and leased; a result is recorded only when
+//! it is committed; nothing of a build that failed or was canceled stays but what was recorded.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod cancel;
+mod context;
+mod driver;
+mod engine;
+mod error;
+mod export;
+mod keys;
+mod matching;
+mod plan;
+mod request;
+mod snapshot;
+mod source;
+mod step;
+mod vertex;
+
+pub use build::BuildResult;
+pub use cancel::{Cancel, CancelGuard};
+pub use engine::{Engine, EngineSettings};
+pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
+pub use keys::KeyPart;
+pub use request::{
+    ArchiveOutput, BuildRequest, Compression, Context, Destination, DockerfileSource, IgnoreCache,
+    ImageOutput, LayerOptions, Output, SecretSource,
+};
+pub use sandbox::Limits;

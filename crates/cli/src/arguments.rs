@@ -1,0 +1,71 @@
+//! What can be typed: Docker's names where Docker has one.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+
+/// Builds container images from Dockerfiles: no daemon, no root, one binary.
+#[derive(Debug, Parser)]
+#[command(name = "lapstrake", version, about, propagate_version = true)]
+#[command(after_help = "Examples:
+  lapstrake build -t app .                      build the Dockerfile here and name the image
+  lapstrake build --target client -o out .      build one stage and take its files
+  lapstrake images                              list what was built
+  lapstrake run --rm app                        try it out")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// State directory [default: $XDG_DATA_HOME/lapstrake, or /var/lib/lapstrake as root]
+    #[arg(long, global = true, env = "LAPSTRAKE_ROOT", value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Configuration file [default: $XDG_CONFIG_HOME/lapstrake/config.toml]
+    #[arg(long, global = true, env = "LAPSTRAKE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Refuse to run steps with less isolation: root, single-id or subordinate-ids
+    #[arg(
+        long,
+        global = true,
+        env = "LAPSTRAKE_MIN_ISOLATION",
+        value_name = "RUNG"
+    )]
+    pub(crate) min_isolation: Option<String>,
+    /// Docker's debug switch; diagnostics are chosen by LAPSTRAKE_LOG
+    #[arg(long, short = 'D', global = true, hide = true)]
+    pub(crate) debug: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<commands::build::Build>),
+    /// List images
+    Images(commands::images::Images),
+    /// Remove images
+    Rmi(commands::images::Remove),
+}
+
+/// When progress is shown, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A live view on a terminal, plain lines elsewhere
+    Auto,
+    /// A live view
+    Tty,
+    /// Lines in order, for logs
+    Plain,
+    /// One JSON object a line, in BuildKit's shape
+    Rawjson,
+    /// Nothing but the result
+    #[value(alias = "none")]
+    Quiet,
+}

@@ -1,0 +1,571 @@
+//! Turns the words of the command line into a request.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use engine::{
+    ArchiveOutput, BuildRequest, Compression, Context, Destination, DockerfileSource, IgnoreCache,
+    ImageOutput, LayerOptions, Output, SecretSource,
+};
+use oci::{Platform, Reference};
+
+use crate::commands::build::Build;
+
+/// Reads the options of `lapstrake build`.
+pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
+    refuse_attestations(build)?;
+    let (context, dockerfile) = sources(build)?;
+    let tags = build
+        .tags
+        .iter()
+        .map(|tag| reference(tag))
+        .collect::<Result<Vec<_>>>()?;
+    let build_args = assignments("--build-arg", &build.build_args)?;
+    let source_date_epoch = match build_args.get("SOURCE_DATE_EPOCH") {
+        Some(text) if !text.is_empty() => Some(epoch(text)?),
+        Some(_) => None,
+        None => match std::env::var("SOURCE_DATE_EPOCH") {
+            Ok(text) if !text.is_empty() => Some(epoch(&text)?),
+            _ => None,
+        },
+    };
+    let mut build_args = build_args;
+    if let (Some(time), false) = (
+        source_date_epoch,
+        build_args.contains_key("SOURCE_DATE_EPOCH"),
+    ) {
+        build_args.insert("SOURCE_DATE_EPOCH".to_owned(), time.to_string());
+    }
+    Ok(BuildRequest {
+        context,
+        dockerfile,
+        target: build.target.clone().filter(|target| !target.is_empty()),
+        build_args,
+        labels: pairs("--label", &build.labels)?,
+        platforms: platforms(&build.platforms)?,
+        named_contexts: pairs("--build-context", &build.build_contexts)?,
+        ignore_cache: match (build.no_cache, build.no_cache_filters.as_slice()) {
+            (true, _) => IgnoreCache::All,
+            (false, []) => IgnoreCache::No,
+            (false, stages) => IgnoreCache::Stages(stages.to_vec()),
+        },
+        pull: build.pull.unwrap_or(false),
+        network: build.network.clone(),
+        add_hosts: build.add_hosts.clone(),
+        shm_size: build
+            .shm_size
+            .as_deref()
+            .map(|text| bytes("--shm-size", text))
+            .transpose()?,
+        ulimits: build.ulimits.clone(),
+        cgroup_parent: build.cgroup_parent.clone(),
+        limits: limits(build)?,
+        secrets: secrets(&build.secrets)?,
+        ssh: ssh(&build.ssh),
+        entitlements: entitlements(build),
+        source_date_epoch,
+        jobs: build.jobs,
+        keep_going: build.keep_going,
+        outputs: outputs(build, &tags)?,
+        tags,
+        annotations: pairs("--annotation", &build.annotations)?,
+    })
+}
+
+fn refuse_attestations(build: &Build) -> Result<()> {
+    let off = |value: &Option<String>| value.as_deref().is_none_or(|text| text == "false");
+    let attest_off = build
+        .attest
+        .iter()
+        .all(|text| text.split(',').any(|part| part == "disabled=true"));
+    if !off(&build.provenance) || !off(&build.sbom) || !attest_off {
+        bail!("attestations are not there yet; use --provenance=false --sbom=false");
+    }
+    Ok(())
+}
+
+fn sources(build: &Build) -> Result<(Context, DockerfileSource)> {
+    let file = build.file.as_deref();
+    let stdin_file = file == Some("-");
+    if build.context == "-" {
+        if stdin_file {
+            bail!("the context and the Dockerfile cannot both come from standard input");
+        }
+        return from_stdin(file);
+    }
+    let context = context(&build.context)?;
+    let dockerfile = match (file, &context) {
+        (Some("-"), _) => DockerfileSource::Bytes {
+            name: "Dockerfile".to_owned(),
+            bytes: read_stdin()?,
+        },
+        (Some(file), Context::Directory(_)) => DockerfileSource::File(PathBuf::from(file)),
+        (Some(file), _) => DockerfileSource::InContext(file.to_owned()),
+        (None, Context::Directory(directory)) => DockerfileSource::File(default_file(directory)),
+        (None, _) => DockerfileSource::InContext("Dockerfile".to_owned()),
+    };
+    Ok((context, dockerfile))
+}
+
+/// Returns `Dockerfile`, or `dockerfile` where only that is there, as Docker has it.
+fn default_file(directory: &Path) -> PathBuf {
+    let usual = directory.join("Dockerfile");
+    let lower = directory.join("dockerfile");
+    match !usual.exists() && lower.exists() {
+        true => lower,
+        false => usual,
+    }
+}
+
+fn context(text: &str) -> Result<Context> {
+    if let Some(rest) = text
+        .strip_prefix("git://")
+        .or_else(|| text.strip_prefix("git@"))
+    {
+        let _ = rest;
+        return Ok(Context::Git(text.to_owned()));
+    }
+    if text.starts_with("http://") || text.starts_with("https://") {
+        let path = text.split(['#', '?']).next().unwrap_or(text);
+        return Ok(match path.ends_with(".git") || text.contains(".git#") {
+            true => Context::Git(text.to_owned()),
+            false => Context::Http(text.to_owned()),
+        });
+    }
+    if text.starts_with("ssh://") {
+        return Ok(Context::Git(text.to_owned()));
+    }
+    let path = PathBuf::from(text);
+    let meta = std::fs::metadata(&path)
+        .with_context(|| format!("failed to prepare the context: path {text:?}"))?;
+    match meta.is_dir() {
+        true => Ok(Context::Directory(path)),
+        false => Ok(Context::Tar(path)),
+    }
+}
+
+fn from_stdin(file: Option<&str>) -> Result<(Context, DockerfileSource)> {
+    if std::io::stdin().is_terminal() {
+        bail!(
+            "the context is to come from standard input, which is a terminal; pipe a tar or a Dockerfile into it"
+        );
+    }
+    let bytes = read_stdin()?;
+    if looks_like_archive(&bytes) {
+        let mut spool = tempfile::NamedTempFile::new().context("failed to keep the context")?;
+        std::io::Write::write_all(&mut spool, &bytes).context("failed to keep the context")?;
+        let (_, path) = spool.keep().context("failed to keep the context")?;
+        let file = file.unwrap_or("Dockerfile").to_owned();
+        return Ok((Context::Tar(path), DockerfileSource::InContext(file)));
+    }
+    if file.is_some() {
+        bail!("standard input is no archive, so --file cannot name a file in it");
+    }
+    let name = "Dockerfile".to_owned();
+    Ok((Context::Empty, DockerfileSource::Bytes { name, bytes }))
+}
+
+fn read_stdin() -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut bytes)
+        .context("failed to read standard input")?;
+    Ok(bytes)
+}
+
+/// Returns whether bytes are a tar, plain or compressed, as the reference tells one.
+fn looks_like_archive(bytes: &[u8]) -> bool {
+    let magics: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    magics.iter().any(|magic| bytes.starts_with(magic))
+        || bytes.get(257..262).is_some_and(|magic| magic == b"ustar")
+}
+
+/// Reads a name, which gets the tag `latest` if it has none.
+pub(crate) fn reference(text: &str) -> Result<Reference> {
+    let reference = Reference::parse_normalized(text)
+        .with_context(|| format!("invalid tag {text:?}"))?
+        .or_latest();
+    if reference.digest().is_some() {
+        bail!("invalid tag {text:?}: a name to give cannot have a digest");
+    }
+    Ok(reference)
+}
+
+fn pairs(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
+    values
+        .iter()
+        .map(|value| {
+            let (key, value) = match value.split_once('=') {
+                Some(pair) => pair,
+                None if option == "--label" => (value.as_str(), ""),
+                None => bail!("invalid {option} {value:?}: it is not KEY=VALUE"),
+            };
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Reads `NAME=VALUE`; a `NAME` alone is taken from the environment, or left out.
+fn assignments(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for value in values {
+        match value.split_once('=') {
+            Some(("", _)) => bail!("invalid {option} {value:?}: it has no name"),
+            Some((name, value)) => {
+                found.insert(name.to_owned(), value.to_owned());
+            }
+            None => match std::env::var(value) {
+                Ok(text) => {
+                    found.insert(value.clone(), text);
+                }
+                Err(_) => {
+                    found.remove(value);
+                }
+            },
+        }
+    }
+    Ok(found)
+}
+
+fn epoch(text: &str) -> Result<i64> {
+    text.parse()
+        .with_context(|| format!("invalid SOURCE_DATE_EPOCH {text:?}: it is no number of seconds"))
+}
+
+fn platforms(values: &[String]) -> Result<Vec<Platform>> {
+    let mut platforms = Vec::new();
+    for value in values.iter().filter(|value| !value.is_empty()) {
+        let platform: Platform = match value.as_str() {
+            "local" => Platform::host(),
+            text => text
+                .parse()
+                .with_context(|| format!("invalid platform {text:?}"))?,
+        };
+        let platform = platform.normalized();
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
+}
+
+/// Reads a number of bytes with Docker's units: `64m`, `1g`, `512`.
+pub(crate) fn bytes(option: &str, text: &str) -> Result<u64> {
+    let lower = text.trim().to_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match lower[digits.len()..]
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => bail!("invalid {option} {text:?}: use a number with b, k, m or g behind it"),
+    };
+    let number: f64 = digits
+        .trim()
+        .parse()
+        .with_context(|| format!("invalid {option} {text:?}"))?;
+    Ok((number * unit as f64) as u64)
+}
+
+fn limits(build: &Build) -> Result<engine::Limits> {
+    let cpus = match (&build.cpus, build.cpu_quota) {
+        (Some(text), _) => {
+            let number: f64 = text
+                .parse()
+                .with_context(|| format!("invalid --cpus {text:?}"))?;
+            Some((number * 1000.0) as u64)
+        }
+        (None, Some(quota)) if quota > 0 => {
+            Some(quota as u64 * 1000 / build.cpu_period.unwrap_or(100_000).max(1))
+        }
+        _ => None,
+    };
+    Ok(engine::Limits {
+        memory: build
+            .memory
+            .as_deref()
+            .map(|text| bytes("--memory", text))
+            .transpose()?,
+        memory_swap: match build.memory_swap.as_deref() {
+            None | Some("-1") => None,
+            Some(text) => Some(bytes("--memory-swap", text)?),
+        },
+        cpu_milli: cpus,
+        cpu_shares: build.cpu_shares,
+        cpuset_cpus: build.cpuset_cpus.clone(),
+        cpuset_mems: build.cpuset_mems.clone(),
+        pids: build.pids_limit.and_then(|limit| u64::try_from(limit).ok()),
+    })
+}
+
+fn secrets(values: &[String]) -> Result<BTreeMap<String, SecretSource>> {
+    let mut secrets = BTreeMap::new();
+    for value in values {
+        let mut fields = fields(value)?;
+        let kind = fields.remove("type");
+        let source = fields.remove("src").or_else(|| fields.remove("source"));
+        let variable = fields.remove("env");
+        let id = fields.remove("id");
+        if let Some(name) = fields.keys().next() {
+            bail!("invalid --secret {value:?}: the field {name:?} is not known");
+        }
+        let id = id
+            .or_else(|| source.clone())
+            .with_context(|| format!("invalid --secret {value:?}: it has no id"))?;
+        let from_environment = match kind.as_deref() {
+            Some("env") => true,
+            Some("file") => false,
+            Some(kind) => bail!("invalid --secret {value:?}: there is no type {kind:?}"),
+            // As docker has it: without a source, a variable of that name comes first.
+            None => source.is_none() && (variable.is_some() || std::env::var_os(&id).is_some()),
+        };
+        let source = match (from_environment, source, variable) {
+            (true, source, variable) => {
+                SecretSource::Environment(variable.or(source).unwrap_or_else(|| id.clone()))
+            }
+            (false, Some(source), _) => SecretSource::File(expand_home(&source)),
+            (false, None, Some(variable)) => SecretSource::Environment(variable),
+            (false, None, None) => SecretSource::File(PathBuf::from(&id)),
+        };
+        if let SecretSource::File(path) = &source
+            && !path.exists()
+        {
+            bail!(
+                "invalid --secret {value:?}: there is no file {}",
+                path.display()
+            );
+        }
+        secrets.insert(id, source);
+    }
+    Ok(secrets)
+}
+
+fn expand_home(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
+        _ => PathBuf::from(path),
+    }
+}
+
+fn ssh(values: &[String]) -> BTreeMap<String, Vec<PathBuf>> {
+    let read = |value: &String| match value.split_once('=') {
+        Some((id, paths)) => (id.to_owned(), paths.split(',').map(PathBuf::from).collect()),
+        None => (value.clone(), Vec::new()),
+    };
+    values.iter().map(read).collect()
+}
+
+fn entitlements(build: &Build) -> Vec<String> {
+    build
+        .allow
+        .iter()
+        .map(|text| text.trim().to_owned())
+        .collect()
+}
+
+/// Reads `key=value,key=value`, with CSV's quotes.
+fn fields(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut fields = BTreeMap::new();
+    for field in split_csv(text) {
+        match field.split_once('=') {
+            Some((key, value)) => fields.insert(key.trim().to_lowercase(), value.to_owned()),
+            None => fields.insert(field.trim().to_lowercase(), "true".to_owned()),
+        };
+    }
+    if fields.contains_key("") {
+        bail!("{text:?} has a field without a name");
+    }
+    Ok(fields)
+}
+
+fn split_csv(text: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let last = fields.last_mut().expect("there is one field at least");
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                last.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            character => last.push(character),
+        }
+    }
+    fields
+}
+
+fn outputs(build: &Build, tags: &[Reference]) -> Result<Vec<Output>> {
+    let mut outputs: Vec<Output> = build
+        .outputs
+        .iter()
+        .map(|text| output(text, tags))
+        .collect::<Result<_>>()?;
+    let store = ImageOutput {
+        push: build.push,
+        store: true,
+        ..ImageOutput::default()
+    };
+    if outputs.is_empty() || build.load {
+        outputs.push(Output::Image(store));
+    } else if build.push {
+        let push = ImageOutput {
+            push: true,
+            store: false,
+            ..ImageOutput::default()
+        };
+        outputs.push(Output::Image(push));
+    }
+    Ok(outputs)
+}
+
+fn output(text: &str, tags: &[Reference]) -> Result<Output> {
+    if !text.contains('=') {
+        return Ok(match text {
+            "-" => Output::Tar {
+                destination: Destination::Stdout,
+            },
+            directory => Output::Local {
+                destination: PathBuf::from(directory),
+                platform_split: None,
+            },
+        });
+    }
+    let mut fields = fields(text)?;
+    let kind = fields
+        .remove("type")
+        .with_context(|| format!("invalid --output {text:?}: it has no type"))?;
+    let destination = fields.remove("dest");
+    let names = match fields.remove("name") {
+        Some(names) => split_csv(&names)
+            .iter()
+            .filter(|name| !name.is_empty())
+            .map(|name| reference(name))
+            .collect::<Result<Vec<_>>>()?,
+        None => Vec::new(),
+    };
+    let layers = layer_options(&mut fields)?;
+    let mut flag = |name: &str| {
+        fields
+            .remove(name)
+            .map(|value| boolean(name, &value))
+            .transpose()
+    };
+    let output = match kind.as_str() {
+        "image" | "registry" => {
+            let push = flag("push")?;
+            let push_by_digest = flag("push-by-digest")?.unwrap_or(false);
+            let store = flag("store")?;
+            for ignored in ["unpack", "name-canonical", "danglingname-prefix"] {
+                flag(ignored)?;
+            }
+            Output::Image(ImageOutput {
+                names,
+                push: push.unwrap_or(kind == "registry"),
+                push_by_digest,
+                store: store.unwrap_or(kind == "image"),
+                layers,
+            })
+        }
+        "oci" | "docker" => {
+            let tar = flag("tar")?.unwrap_or(true);
+            let archive = ArchiveOutput {
+                destination: archive_destination(text, destination, tar)?,
+                tar,
+                names: match names.is_empty() {
+                    true => tags.to_vec(),
+                    false => names,
+                },
+                layers,
+            };
+            match kind.as_str() {
+                "oci" => Output::Oci(archive),
+                _ => Output::Docker(archive),
+            }
+        }
+        "local" => Output::Local {
+            platform_split: flag("platform-split")?,
+            destination: PathBuf::from(
+                destination
+                    .with_context(|| format!("invalid --output {text:?}: it has no dest"))?,
+            ),
+        },
+        "tar" => Output::Tar {
+            destination: archive_destination(text, destination, true)?,
+        },
+        "cacheonly" => Output::CacheOnly,
+        kind => bail!(
+            "invalid --output {text:?}: there is no type {kind:?}; there are image, registry, oci, docker, local, tar and cacheonly"
+        ),
+    };
+    if let Some(name) = fields.keys().next() {
+        bail!("invalid --output {text:?}: the field {name:?} is not known for the type {kind}");
+    }
+    Ok(output)
+}
+
+fn archive_destination(text: &str, destination: Option<String>, tar: bool) -> Result<Destination> {
+    match destination.as_deref() {
+        Some("-") | None if !tar => bail!("invalid --output {text:?}: a directory needs a dest"),
+        None | Some("-") if std::io::stdout().is_terminal() => {
+            bail!(
+                "--output {text:?} would write an archive to the terminal; give it a dest or redirect it"
+            )
+        }
+        None | Some("-") => Ok(Destination::Stdout),
+        Some(path) => Ok(Destination::Path(PathBuf::from(path))),
+    }
+}
+
+fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> {
+    let mut flag = |name: &str| {
+        fields
+            .remove(name)
+            .map(|value| boolean(name, &value))
+            .transpose()
+    };
+    let force = flag("force-compression")?.unwrap_or(false);
+    let oci_media_types = flag("oci-mediatypes")?;
+    let rewrite_timestamp = flag("rewrite-timestamp")?.unwrap_or(false);
+    flag("oci-artifact")?;
+    flag("prefer-nondist-layers")?;
+    let compression = match fields.remove("compression").as_deref() {
+        None | Some("gzip") => Compression::Gzip,
+        Some("zstd") => Compression::Zstd,
+        Some("uncompressed") => Compression::Uncompressed,
+        Some(name) => {
+            bail!("there is no compression {name:?}; there are gzip, zstd and uncompressed")
+        }
+    };
+    let level = fields
+        .remove("compression-level")
+        .map(|text| {
+            text.parse()
+                .with_context(|| format!("invalid compression-level {text:?}"))
+        })
+        .transpose()?;
+    Ok(LayerOptions {
+        compression,
+        level,
+        force,
+        oci_media_types,
+        rewrite_timestamp,
+    })
+}
+
+fn boolean(name: &str, text: &str) -> Result<bool> {
+    match text.to_lowercase().as_str() {
+        "true" | "1" | "t" => Ok(true),
+        "false" | "0" | "f" => Ok(false),
+        _ => bail!("{name}={text}: it is neither true nor false"),
+    }
+}

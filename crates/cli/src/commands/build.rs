@@ -1,0 +1,273 @@
+//! `lapstrake build`.
+
+use std::io::IsTerminal;
+use std::sync::mpsc::sync_channel;
+
+use anyhow::Context;
+use clap::Args;
+use engine::{BuildResult, Cancel, Destination, Output};
+use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
+use progress::{Event, Sink, system_clock};
+
+use crate::arguments::{Global, ProgressMode};
+use crate::failure::{Failure, exit};
+use crate::{build_request, diagnostics, output, settings, signals};
+
+/// Build an image from a Dockerfile
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// Context: a directory, a git URL, an http URL, or - for a tar or a Dockerfile on stdin
+    #[arg(value_name = "PATH|URL|-")]
+    pub(crate) context: String,
+    /// Name of the image, NAME[:TAG]
+    #[arg(long = "tag", short = 't', value_name = "NAME[:TAG]")]
+    pub(crate) tags: Vec<String>,
+    /// The Dockerfile [default: PATH/Dockerfile]; - reads it from stdin
+    #[arg(long, short = 'f', value_name = "FILE")]
+    pub(crate) file: Option<String>,
+    /// Stage to build [default: the last one]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Set a build argument; without a value it is taken from the environment
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+    /// Further context: a directory, docker-image://, oci-layout://, target: or a URL
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    pub(crate) build_contexts: Vec<String>,
+    /// Set a label of the image
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(crate) labels: Vec<String>,
+    /// Set an annotation of the manifest
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    pub(crate) annotations: Vec<String>,
+    /// Platforms to build for, such as linux/amd64,linux/arm64
+    #[arg(
+        long = "platform",
+        value_name = "PLATFORM",
+        value_delimiter = ',',
+        env = "DOCKER_DEFAULT_PLATFORM"
+    )]
+    pub(crate) platforms: Vec<String>,
+    /// Where the result goes: a directory, or type=image|oci|docker|local|tar|registry|cacheonly,…
+    #[arg(long = "output", short = 'o', value_name = "OUTPUT")]
+    pub(crate) outputs: Vec<String>,
+    /// Push the image to the registry of its name
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// Keep the image in the store (the default without --output)
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// Use no recorded results
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Use no recorded results of these stages
+    #[arg(long = "no-cache-filter", value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) no_cache_filters: Vec<String>,
+    /// Ask the registry for newer base images
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub(crate) pull: Option<bool>,
+    /// Network of RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    pub(crate) network: String,
+    /// Add a line to /etc/hosts of RUN steps
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub(crate) add_hosts: Vec<String>,
+    /// Size of /dev/shm in RUN steps
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) shm_size: Option<String>,
+    /// Limits of RUN steps, such as nofile=1024:2048
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    pub(crate) ulimits: Vec<String>,
+    /// Memory limit of RUN steps
+    #[arg(long, short = 'm', value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// Memory and swap limit of RUN steps
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+    /// Processors a RUN step may use
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+    /// Weight of RUN steps for the processors
+    #[arg(long, short = 'c', value_name = "WEIGHT")]
+    pub(crate) cpu_shares: Option<u64>,
+    /// Length of a scheduling period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_period: Option<u64>,
+    /// Time of the processors in a period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+    /// Processors RUN steps may run on, such as 0-2
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Memory nodes RUN steps may use
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+    /// Processes a RUN step may have
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) pids_limit: Option<i64>,
+    /// Parent control group of RUN steps
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) cgroup_parent: Option<String>,
+    /// Secret for RUN steps: id=ID[,src=FILE][,env=NAME]
+    #[arg(long = "secret", value_name = "SECRET")]
+    pub(crate) secrets: Vec<String>,
+    /// SSH agent or keys for RUN steps: default or ID[=SOCKET|KEY[,KEY]]
+    #[arg(long = "ssh", value_name = "SSH")]
+    pub(crate) ssh: Vec<String>,
+    /// Allow network.host or security.insecure
+    #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
+    /// Progress on stderr
+    #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    pub(crate) progress: ProgressMode,
+    /// Print nothing but the image's id
+    #[arg(long, short = 'q')]
+    pub(crate) quiet: bool,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<std::path::PathBuf>,
+    /// Write what was built to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<std::path::PathBuf>,
+    /// RUN steps at once [default: max(16, 4 × cores)]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) jobs: Option<usize>,
+    /// Finish what does not depend on a failed step
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+    /// Attestations: only false is possible yet
+    #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) provenance: Option<String>,
+    /// Bill of materials: only false is possible yet
+    #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) sbom: Option<String>,
+    /// Attestations: not possible yet
+    #[arg(long, value_name = "ATTEST")]
+    pub(crate) attest: Vec<String>,
+    #[command(flatten)]
+    pub(crate) accepted: Accepted,
+}
+
+/// Options of `docker build` that mean nothing here.
+#[derive(Debug, Args)]
+pub(crate) struct Accepted {
+    /// Containers of steps are always removed
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) rm: Option<bool>,
+    #[arg(long, hide = true)]
+    pub(crate) force_rm: bool,
+    #[arg(long, hide = true)]
+    pub(crate) compress: bool,
+    #[arg(long, hide = true)]
+    pub(crate) isolation: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) security_opt: Vec<String>,
+    /// The builder of docker buildx
+    #[arg(long, hide = true)]
+    pub(crate) builder: Option<String>,
+}
+
+/// Events that may wait to be shown; steps that print faster than that wait too.
+const EVENTS: usize = 4096;
+
+/// Builds.
+pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
+    let request = build_request::request(build).map_err(exit::usage)?;
+    let engine = settings::open_engine(global)?;
+    let cancel = Cancel::default();
+    signals::cancel_on_signal(&cancel)
+        .context("failed to listen for signals")
+        .map_err(exit::builder)?;
+    let (sender, events) = sync_channel::<Event>(EVENTS);
+    let mut renderer = renderer(build);
+    let screen = std::thread::Builder::new()
+        .name("progress".to_owned())
+        .spawn(move || render::drive(&events, renderer.as_mut(), system_clock))
+        .context("failed to start a thread")
+        .map_err(exit::builder)?;
+    let result = {
+        let sink = Sink::new(sender, system_clock);
+        engine.build(&request, &sink, &cancel)
+    };
+    // The screen ends when the last sender has gone, which the engine's works may still hold.
+    drop(engine);
+    let _ = screen.join();
+    let result = result.map_err(Failure::Build)?;
+    finish(build, &request.outputs, &result).map_err(exit::builder)
+}
+
+fn renderer(build: &Build) -> Box<dyn Render + Send> {
+    let stderr = std::io::stderr;
+    let mode = match build.progress {
+        _ if build.quiet => ProgressMode::Quiet,
+        ProgressMode::Auto if stderr().is_terminal() => ProgressMode::Tty,
+        ProgressMode::Auto => ProgressMode::Plain,
+        mode => mode,
+    };
+    match mode {
+        ProgressMode::Quiet => Box::new(Quiet),
+        ProgressMode::Rawjson => Box::new(RawJson::new(stderr())),
+        ProgressMode::Plain | ProgressMode::Auto => Box::new(Plain::new(stderr())),
+        ProgressMode::Tty => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let palette = if plain {
+                Palette::Plain
+            } else {
+                Palette::Colors
+            };
+            Box::new(Tty::new(stderr(), palette, terminal_size))
+        }
+    }
+}
+
+fn terminal_size() -> Size {
+    match rustix::termios::tcgetwinsize(std::io::stderr()) {
+        Ok(size) if size.ws_col > 0 => Size {
+            columns: usize::from(size.ws_col),
+            rows: usize::from(size.ws_row),
+        },
+        _ => Size {
+            columns: 80,
+            rows: 24,
+        },
+    }
+}
+
+/// Writes what a script asked for.
+fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Result<()> {
+    if let Some((name, text)) = &result.dockerfile
+        && !build.quiet
+    {
+        for warning in &result.warnings {
+            eprintln!("{}", diagnostics::draw(warning, name, text));
+        }
+    }
+    let id = result.image.as_ref().map(ToString::to_string);
+    if let (Some(path), Some(id)) = (&build.iidfile, &id) {
+        std::fs::write(path, id).with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    if let Some(path) = &build.metadata_file {
+        let metadata = serde_json::json!({
+            "containerimage.config.digest": id,
+            "containerimage.digest": result.manifest.as_ref().or(result.image.as_ref()).map(ToString::to_string),
+            "image.name": build.tags.join(","),
+        });
+        let text = serde_json::to_string_pretty(&metadata)?;
+        std::fs::write(path, text)
+            .with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    let taken = outputs.iter().any(|output| match output {
+        Output::Tar { destination } => *destination == Destination::Stdout,
+        Output::Oci(archive) | Output::Docker(archive) => {
+            archive.destination == Destination::Stdout
+        }
+        _ => false,
+    });
+    if build.quiet
+        && !taken
+        && let Some(id) = &id
+    {
+        output::print(&format!("{id}\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! `lapstrake images` and `lapstrake rmi`.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use oci::{ImageConfig, Reference};
+use serde_json::{Map, Value};
+use store::{Image, ImageName, Store};
+
+use crate::glob;
+use crate::table::{Listing, human_duration, human_size};
+
+/// List images
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// Only images of this name
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    repository: Option<String>,
+    /// Show all images; there are no hidden ones
+    #[arg(long, short = 'a')]
+    all: bool,
+    /// Show digests
+    #[arg(long)]
+    digests: bool,
+    /// Only images that match: reference=PATTERN, dangling=BOOL, label=KEY[=VALUE], before=IMAGE, since=IMAGE
+    #[arg(long = "filter", short = 'f', value_name = "FILTER")]
+    filters: Vec<String>,
+    /// How to print: table, json, or a template such as '{{.Repository}}:{{.Tag}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Do not shorten ids
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print only ids
+    #[arg(long, short = 'q')]
+    quiet: bool,
+}
+
+/// Remove images, or one of their names
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    /// Remove an image that has several names
+    #[arg(long, short = 'f')]
+    force: bool,
+    /// Accepted for Docker's sake
+    #[arg(long, hide = true)]
+    no_prune: bool,
+}
+
+/// One line of the listing: an image under one of its names.
+struct Row {
+    image: Image,
+    name: Option<(Reference, ImageName)>,
+}
+
+impl Images {
+    /// Prints the images.
+    pub(crate) fn run(&self, store: &Store) -> Result<()> {
+        let mut rows = rows(store)?;
+        if let Some(wanted) = &self.repository {
+            let wanted = wanted.to_lowercase();
+            rows.retain(|row| row.is_named(&wanted));
+        }
+        for filter in &self.filters {
+            keep(store, &mut rows, filter)?;
+        }
+        let mut out = String::new();
+        if self.quiet {
+            let mut seen = std::collections::BTreeSet::new();
+            for row in &rows {
+                if seen.insert(row.image.id.clone()) {
+                    out.push_str(&self.id(row));
+                    out.push('\n');
+                }
+            }
+        } else {
+            out = self.listing(store, &rows).render(self.format.as_deref())?;
+        }
+        crate::output::print(&out)
+    }
+
+    fn id(&self, row: &Row) -> String {
+        match self.no_trunc {
+            true => row.image.id.to_string(),
+            false => row.image.id.short().to_owned(),
+        }
+    }
+
+    fn listing(&self, store: &Store, rows: &[Row]) -> Listing<'static> {
+        let now = store.now();
+        let rows = rows.iter().map(|row| {
+            let (repository, tag, digest) = row.texts();
+            let age = human_duration(now - row.image.created);
+            let fields = [
+                ("Repository", Value::from(repository)),
+                ("Tag", tag.into()),
+                ("Digest", digest.into()),
+                ("ID", self.id(row).into()),
+                ("CreatedSince", format!("{age} ago").into()),
+                ("CreatedAt", crate::output::date(row.image.created).into()),
+                ("Size", human_size(row.image.size).into()),
+                ("VirtualSize", human_size(row.image.size).into()),
+                ("Platform", row.image.platform.clone().into()),
+                ("Containers", "N/A".into()),
+                ("SharedSize", "N/A".into()),
+                ("UniqueSize", "N/A".into()),
+            ];
+            let pairs = fields
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value));
+            pairs.collect::<Map<_, _>>()
+        });
+        Listing {
+            columns: if self.digests { &WITH_DIGESTS } else { &PLAIN },
+            rows: rows.collect(),
+        }
+    }
+}
+
+const PLAIN: [(&str, &str); 5] = [
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("Size", "SIZE"),
+];
+
+const WITH_DIGESTS: [(&str, &str); 6] = [
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("Size", "SIZE"),
+];
+
+impl Row {
+    fn texts(&self) -> (String, String, String) {
+        const NONE: &str = "<none>";
+        let Some((reference, name)) = &self.name else {
+            return (NONE.to_owned(), NONE.to_owned(), NONE.to_owned());
+        };
+        let digest = name.digest.as_ref().map(ToString::to_string);
+        (
+            reference.clone().without_version().familiar(),
+            reference.tag().unwrap_or(NONE).to_owned(),
+            digest.unwrap_or_else(|| NONE.to_owned()),
+        )
+    }
+
+    /// Returns whether the row has this name, with or without its tag.
+    fn is_named(&self, wanted: &str) -> bool {
+        self.name.as_ref().is_some_and(|(reference, _)| {
+            glob::matches(wanted, &reference.clone().without_version().familiar())
+                || glob::matches(wanted, &reference.familiar())
+        })
+    }
+}
+
+/// Returns every image under every name, newest first.
+fn rows(store: &Store) -> Result<Vec<Row>> {
+    let names = store.names()?;
+    let mut rows = Vec::new();
+    for image in store.images()? {
+        let before = rows.len();
+        for name in names.iter().filter(|name| name.image == image.id) {
+            let reference = Reference::parse_normalized(&name.reference)
+                .with_context(|| format!("the store has the name {:?}", name.reference))?;
+            rows.push(Row {
+                image: image.clone(),
+                name: Some((reference, name.clone())),
+            });
+        }
+        if rows.len() == before {
+            rows.push(Row { image, name: None });
+        }
+    }
+    Ok(rows)
+}
+
+/// Keeps the rows that a filter lets through.
+fn keep(store: &Store, rows: &mut Vec<Row>, filter: &str) -> Result<()> {
+    let (key, value) = filter
+        .split_once('=')
+        .with_context(|| format!("invalid filter {filter:?}: it is not KEY=VALUE"))?;
+    match key {
+        "reference" => rows.retain(|row| row.is_named(value)),
+        "dangling" => {
+            let wanted = matches!(value, "true" | "1");
+            rows.retain(|row| row.name.is_none() == wanted);
+        }
+        "label" => {
+            let mut failure = None;
+            rows.retain(|row| match has_label(store, &row.image, value) {
+                Ok(found) => found,
+                Err(error) => {
+                    failure = Some(error);
+                    false
+                }
+            });
+            if let Some(error) = failure {
+                return Err(error);
+            }
+        }
+        "before" | "since" => {
+            let pivot = find(store, value)?.0.created;
+            rows.retain(|row| match key {
+                "before" => row.image.created < pivot,
+                _ => row.image.created > pivot,
+            });
+        }
+        _ => {
+            bail!("invalid filter {key:?}: there are reference, dangling, label, before and since")
+        }
+    }
+    Ok(())
+}
+
+fn has_label(store: &Store, image: &Image, wanted: &str) -> Result<bool> {
+    let config: ImageConfig = serde_json::from_slice(&store.blobs().read(&image.id)?)?;
+    let labels = &config.config.labels;
+    Ok(match wanted.split_once('=') {
+        Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+        None => labels.contains_key(wanted),
+    })
+}
+
+/// Returns the image of a name or of an id, which may be shortened, and the name if it was one.
+pub(crate) fn find(store: &Store, wanted: &str) -> Result<(Image, Option<ImageName>)> {
+    if let Ok(reference) = Reference::parse_normalized(wanted) {
+        let reference = reference.or_latest();
+        if let Some(name) = store.name(&reference.to_string())? {
+            let image = store.image(&name.image)?;
+            return Ok((
+                image.context("the store lacks the image of this name")?,
+                Some(name),
+            ));
+        }
+    }
+    let hex = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+    let is_hex = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut found = store.images()?;
+    found.retain(|image| is_hex && image.id.hex().starts_with(hex));
+    match found.len() {
+        0 => bail!("no such image: {wanted}"),
+        1 => Ok((found.remove(0), None)),
+        count => bail!("{wanted} is the beginning of {count} image ids; write more of it"),
+    }
+}
+
+impl Remove {
+    /// Removes names, and images that have lost their last one.
+    pub(crate) fn run(&self, store: &Store) -> Result<()> {
+        let mut failed = false;
+        for wanted in &self.images {
+            if let Err(error) = self.remove(store, wanted) {
+                eprintln!("error: {error:#}");
+                failed = true;
+            }
+        }
+        if failed {
+            bail!("not all images could be removed");
+        }
+        Ok(())
+    }
+
+    fn remove(&self, store: &Store, wanted: &str) -> Result<()> {
+        let (image, name) = find(store, wanted)?;
+        let names: Vec<ImageName> = store
+            .names()?
+            .into_iter()
+            .filter(|name| name.image == image.id)
+            .collect();
+        let mut out = String::new();
+        let untag = match &name {
+            Some(name) => vec![name.clone()],
+            None if names.len() > 1 && !self.force => bail!(
+                "image {wanted} has {} names ({}); remove them one by one, or use --force",
+                names.len(),
+                names
+                    .iter()
+                    .map(|name| name.reference.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            None => names.clone(),
+        };
+        for name in &untag {
+            store.remove_name(&name.reference)?;
+            let familiar = Reference::parse_normalized(&name.reference)
+                .map_or_else(|_| name.reference.clone(), |reference| reference.familiar());
+            out.push_str(&format!("Untagged: {familiar}\n"));
+        }
+        if untag.len() == names.len() {
+            store.remove_image(&image.id)?;
+            out.push_str(&format!("Deleted: {}\n", image.id));
+        }
+        crate::output::print(&out)
+    }
+}

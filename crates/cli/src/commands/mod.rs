@@ -1,0 +1,4 @@
+//! One module a command.
+
+pub(crate) mod build;
+pub(crate) mod images;

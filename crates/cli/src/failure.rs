@@ -1,0 +1,68 @@
+//! Failures and the exit codes they mean.
+
+use engine::{Blame, BuildFailure};
+
+use crate::diagnostics;
+
+/// Why the program ends with another code than 0.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something with a code of its own.
+    Plain { code: u8, error: anyhow::Error },
+    /// A build failed.
+    Build(BuildFailure),
+    /// What there is to say was said.
+    Said(u8),
+}
+
+/// Exit codes: 0 built, 1 the build failed, 2 usage, 3 the builder failed, 130 interrupted.
+pub(crate) mod exit {
+    use super::Failure;
+
+    pub(crate) fn build(error: anyhow::Error) -> Failure {
+        Failure::Plain { code: 1, error }
+    }
+
+    pub(crate) fn usage(error: anyhow::Error) -> Failure {
+        Failure::Plain { code: 2, error }
+    }
+
+    pub(crate) fn builder(error: impl Into<anyhow::Error>) -> Failure {
+        Failure::Plain {
+            code: 3,
+            error: error.into(),
+        }
+    }
+}
+
+impl Failure {
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Failure::Plain { code, .. } | Failure::Said(code) => *code,
+            Failure::Build(failure) => match failure.blame() {
+                Blame::Build => 1,
+                Blame::Builder => 3,
+                Blame::Canceled => 130,
+            },
+        }
+    }
+
+    /// Says on stderr what went wrong, where, and why.
+    pub(crate) fn show(&self) {
+        match self {
+            Failure::Said(_) => {}
+            Failure::Plain { error, .. } => {
+                let mut text = error.to_string();
+                for cause in error.chain().skip(1) {
+                    let cause = cause.to_string();
+                    if !text.ends_with(&cause) {
+                        text.push_str(": ");
+                        text.push_str(&cause);
+                    }
+                }
+                eprintln!("error: {text}");
+            }
+            Failure::Build(failure) => diagnostics::show_failure(failure),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The configuration file, and opening what it names.
+
+use anyhow::{Context, Result, bail};
+use engine::{Engine, EngineSettings};
+use sandbox::userns;
+use store::{Ids, OpenOptions, Store};
+
+use crate::arguments::Global;
+use crate::failure::{Failure, exit};
+use crate::places;
+
+/// Opens the store to read and write records only; no namespace is entered.
+pub(crate) fn open_records(global: &Global) -> Result<Store, Failure> {
+    let root = places::root(global).map_err(exit::usage)?;
+    Store::open(&root, OpenOptions::new(None)).map_err(exit::builder)
+}
+
+/// Enters the namespaces a build needs and opens the engine. To be called before any thread starts.
+pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
+    let root = places::root(global).map_err(exit::usage)?;
+    let registries = registries(global).map_err(exit::usage)?;
+    let config = userns::Config {
+        minimum: minimum_isolation(global).map_err(exit::usage)?,
+    };
+    userns::enter_if_needed(&config).map_err(exit::builder)?;
+    let settings = EngineSettings {
+        root,
+        ids: ids().map_err(exit::builder)?,
+        registries,
+        sandbox: sandbox::Options::default(),
+    };
+    Engine::open(settings).map_err(exit::builder)
+}
+
+fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {
+    let Some(name) = &global.min_isolation else {
+        return Ok(None);
+    };
+    match userns::Rung::from_name(name) {
+        Some(rung) => Ok(Some(rung)),
+        None => {
+            bail!("there is no isolation {name:?}; there are root, single-id and subordinate-ids")
+        }
+    }
+}
+
+/// Returns the registries' settings: those of the environment, and those of the configuration file.
+fn registries(global: &Global) -> Result<registry::Settings> {
+    let mut settings = registry::Settings::from_environment();
+    let (path, asked) = places::config(global)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => settings
+            .read_toml(&path, &text)
+            .with_context(|| format!("failed to read the configuration {}", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => {}
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("failed to read the configuration {}", path.display()));
+        }
+    }
+    Ok(settings)
+}
+
+/// Returns whose ids files written by this process carry.
+fn ids() -> Result<Ids> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").context("failed to read the id map")?;
+    let lines: Vec<String> = map
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    Ok(match lines.as_slice() {
+        [line] if line == "0 0 4294967295" => Ids::Rootful,
+        lines => Ids::Rootless {
+            map: lines.join(","),
+        },
+    })
+}

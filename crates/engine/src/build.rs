@@ -1,0 +1,300 @@
+//! One build from a request to its outputs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use frontend::{Answers, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step};
+use oci::{Digest, Platform, Reference};
+use progress::{Outcome, Sink, Vertex};
+use solver::FailurePolicy;
+use store::Layer;
+
+use crate::context::ContextTree;
+use crate::driver::{Driver, Failed};
+use crate::error::{BuildFailure, StepFailure};
+use crate::export::{self, Exported};
+use crate::plan::{self, Pinned};
+use crate::request::BuildRequest;
+use crate::snapshot::Snapshot;
+use crate::source::dockerfile::Loaded;
+use crate::source::image::PinnedImage;
+use crate::step::{Shared, StepContext};
+use crate::vertex::VertexWork;
+use crate::{Cancel, Engine, EngineError};
+
+/// What a build made.
+#[derive(Debug, Clone, Default)]
+pub struct BuildResult {
+    /// The id of the image (the digest of its config), or of the index for several platforms.
+    pub image: Option<Digest>,
+    /// The digest of the manifest or index, where one was written.
+    pub manifest: Option<Digest>,
+    /// Findings about the Dockerfile.
+    pub warnings: Vec<dockerfile::Diagnostic>,
+    /// The Dockerfile, for showing findings.
+    pub dockerfile: Option<(String, String)>,
+}
+
+/// The tree and the image of one platform.
+pub(crate) struct Built {
+    pub(crate) build: PlatformBuild,
+    pub(crate) layers: Vec<Layer>,
+}
+
+impl Engine {
+    /// Carries out a build. Progress goes to `sink`; `cancel` stops it.
+    pub fn build(
+        &self,
+        request: &BuildRequest,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<BuildResult, BuildFailure> {
+        let loaded = crate::source::dockerfile::load(request, sink)?;
+        let source = (
+            loaded.name.clone(),
+            String::from_utf8_lossy(&loaded.bytes).into_owned(),
+        );
+        let run = || -> Result<BuildResult, BuildFailure> {
+            let mut images = BTreeMap::new();
+            let lowered = self.lower(request, &loaded, sink, &mut images)?;
+            let built = self.solve(request, &loaded, &lowered, &images, sink, cancel)?;
+            let exported =
+                export::export(&self.shared, request, &built, lowered.multi_platform, sink)?;
+            let Exported { image, manifest } = exported;
+            Ok(BuildResult {
+                image,
+                manifest,
+                warnings: Vec::new(),
+                dockerfile: Some(source.clone()),
+            })
+        };
+        run().map_err(|failure| failure.with_source(source.clone()))
+    }
+
+    /// Lowers the Dockerfile; what it asks about images is answered in parallel.
+    fn lower(
+        &self,
+        request: &BuildRequest,
+        loaded: &Loaded,
+        sink: &Sink,
+        images: &mut BTreeMap<(String, String), PinnedImage>,
+    ) -> Result<Lowered, EngineError> {
+        let wrong = |diagnostics| EngineError::Dockerfile { diagnostics };
+        let options = loaded.options(request)?;
+        let ast = dockerfile::parse(&loaded.bytes).map_err(wrong)?;
+        let stages = ast.stages().map_err(wrong)?;
+        let lowering = Lowering::new(&ast, &stages, &options);
+        let mut answers = Answers::default();
+        loop {
+            let requests = match lowering.step(&answers).map_err(wrong)? {
+                Step::Done(lowered) => return Ok(*lowered),
+                Step::Resolve(requests) => requests,
+            };
+            let found: Vec<(Request, Result<PinnedImage, String>)> = std::thread::scope(|scope| {
+                let asked: Vec<_> = requests
+                    .into_iter()
+                    .map(|asked| {
+                        scope.spawn(move || {
+                            let answer = self.answer(&asked, request, sink);
+                            (asked, answer)
+                        })
+                    })
+                    .collect();
+                asked
+                    .into_iter()
+                    .map(|thread| thread.join().expect("resolving does not panic"))
+                    .collect()
+            });
+            for (asked, answer) in found {
+                match asked {
+                    Request::Image(asked) => {
+                        let resolved = answer.map(|image| {
+                            let resolved = ResolvedImage {
+                                reference: None,
+                                digest: Some(image.digest.clone()),
+                                config: (*image.config).clone(),
+                            };
+                            let platform = asked.platform.normalized().to_string();
+                            images.insert(
+                                (pinned_name(&asked.reference, &image.digest), platform),
+                                image,
+                            );
+                            resolved
+                        });
+                        answers.images.insert(asked, resolved);
+                    }
+                    Request::SourceTime(asked) => {
+                        answers.source_times.insert(asked, answer.map(|_| None));
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        asked: &Request,
+        request: &BuildRequest,
+        sink: &Sink,
+    ) -> Result<PinnedImage, String> {
+        let Request::Image(asked) = asked else {
+            return Err("the time of a source cannot be asked for yet".to_owned());
+        };
+        let running = sink.vertex(Vertex::named(asked.name.clone())).start();
+        let found = self.find_image(&asked.reference, &asked.platform, request.pull);
+        match found {
+            Ok(image) => {
+                running.complete(Outcome::Done);
+                Ok(image)
+            }
+            Err(error) => {
+                let text = crate::error::chain(&error);
+                running.complete(Outcome::Failed {
+                    error: text.clone(),
+                });
+                Err(text)
+            }
+        }
+    }
+
+    fn find_image(
+        &self,
+        reference: &str,
+        platform: &Platform,
+        pull: bool,
+    ) -> Result<PinnedImage, EngineError> {
+        let reference = Reference::parse_normalized(reference)
+            .map_err(|error| EngineError::Request(format!("{reference}: {error}")))?;
+        self.shared.images.resolve(&reference, platform, pull)
+    }
+
+    fn solve(
+        &self,
+        request: &BuildRequest,
+        loaded: &Loaded,
+        lowered: &Lowered,
+        images: &BTreeMap<(String, String), PinnedImage>,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Vec<Built>, BuildFailure> {
+        let context = Arc::new(StepContext {
+            shared: Arc::clone(&self.shared),
+            secrets: request.secrets.clone(),
+            ssh: request.ssh.clone(),
+            entitlements: request.entitlements.clone(),
+            limits: request.limits.clone(),
+            shm_size: request.shm_size,
+        });
+        let policy = match request.keep_going {
+            true => FailurePolicy::KeepGoing,
+            false => FailurePolicy::Cancel,
+        };
+        let mut all = Vec::new();
+        let mut roots = Vec::new();
+        let mut trees = Vec::new();
+        for build in &lowered.builds {
+            let pinned = Pinned {
+                images: images.clone(),
+                contexts: contexts_of(&self.shared, loaded, build, sink)?,
+            };
+            let works = plan::plan(&build.graph, &pinned, &context, sink)?;
+            trees.extend(pinned.contexts.into_values());
+            if let Some(edge) = build.graph.root() {
+                roots.push((Arc::clone(&works[edge.vertex]), edge.output));
+            }
+            all.extend(works);
+        }
+        let keys = roots.iter().map(|(work, _)| work.key).collect();
+        let outputs = self
+            .driver(request)
+            .solve(plan::tasks(&all), keys, policy, cancel)
+            .map_err(|failed| failure_of(failed, &lowered.builds));
+        trees.iter().for_each(|tree| tree.remember());
+        let outputs = outputs?;
+        let mut found =
+            roots
+                .iter()
+                .zip(outputs)
+                .map(|((_, output), result)| match &result.outputs[*output] {
+                    Snapshot::Layers(layers) => Ok(layers.clone()),
+                    Snapshot::Context(tree) => {
+                        context.materialize(tree, "/").map(|layer| vec![layer])
+                    }
+                });
+        let mut built = Vec::new();
+        for build in &lowered.builds {
+            let layers: Result<Vec<Layer>, EngineError> = match build.graph.root() {
+                None => Ok(Vec::new()),
+                Some(_) => found.next().unwrap_or(Ok(Vec::new())),
+            };
+            built.push(Built {
+                build: build.clone(),
+                layers: layers?,
+            });
+        }
+        Ok(built)
+    }
+
+    fn driver(&self, request: &BuildRequest) -> Driver<VertexWork> {
+        match request.jobs {
+            Some(jobs) => Driver::start(jobs),
+            None => self.driver.clone(),
+        }
+    }
+}
+
+/// Returns the identifier of the source that stands for an image in a graph.
+fn pinned_name(reference: &str, digest: &Digest) -> String {
+    let pinned = match reference.contains('@') {
+        true => reference.to_owned(),
+        false => format!("{reference}@{digest}"),
+    };
+    format!("docker-image://{pinned}")
+}
+
+fn contexts_of(
+    shared: &Shared,
+    loaded: &Loaded,
+    build: &PlatformBuild,
+    sink: &Sink,
+) -> Result<BTreeMap<String, Arc<ContextTree>>, EngineError> {
+    let mut contexts = BTreeMap::new();
+    for used in &build.contexts {
+        let directory = loaded.directory(&used.name)?;
+        let vertex = &build.graph.vertices()[used.vertex];
+        let name = vertex.metadata().name.clone();
+        let shown = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
+        let tree = ContextTree::capture_of(shared, &directory, &used.ignore)?;
+        shown.complete(Outcome::Done);
+        contexts.insert(used.name.clone(), Arc::new(tree));
+    }
+    Ok(contexts)
+}
+
+/// Names the steps that failed and where they stand in the Dockerfile.
+fn failure_of(failed: Vec<Failed<VertexWork>>, builds: &[PlatformBuild]) -> BuildFailure {
+    let steps = failed
+        .into_iter()
+        .map(|failed| {
+            let id = failed.work.as_ref().map(|work| work.id);
+            let mut lines = None;
+            for build in builds {
+                let vertex = build
+                    .graph
+                    .vertices()
+                    .iter()
+                    .find(|vertex| Some(vertex.id()) == id);
+                let location = vertex.and_then(|vertex| vertex.metadata().locations.last());
+                if let Some(range) = location.and_then(|location| location.ranges.first()) {
+                    lines = Some((range.start.line, range.end.line));
+                }
+            }
+            StepFailure {
+                name: failed.work.map(|work| work.name.clone()),
+                lines,
+                error: failed.error,
+            }
+        })
+        .collect();
+    BuildFailure::of_steps(steps)
+}

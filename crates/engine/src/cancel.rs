@@ -1,0 +1,79 @@
+//! Asking something that runs to stop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A request to stop, shared by who asks and who runs.
+#[derive(Clone, Default)]
+pub struct Cancel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    requested: AtomicBool,
+    actions: Mutex<Vec<(u64, Box<dyn Fn() + Send>)>>,
+}
+
+impl std::fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cancel")
+            .field("requested", &self.is_requested())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Cancel {
+    /// Asks to stop; runs the actions that are registered. The second request does nothing.
+    pub fn request(&self) {
+        if self.inner.requested.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let actions = self.inner.actions.lock().unwrap_or_else(|p| p.into_inner());
+        for (_, action) in actions.iter() {
+            action();
+        }
+    }
+
+    /// Returns whether it was asked.
+    pub fn is_requested(&self) -> bool {
+        self.inner.requested.load(Ordering::SeqCst)
+    }
+
+    /// Runs `action` when it is asked, at once if it was already; no longer once the guard is gone.
+    #[must_use = "the action is forgotten when the guard is dropped"]
+    pub fn on_request(&self, action: impl Fn() + Send + 'static) -> CancelGuard {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut actions = self.inner.actions.lock().unwrap_or_else(|p| p.into_inner());
+        // Under the lock: a request either sees the action in the list or is seen here.
+        if self.is_requested() {
+            action();
+        }
+        actions.push((id, Box::new(action)));
+        drop(actions);
+        CancelGuard {
+            cancel: self.clone(),
+            id,
+        }
+    }
+}
+
+/// Keeps an action registered.
+#[derive(Debug)]
+pub struct CancelGuard {
+    cancel: Cancel,
+    id: u64,
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        let mut actions = self
+            .cancel
+            .inner
+            .actions
+            .lock()
+            .unwrap_or_else(|p| p.into_inner());
+        actions.retain(|(id, _)| *id != self.id);
+    }
+}

@@ -1,0 +1,268 @@
+//! Files from outside the store that a build copies.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use dockerfile::ignore::Matcher;
+use llb::{Action, ActionInput, FileOp, MountKind, Op, VertexId};
+use rootfs::Tree;
+use rootfs::checksum::{Selection, checksum};
+use rootfs::context::Capture;
+use rootfs::copy::Owner;
+use rootfs::filter::{Filter, FilterState, Verdict};
+use rootfs::memo::{MemoTable, NoMemo};
+use store::MutLayer;
+
+use crate::EngineError;
+use crate::keys::KeyBuilder;
+use crate::step::Shared;
+
+/// A directory of files for a build, less what its ignore file names, as it was when captured.
+#[derive(Debug)]
+pub(crate) struct ContextTree {
+    capture: Capture,
+    memo: MemoTable,
+    memo_file: PathBuf,
+    number: u64,
+    staged: Mutex<HashMap<VertexId, Arc<MutLayer>>>,
+}
+
+/// What comes from outside is root's, whoever has it there.
+const OWNER: Owner = Owner { uid: 0, gid: 0 };
+
+impl ContextTree {
+    /// Captures the names and attributes of a directory; content is read when it is asked for.
+    ///
+    /// `ignore` are patterns of an ignore file.
+    pub(crate) fn capture_of(
+        shared: &Shared,
+        root: &Path,
+        ignore: &[String],
+    ) -> Result<Self, EngineError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let patterns = Patterns::new(&[], ignore)?;
+        let filter: Option<&dyn Filter> = match ignore {
+            [] => None,
+            _ => Some(&patterns),
+        };
+        let capture = Capture::new(root, filter, Some(OWNER))?;
+        let place = std::fs::canonicalize(root).map_err(EngineError::io("find", root))?;
+        let (name, _) = KeyBuilder::new("memo")
+            .part("root", place.as_os_str().as_encoded_bytes())
+            .finish();
+        let memo_file = shared
+            .store
+            .root()
+            .join("memos")
+            .join(crate::keys::hex(&name));
+        let memo = MemoTable::from_bytes(&std::fs::read(&memo_file).unwrap_or_default());
+        Ok(Self {
+            capture,
+            memo,
+            memo_file,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            staged: Mutex::default(),
+        })
+    }
+
+    /// Returns a number that no other capture of this process has.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns whether this directory was never captured before: its steps will all run.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.memo_file.exists()
+    }
+
+    /// Returns the checksum of what a step takes.
+    pub(crate) fn checksum(&self, selection: &Selection) -> Result<[u8; 32], EngineError> {
+        Ok(self.capture.checksum(selection, &self.memo)?)
+    }
+
+    /// Copies what a step takes, so that nothing that changes from now on gets into it.
+    pub(crate) fn stage(
+        &self,
+        shared: &Shared,
+        vertex: VertexId,
+        selections: &[Selection],
+    ) -> Result<(), EngineError> {
+        let layer = shared.store.new_layer()?;
+        self.capture.stage(selections, &layer.path(), &self.memo)?;
+        self.table().insert(vertex, Arc::new(layer));
+        Ok(())
+    }
+
+    /// Returns the copy that was made for a step, made now if it was not expected to run.
+    pub(crate) fn staged(
+        &self,
+        shared: &Shared,
+        vertex: VertexId,
+        selections: &[Selection],
+    ) -> Result<Arc<MutLayer>, EngineError> {
+        let found = self.table().remove(&vertex);
+        if let Some(layer) = found {
+            return Ok(layer);
+        }
+        Ok(Arc::new(self.copy_of(shared, selections)?))
+    }
+
+    /// Copies what was captured; what changed since is an error.
+    pub(crate) fn copy_of(
+        &self,
+        shared: &Shared,
+        selections: &[Selection],
+    ) -> Result<MutLayer, EngineError> {
+        let checksums = |tree: &Self| -> Result<Vec<_>, EngineError> {
+            selections
+                .iter()
+                .map(|selection| tree.checksum(selection))
+                .collect()
+        };
+        let before = checksums(self)?;
+        let layer = shared.store.new_layer()?;
+        self.capture.stage(selections, &layer.path(), &self.memo)?;
+        if checksums(self)? != before {
+            return Err(EngineError::Request(
+                "the context changed while it was built; build again".to_owned(),
+            ));
+        }
+        Ok(layer)
+    }
+
+    /// Keeps what was learned of the files for the next build.
+    pub(crate) fn remember(&self) {
+        if !self.memo.is_changed() && self.memo_file.exists() {
+            return;
+        }
+        let save = || -> std::io::Result<()> {
+            let folder = self.memo_file.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            std::io::Write::write_all(&mut file, &self.memo.to_bytes())?;
+            file.persist(&self.memo_file)?;
+            Ok(())
+        };
+        if let Err(error) = save() {
+            tracing::warn!(%error, "file digests are not remembered");
+        }
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<VertexId, Arc<MutLayer>>> {
+        self.staged
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+/// Returns what an operation takes of the input `input`, which is a context.
+pub(crate) fn selections_of(op: &Op, input: usize) -> Result<Vec<Selection>, EngineError> {
+    let mut found = Vec::new();
+    match op {
+        Op::File(op) => return selections_of_file(op, input),
+        Op::Exec(op) => {
+            for mount in &op.mounts {
+                if mount.input == Some(input) {
+                    let part = mount.kind == MountKind::Bind && !mount.selector.is_empty();
+                    found.push(Selection::path(if part {
+                        mount.selector.as_str()
+                    } else {
+                        "/"
+                    }));
+                }
+            }
+        }
+        _ => found.push(Selection::path("/")),
+    }
+    Ok(found)
+}
+
+/// Returns what file actions take of the input `input`, which is a context.
+pub(crate) fn selections_of_file(op: &FileOp, input: usize) -> Result<Vec<Selection>, EngineError> {
+    let mut found = Vec::new();
+    for action in &op.actions {
+        if action.secondary_input == Some(ActionInput::Vertex(input))
+            && let Action::Copy(copy) = &action.action
+        {
+            found.push(selection(copy)?);
+        } else if action.input == Some(ActionInput::Vertex(input)) {
+            found.push(Selection::path("/"));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the checksum of what a copy takes from a tree.
+pub(crate) fn selection_checksum(tree: &Tree, copy: &llb::Copy) -> Result<Vec<u8>, EngineError> {
+    Ok(checksum(tree, &selection(copy)?, &NoMemo)?.to_vec())
+}
+
+fn selection(copy: &llb::Copy) -> Result<Selection, EngineError> {
+    let mut selection = Selection::path(copy.source.clone());
+    selection.wildcard = copy.allow_wildcard;
+    selection.follow_symlink = copy.follow_symlink;
+    selection.contents_only = copy.directory_contents;
+    selection.required = copy.required_paths.clone();
+    if !copy.include_patterns.is_empty() || !copy.exclude_patterns.is_empty() {
+        let patterns = Patterns::new(&copy.include_patterns, &copy.exclude_patterns)?;
+        selection.filter = Some(Arc::new(patterns));
+    }
+    Ok(selection)
+}
+
+/// Include and exclude patterns as a filter over what lies below a directory.
+#[derive(Debug)]
+pub(crate) struct Patterns {
+    included: Option<Matcher>,
+    excluded: Option<Matcher>,
+}
+
+impl Patterns {
+    /// Reads both lists; an empty list of includes takes everything.
+    pub(crate) fn new(included: &[String], excluded: &[String]) -> Result<Self, EngineError> {
+        let matcher = |patterns: &[String]| match patterns {
+            [] => Ok(None),
+            patterns => Matcher::new(patterns.iter().map(String::as_str))
+                .map(Some)
+                .map_err(|error| EngineError::Request(format!("invalid pattern: {error}"))),
+        };
+        Ok(Self {
+            included: matcher(included)?,
+            excluded: matcher(excluded)?,
+        })
+    }
+}
+
+impl Filter for Patterns {
+    fn judge(&self, path: &[u8], _parent: &FilterState) -> (Verdict, FilterState) {
+        let state = FilterState::default();
+        let Some(excluded) = &self.excluded else {
+            return (self.judge_included(path), state);
+        };
+        // A pattern that was accepted cannot fail on a path: only huge inputs could.
+        let Ok(matched) = excluded.matched(path) else {
+            return (Verdict::Descend, state);
+        };
+        if !matched.is_ignored() {
+            return (self.judge_included(path), state);
+        }
+        match excluded.hides_below(path, &matched) {
+            true => (Verdict::Prune, state),
+            false => (Verdict::Descend, state),
+        }
+    }
+}
+
+impl Patterns {
+    fn judge_included(&self, path: &[u8]) -> Verdict {
+        match &self.included {
+            None => Verdict::Take,
+            Some(included) => match included.is_ignored(path) {
+                Ok(true) => Verdict::Take,
+                _ => Verdict::Descend,
+            },
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! An open engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use store::{Ids, OpenOptions, Store};
+
+use crate::EngineError;
+use crate::driver::Driver;
+use crate::step::Shared;
+use crate::vertex::VertexWork;
+
+/// How an engine is opened.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// The state directory.
+    pub root: PathBuf,
+    /// Whose ids the files of the store carry.
+    pub ids: Ids,
+    /// Registries, mirrors and logins.
+    pub registries: registry::Settings,
+    /// How steps are run.
+    pub sandbox: sandbox::Options,
+}
+
+/// Builds images. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) driver: Driver<VertexWork>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("root", &self.shared.store.root())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the store. Nothing else is started before something needs it.
+    pub fn open(settings: EngineSettings) -> Result<Self, EngineError> {
+        let store = Store::open(&settings.root, OpenOptions::new(Some(settings.ids)))?;
+        let shared = Shared::new(store, settings.registries, settings.sandbox);
+        Ok(Self {
+            shared: Arc::new(shared),
+            driver: Driver::start(default_slots()),
+        })
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+}
+
+/// Steps at once: most of them wait, for a network or for each other.
+fn default_slots() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (4 * cores).max(16)
+}

@@ -1,0 +1,191 @@
+//! What can go wrong in a build.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci::{Digest, Reference};
+
+/// Why a build, or a part of it, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Asked to stop.
+    #[error("canceled")]
+    Canceled,
+    /// A RUN step ended with a failure.
+    #[error("process {command:?} did not complete successfully: {ending}")]
+    Step { command: String, ending: String },
+    /// The Dockerfile, or what it asks for, is wrong; each diagnostic says where.
+    #[error("failed to read the Dockerfile")]
+    Dockerfile {
+        diagnostics: Vec<dockerfile::Diagnostic>,
+    },
+    /// What the user asked for is wrong.
+    #[error("{0}")]
+    Request(String),
+    /// A graph is wrong in itself.
+    #[error("invalid build graph: {0}")]
+    Graph(String),
+    /// An image cannot be had.
+    #[error("failed to resolve {reference}")]
+    Resolve {
+        reference: Box<Reference>,
+        source: Box<registry::RegistryError>,
+    },
+    /// An image has nothing for the platform.
+    #[error("{reference} has no image for {platform}; it has {available}")]
+    NoPlatform {
+        reference: Box<Reference>,
+        platform: String,
+        available: String,
+    },
+    /// An image's own parts do not fit together.
+    #[error("image {subject} is invalid: {reason}")]
+    Image { subject: String, reason: String },
+    /// A layer's tar is not the one its image names.
+    #[error("layer {digest} unpacks to {actual}, the image says {expected}")]
+    LayerMismatch {
+        digest: Digest,
+        expected: Digest,
+        actual: Digest,
+    },
+    /// A file operation failed.
+    #[error(transparent)]
+    Files(#[from] rootfs::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The sandbox failed.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
+    /// The sandbox could not be started.
+    #[error("failed to start the sandbox: {0}")]
+    SandboxStart(String),
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
+    /// A system call failed.
+    #[error("failed to {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// No thread could be started.
+    #[error("failed to start a thread")]
+    Thread { source: std::io::Error },
+    /// A defect of lapstrake.
+    #[error("internal error: {0}")]
+    Panic(String),
+    /// Something that is not there yet.
+    #[error("{0} is not supported yet")]
+    Unsupported(String),
+}
+
+/// Whose failure it is: decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The build's: exit code 1.
+    Build,
+    /// The builder's: exit code 3.
+    Builder,
+    /// Interrupted: exit code 130.
+    Canceled,
+}
+
+impl EngineError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> EngineError {
+        let path = path.into();
+        move |source| EngineError::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Returns whose failure it is.
+    pub fn blame(&self) -> Blame {
+        match self {
+            EngineError::Canceled => Blame::Canceled,
+            EngineError::Store(_)
+            | EngineError::Sandbox(_)
+            | EngineError::SandboxStart(_)
+            | EngineError::Io { .. }
+            | EngineError::Thread { .. }
+            | EngineError::Panic(_) => Blame::Builder,
+            _ => Blame::Build,
+        }
+    }
+}
+
+/// Why a build failed.
+#[derive(Debug)]
+pub struct BuildFailure {
+    /// What failed; several with `--keep-going`.
+    pub steps: Vec<StepFailure>,
+    /// The name and text of the Dockerfile, once it was read.
+    pub dockerfile: Option<(String, String)>,
+}
+
+/// One thing that failed.
+#[derive(Debug, Clone)]
+pub struct StepFailure {
+    /// The step as shown, if it was one.
+    pub name: Option<String>,
+    /// Its first and last line in the Dockerfile.
+    pub lines: Option<(u32, u32)>,
+    pub error: Arc<EngineError>,
+}
+
+impl BuildFailure {
+    pub(crate) fn of_steps(steps: Vec<StepFailure>) -> Self {
+        Self {
+            steps,
+            dockerfile: None,
+        }
+    }
+
+    pub(crate) fn with_source(mut self, source: (String, String)) -> Self {
+        self.dockerfile = Some(source);
+        self
+    }
+
+    /// Returns whose failure it is: the builder's if any part of it is.
+    pub fn blame(&self) -> Blame {
+        let blames = || self.steps.iter().map(|step| step.error.blame());
+        match () {
+            () if blames().any(|blame| blame == Blame::Builder) => Blame::Builder,
+            () if blames().any(|blame| blame == Blame::Build) => Blame::Build,
+            () => Blame::Canceled,
+        }
+    }
+}
+
+impl From<EngineError> for BuildFailure {
+    fn from(error: EngineError) -> Self {
+        Self::of_steps(vec![StepFailure {
+            name: None,
+            lines: None,
+            error: Arc::new(error),
+        }])
+    }
+}
+
+/// Writes an error with its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        // A transparent variant says what its cause says.
+        if !text.ends_with(&reason) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        cause = error.source();
+    }
+    text
+}

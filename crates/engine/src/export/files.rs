@@ -1,0 +1,83 @@
+//! Writes the files of the result: into a directory, or as a tar.
+
+use std::io::Write;
+use std::path::Path;
+
+use rootfs::compress::{CompressOptions, Compression};
+use rootfs::copy::{Copy, Owner, copy};
+use rootfs::diff::DiffOptions;
+use rootfs::{Form, LayerDir, Tree};
+
+use super::Exported;
+use crate::EngineError;
+use crate::build::Built;
+use crate::request::Destination;
+use crate::step::Shared;
+
+/// Copies the result into a directory; several platforms get a folder each.
+pub(crate) fn to_directory(
+    shared: &Shared,
+    destination: &Path,
+    platform_split: Option<bool>,
+    built: &[Built],
+) -> Result<Exported, EngineError> {
+    let split = platform_split.unwrap_or(built.len() > 1);
+    for built in built {
+        let folder = match split {
+            true => destination.join(built.build.platform.to_string().replace('/', "_")),
+            false => destination.to_owned(),
+        };
+        std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
+        if built.layers.is_empty() {
+            continue;
+        }
+        let mut wanted = Copy::new("/", "/");
+        wanted.dir_contents = true;
+        wanted.replace = true;
+        // The files are for whoever asked for them.
+        wanted.owner = Some(Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        });
+        copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
+    }
+    Ok(Exported::default())
+}
+
+/// Writes the result as one tar stream.
+pub(crate) fn to_tar(
+    shared: &Shared,
+    destination: &Destination,
+    built: &[Built],
+) -> Result<Exported, EngineError> {
+    let [built] = built else {
+        return Err(EngineError::Request(
+            "a tar of files holds one platform; use type=local for several".to_owned(),
+        ));
+    };
+    let merged = shared.store.new_layer()?;
+    if !built.layers.is_empty() {
+        let mut wanted = Copy::new("/", "/");
+        wanted.dir_contents = true;
+        // The copy is read once and thrown away: links to the layers' files do as well.
+        wanted.link = rootfs::copy::LinkPolicy::Allowed;
+        copy(
+            &shared.tree(&built.layers)?,
+            &Tree::open(&merged.path())?,
+            &wanted,
+        )?;
+    }
+    let dir = LayerDir::open(merged.path())?;
+    let options = DiffOptions::new(Form::Plain);
+    let compress = CompressOptions::new(Compression::Uncompressed);
+    let write =
+        |out: &mut dyn Write| rootfs::diff::write_layer(&dir, None, &options, &compress, out);
+    match destination {
+        Destination::Stdout => write(&mut std::io::stdout())?,
+        Destination::Path(path) => {
+            let mut file = std::fs::File::create(path).map_err(EngineError::io("create", path))?;
+            write(&mut file)?
+        }
+    };
+    Ok(Exported::default())
+}

@@ -1,0 +1,264 @@
+//! Layers as tars, measured and encoded.
+
+use std::sync::Mutex;
+
+use oci::media_type::{self, Kind, Naming};
+use oci::{Descriptor, Digest};
+use rootfs::compress::{CompressOptions, Compression};
+use rootfs::diff::{DiffOptions, Diffed};
+use rootfs::{Form, LayerDir};
+use store::{Encoding, Layer};
+
+use super::image::layer_type;
+use crate::EngineError;
+use crate::build::Built;
+use crate::request::{self, BuildRequest, LayerOptions};
+use crate::step::Shared;
+
+/// The tar of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerTar {
+    pub(crate) diff_id: Digest,
+    pub(crate) size: u64,
+}
+
+/// The tar of a layer in a blob.
+#[derive(Debug, Clone)]
+pub(crate) struct EncodedLayer {
+    pub(crate) tar: LayerTar,
+    pub(crate) descriptor: Descriptor,
+}
+
+/// Returns the digests of the layers' tars; what is known is not computed again.
+pub(crate) fn measure_all(
+    shared: &Shared,
+    request: &BuildRequest,
+    built: &Built,
+) -> Result<Vec<LayerTar>, EngineError> {
+    in_parallel(&built.layers, |index, layer| {
+        let from_image = is_from_image(built, index);
+        measure(
+            shared,
+            &built.layers[..index],
+            layer,
+            clamp(request, built, from_image),
+        )
+    })
+}
+
+/// Returns the layers as blobs of the store, encoded as the output asks.
+pub(crate) fn encode_all(
+    shared: &Shared,
+    request: &BuildRequest,
+    built: &Built,
+    options: &LayerOptions,
+    naming: Naming,
+) -> Result<Vec<EncodedLayer>, EngineError> {
+    in_parallel(&built.layers, |index, layer| {
+        let from_image = is_from_image(built, index);
+        let clamp = clamp(request, built, from_image);
+        let below = &built.layers[..index];
+        encode(shared, below, layer, clamp, options, naming)
+    })
+}
+
+/// Returns whether a layer came with the base image: its tar is kept bit for bit.
+fn is_from_image(built: &Built, index: usize) -> bool {
+    index < built.build.config.rootfs.diff_ids.len()
+}
+
+/// Returns the time no file of the layer is later than.
+fn clamp(request: &BuildRequest, built: &Built, from_image: bool) -> Option<i64> {
+    match from_image {
+        true => None,
+        false => built.build.epoch.or(request.source_date_epoch),
+    }
+}
+
+/// Runs `work` for each layer, as many at once as there are cores, and keeps the order.
+fn in_parallel<T: Send>(
+    layers: &[Layer],
+    work: impl Fn(usize, &Layer) -> Result<T, EngineError> + Sync,
+) -> Result<Vec<T>, EngineError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if layers.len() <= 1 {
+        return layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| work(index, layer))
+            .collect();
+    }
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<Result<T, EngineError>>>> =
+        Mutex::new(layers.iter().map(|_| None).collect());
+    std::thread::scope(|scope| {
+        for _ in 0..cores.min(layers.len()) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    let Some(layer) = layers.get(index) else {
+                        return;
+                    };
+                    let result = work(index, layer);
+                    let mut results = results.lock().unwrap_or_else(|poison| poison.into_inner());
+                    results[index] = Some(result);
+                }
+            });
+        }
+    });
+    let results = results
+        .into_inner()
+        .unwrap_or_else(|poison| poison.into_inner());
+    results.into_iter().flatten().collect()
+}
+
+fn diff_options(shared: &Shared, clamp: Option<i64>) -> DiffOptions {
+    let mut options = DiffOptions::new(Form::Overlay(shared.xattrs()));
+    options.clamp = clamp;
+    options
+}
+
+fn measure(
+    shared: &Shared,
+    below: &[Layer],
+    layer: &Layer,
+    clamp: Option<i64>,
+) -> Result<LayerTar, EngineError> {
+    if let Some(known) = known_tar(shared, layer, clamp)? {
+        return Ok(known);
+    }
+    let dir = LayerDir::open(layer.path())?;
+    let lowers = shared.tree(below)?;
+    let options = diff_options(shared, clamp);
+    let diffed = rootfs::diff::diff_layer(&dir, Some(&lowers), &options)?;
+    remember_tar(shared, layer, clamp, &diffed)
+}
+
+/// Tars with clamped times are not those of the layer's record, and are remembered apart.
+fn clamped_key(layer: &Layer, clamp: i64) -> Vec<u8> {
+    format!("{} {clamp}", layer.id().0).into_bytes()
+}
+
+fn known_tar(
+    shared: &Shared,
+    layer: &Layer,
+    clamp: Option<i64>,
+) -> Result<Option<LayerTar>, EngineError> {
+    let Some(clamp) = clamp else {
+        let tar = shared.store.layer_info(layer.id())?.tar;
+        return Ok(tar.map(|(diff_id, size)| LayerTar { diff_id, size }));
+    };
+    let found = shared
+        .store
+        .recall("clamped tar", &clamped_key(layer, clamp))?;
+    let text = found.and_then(|bytes| String::from_utf8(bytes).ok());
+    let parsed = text.as_deref().and_then(|text| {
+        let (digest, size) = text.split_once(' ')?;
+        Some(LayerTar {
+            diff_id: digest.parse().ok()?,
+            size: size.parse().ok()?,
+        })
+    });
+    Ok(parsed)
+}
+
+fn remember_tar(
+    shared: &Shared,
+    layer: &Layer,
+    clamp: Option<i64>,
+    diffed: &Diffed,
+) -> Result<LayerTar, EngineError> {
+    match clamp {
+        None => shared
+            .store
+            .set_layer_tar(layer.id(), &diffed.diff_id, diffed.size)?,
+        Some(clamp) => {
+            let key = clamped_key(layer, clamp);
+            let value = format!("{} {}", diffed.diff_id, diffed.size);
+            shared
+                .store
+                .remember("clamped tar", [(key.as_slice(), value.as_bytes())])?;
+        }
+    }
+    Ok(LayerTar {
+        diff_id: diffed.diff_id.clone(),
+        size: diffed.size,
+    })
+}
+
+/// The version of the way layers are compressed: bytes of two versions may differ.
+const COMPRESSOR: &str = "1";
+
+fn compression_of(options: &LayerOptions) -> Result<(Compression, String), EngineError> {
+    let wrong = |level: i32| {
+        EngineError::Request(format!(
+            "there is no compression level {level} for this compression"
+        ))
+    };
+    let compression = match options.compression {
+        request::Compression::Uncompressed => Compression::Uncompressed,
+        request::Compression::Gzip => match options.level {
+            None => Compression::GZIP,
+            Some(level @ 0..=9) => Compression::Gzip {
+                level: level as u32,
+            },
+            Some(level) => return Err(wrong(level)),
+        },
+        request::Compression::Zstd => match options.level {
+            None => Compression::ZSTD,
+            Some(level @ 1..=22) => Compression::Zstd { level },
+            Some(level) => return Err(wrong(level)),
+        },
+    };
+    Ok((compression, format!("{compression:?} {COMPRESSOR}")))
+}
+
+fn encode(
+    shared: &Shared,
+    below: &[Layer],
+    layer: &Layer,
+    clamp: Option<i64>,
+    options: &LayerOptions,
+    naming: Naming,
+) -> Result<EncodedLayer, EngineError> {
+    let (compression, form) = compression_of(options)?;
+    if let Some(tar) = known_tar(shared, layer, clamp)? {
+        let original = match options.force {
+            true => None,
+            false => shared.store.encoding(&tar.diff_id, "original")?,
+        };
+        let found = match original {
+            Some(encoding) => Some(encoding),
+            None => shared.store.encoding(&tar.diff_id, &form)?,
+        };
+        if let Some(encoding) = found {
+            return Ok(described(tar, &encoding, naming));
+        }
+    }
+    let dir = LayerDir::open(layer.path())?;
+    let lowers = shared.tree(below)?;
+    let diff = diff_options(shared, clamp);
+    let mut blob = shared.store.blobs().writer()?;
+    let compress = CompressOptions::new(compression);
+    let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, &mut blob)?;
+    let tar = remember_tar(shared, layer, clamp, &written.layer)?;
+    let (digest, size) = blob.commit(Some((&written.blob, written.blob_size)))?;
+    let encoding = Encoding {
+        media_type: layer_type(Naming::Oci, compression.format()).to_owned(),
+        digest,
+        size,
+    };
+    shared.store.set_encoding(&tar.diff_id, &form, &encoding)?;
+    Ok(described(tar, &encoding, naming))
+}
+
+fn described(tar: LayerTar, encoding: &Encoding, naming: Naming) -> EncodedLayer {
+    let media_type = match media_type::kind(&encoding.media_type) {
+        Kind::Layer { compression, .. } => naming.layer(compression).to_owned(),
+        _ => encoding.media_type.clone(),
+    };
+    EncodedLayer {
+        descriptor: Descriptor::new(media_type, encoding.digest.clone(), encoding.size),
+        tar,
+    }
+}

@@ -1,0 +1,148 @@
+//! Pushes images to the registries of their names.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use oci::media_type::Naming;
+use oci::{Descriptor, Digest, Reference};
+use progress::RunningVertex;
+use registry::{BlobSource, PushOptions};
+
+use super::Exported;
+use super::image::{assemble, index_of, naming};
+use crate::EngineError;
+use crate::build::Built;
+use crate::request::{BuildRequest, ImageOutput};
+use crate::step::Shared;
+
+/// Blobs that are sent at once to one repository.
+const MOST_AT_ONCE: usize = 4;
+
+/// Pushes the result under all names: blobs, then manifests, then the index.
+pub(crate) fn push(
+    shared: &Shared,
+    request: &BuildRequest,
+    output: &ImageOutput,
+    built: &[Built],
+    multi_platform: bool,
+    names: &[Reference],
+    running: &RunningVertex,
+) -> Result<Exported, EngineError> {
+    if names.is_empty() {
+        return Err(EngineError::Request(
+            "nothing to push to: give the image a name with --tag".to_owned(),
+        ));
+    }
+    let naming: Naming = naming(&output.layers, Naming::Oci);
+    let images = built
+        .iter()
+        .map(|built| assemble(shared, request, built, &output.layers, naming, running))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut blobs: BTreeMap<Digest, (Descriptor, BlobSource)> = BTreeMap::new();
+    for image in &images {
+        for layer in &image.layers {
+            let path = shared.store.blobs().path(&layer.descriptor.digest);
+            let blob = (layer.descriptor.clone(), BlobSource::File(path));
+            blobs.insert(layer.descriptor.digest.clone(), blob);
+        }
+        let config = (
+            image.config_descriptor.clone(),
+            BlobSource::Bytes(image.config.clone().into()),
+        );
+        blobs.insert(image.config_descriptor.digest.clone(), config);
+    }
+    let mut manifests: Vec<(Descriptor, Vec<u8>)> = images
+        .iter()
+        .map(|image| (image.manifest_descriptor.clone(), image.manifest.clone()))
+        .collect();
+    if images.len() > 1 || multi_platform {
+        let (bytes, descriptor) = index_of(&images, naming);
+        manifests.push((descriptor, bytes));
+    }
+    let blobs: Vec<(Descriptor, BlobSource)> = blobs.into_values().collect();
+    for name in names {
+        let status = running.status_of(&format!("pushing layers for {name}"), "", 0);
+        push_blobs(shared, name, &blobs)?;
+        status.finish(0);
+        push_manifests(shared, name, &manifests, output.push_by_digest, running)?;
+    }
+    Ok(Exported {
+        image: images
+            .first()
+            .map(|image| image.config_descriptor.digest.clone()),
+        manifest: manifests
+            .last()
+            .map(|(descriptor, _)| descriptor.digest.clone()),
+    })
+}
+
+fn push_blobs(
+    shared: &Shared,
+    name: &Reference,
+    blobs: &[(Descriptor, BlobSource)],
+) -> Result<(), EngineError> {
+    let queue = Mutex::new(blobs.iter());
+    let failure = Mutex::new(None);
+    let images = &shared.images;
+    std::thread::scope(|scope| {
+        for _ in 0..MOST_AT_ONCE.min(blobs.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = queue
+                        .lock()
+                        .unwrap_or_else(|poison| poison.into_inner())
+                        .next();
+                    let Some((descriptor, source)) = next else {
+                        return;
+                    };
+                    let options = PushOptions::default();
+                    let push = images
+                        .client()
+                        .push_blob(name, descriptor, source, &options);
+                    if let Err(error) = images.runtime().block_on(push) {
+                        let mut failure =
+                            failure.lock().unwrap_or_else(|poison| poison.into_inner());
+                        failure.get_or_insert(error);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    match failure
+        .into_inner()
+        .unwrap_or_else(|poison| poison.into_inner())
+    {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+fn push_manifests(
+    shared: &Shared,
+    name: &Reference,
+    manifests: &[(Descriptor, Vec<u8>)],
+    by_digest: bool,
+    running: &RunningVertex,
+) -> Result<(), EngineError> {
+    let images = &shared.images;
+    let last = manifests.len().saturating_sub(1);
+    for (number, (descriptor, bytes)) in manifests.iter().enumerate() {
+        let tagged = number == last && !by_digest;
+        let target = match tagged {
+            true => name.clone(),
+            false => name
+                .clone()
+                .without_version()
+                .with_digest(descriptor.digest.clone()),
+        };
+        let what = format!("pushing manifest for {target}");
+        let status = running.status_of(&what, "", 0);
+        let push = images
+            .client()
+            .push_manifest(&target, &descriptor.media_type, bytes);
+        images.runtime().block_on(push)?;
+        status.finish(0);
+    }
+    Ok(())
+}

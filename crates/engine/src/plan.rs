@@ -1,0 +1,242 @@
+//! Turns a graph into vertices with keys.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use llb::{Graph, Op, Vertex};
+use progress::{Group, Sink};
+use rootfs::checksum::Selection;
+use solver::Class;
+use store::Key;
+
+use crate::EngineError;
+use crate::context::{ContextTree, selections_of};
+use crate::driver::Task;
+use crate::keys::KeyBuilder;
+use crate::source::image::PinnedImage;
+use crate::step::StepContext;
+use crate::vertex::{VertexAction, VertexWork};
+
+/// What a graph's sources were pinned to.
+pub(crate) struct Pinned {
+    /// Images by identifier and platform, as `key_of_image` writes them.
+    pub(crate) images: BTreeMap<(String, String), PinnedImage>,
+    /// Local directories by name.
+    pub(crate) contexts: BTreeMap<String, Arc<ContextTree>>,
+}
+
+/// Makes the vertices of a graph, inputs first.
+pub(crate) fn plan(
+    graph: &Graph,
+    pinned: &Pinned,
+    context: &Arc<StepContext>,
+    sink: &Sink,
+) -> Result<Vec<Arc<VertexWork>>, EngineError> {
+    let nonce = nonce();
+    let mut works: Vec<Arc<VertexWork>> = Vec::with_capacity(graph.vertices().len());
+    for vertex in graph.vertices() {
+        let inputs: Vec<(Arc<VertexWork>, usize)> = vertex
+            .inputs()
+            .iter()
+            .map(|edge| (Arc::clone(&works[edge.vertex]), edge.output))
+            .collect();
+        let action = action_of(vertex, pinned)?;
+        let operation = operation_key(context, vertex, &action, &inputs)?;
+        let mut record_key = KeyBuilder::new("definition").key("operation", &operation);
+        let mut key = KeyBuilder::new("definition").key("operation", &operation);
+        for (number, (input, output)) in inputs.iter().enumerate() {
+            // The content of a context is part of the operation's key already.
+            if matches!(input.action, VertexAction::Context(_)) {
+                continue;
+            }
+            let name = format!("input {number}");
+            let output = (*output as u64).to_be_bytes();
+            record_key = record_key
+                .key(&name, &input.record_key)
+                .part("output", &output);
+            key = key.key(&name, &input.key).part("output", &output);
+        }
+        let forced = vertex.metadata().ignore_cache && !matches!(action, VertexAction::Context(_));
+        if forced {
+            key = key.part("without recorded results", &nonce);
+        }
+        // A context was shown when it was captured.
+        let is_context = matches!(action, VertexAction::Context(_));
+        let (record_key, parts) = record_key.finish();
+        works.push(Arc::new(VertexWork {
+            key: key.finish().0,
+            record_key,
+            operation,
+            parts,
+            name: name_of(vertex),
+            handle: sink.vertex(shown(vertex, &inputs)),
+            inputs,
+            action,
+            forced,
+            context: Arc::clone(context),
+            shown: AtomicBool::new(is_context),
+            id: vertex.id(),
+        }));
+    }
+    Ok(works)
+}
+
+/// Makes the driver's tasks of vertices; equal keys become one.
+pub(crate) fn tasks(works: &[Arc<VertexWork>]) -> Vec<Task<VertexWork>> {
+    let mut seen = HashMap::new();
+    let mut tasks = Vec::with_capacity(works.len());
+    for work in works {
+        if seen.insert(work.key, ()).is_some() {
+            continue;
+        }
+        let step = matches!(&work.action, VertexAction::Operation(Op::Exec(_)));
+        tasks.push(Task {
+            key: work.key,
+            inputs: work.inputs.iter().map(|(input, _)| input.key).collect(),
+            class: if step { Class::Step } else { Class::Free },
+            work: Arc::clone(work),
+        });
+    }
+    tasks
+}
+
+fn name_of(vertex: &Vertex) -> String {
+    match vertex.metadata().name.as_str() {
+        "" => vertex.op().kind().to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+fn shown(vertex: &Vertex, inputs: &[(Arc<VertexWork>, usize)]) -> progress::Vertex {
+    let mut shown = progress::Vertex::new(vertex.id().digest(), name_of(vertex));
+    shown.inputs = inputs.iter().map(|(input, _)| input.id.digest()).collect();
+    shown.group = vertex
+        .metadata()
+        .progress_group
+        .as_ref()
+        .map(|group| Group {
+            id: group.id.clone(),
+            name: group.name.clone(),
+            weak: group.weak,
+        });
+    shown
+}
+
+fn action_of(vertex: &Vertex, pinned: &Pinned) -> Result<VertexAction, EngineError> {
+    let Op::Source(source) = vertex.op() else {
+        return Ok(VertexAction::Operation(vertex.op().clone()));
+    };
+    let missing = || EngineError::Graph(format!("the source {} was not pinned", source.identifier));
+    if let Some(name) = source.identifier.strip_prefix("local://") {
+        let tree = pinned.contexts.get(name).ok_or_else(missing)?;
+        return Ok(VertexAction::Context(Arc::clone(tree)));
+    }
+    let key = image_key(vertex);
+    if let Some(image) = pinned.images.get(&key) {
+        return Ok(VertexAction::Image(image.clone()));
+    }
+    match source.identifier.split_once("://") {
+        Some(("docker-image" | "oci-layout", _)) => Err(missing()),
+        _ => Err(EngineError::Unsupported(format!(
+            "the source {}",
+            source.identifier
+        ))),
+    }
+}
+
+/// Returns by what an image source is found in [`Pinned`].
+pub(crate) fn image_key(vertex: &Vertex) -> (String, String) {
+    let identifier = match vertex.op() {
+        Op::Source(source) => source.identifier.clone(),
+        _ => String::new(),
+    };
+    let platform = vertex
+        .platform()
+        .map(|platform| platform.normalized().to_string());
+    (identifier, platform.unwrap_or_default())
+}
+
+/// Returns the key of what a vertex does, with what it takes from outside the graph.
+fn operation_key(
+    context: &StepContext,
+    vertex: &Vertex,
+    action: &VertexAction,
+    inputs: &[(Arc<VertexWork>, usize)],
+) -> Result<Key, EngineError> {
+    let key = match action {
+        VertexAction::Image(image) => {
+            // The config names all layers: by whatever name or index it came, it is the same image.
+            KeyBuilder::new("image").part("config", image.id.to_string().as_bytes())
+        }
+        VertexAction::Context(tree) => {
+            KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes())
+        }
+        VertexAction::Operation(op) => {
+            return operation_on_contexts(context, vertex, op, inputs);
+        }
+    };
+    Ok(key.finish().0)
+}
+
+/// Returns the key of an operation, with the content of the files it takes from contexts.
+///
+/// Files of a step that will run are copied here, at the start of the build, and hashed from the
+/// copy: what changes in the directory from now on gets into neither the step nor its key.
+fn operation_on_contexts(
+    context: &StepContext,
+    vertex: &Vertex,
+    op: &Op,
+    inputs: &[(Arc<VertexWork>, usize)],
+) -> Result<Key, EngineError> {
+    let key_of = |contexts: &[(&ContextTree, Vec<Selection>)]| -> Result<Key, EngineError> {
+        let mut key = KeyBuilder::new("operation").key("operation", &vertex.operation_digest());
+        for (tree, selections) in contexts {
+            for selection in selections {
+                key = key.part("context files", &tree.checksum(selection)?);
+            }
+        }
+        Ok(key.finish().0)
+    };
+    let mut contexts = Vec::new();
+    for (number, (input, _)) in inputs.iter().enumerate() {
+        if let VertexAction::Context(tree) = &input.action {
+            contexts.push((tree.as_ref(), selections_of(op, number)?));
+        }
+    }
+    let stage = || -> Result<(), EngineError> {
+        for (tree, selections) in &contexts {
+            tree.stage(&context.shared, vertex.id(), selections)?;
+        }
+        Ok(())
+    };
+    if contexts.is_empty() {
+        return key_of(&[]);
+    }
+    // Nothing is known of a new directory: copying it at once reads it once.
+    if contexts.iter().any(|(tree, _)| tree.is_new()) {
+        stage()?;
+        return key_of(&contexts);
+    }
+    let key = key_of(&contexts)?;
+    if vertex.metadata().ignore_cache || !context.shared.store.knows_operation(&key)? {
+        stage()?;
+        return key_of(&contexts);
+    }
+    Ok(key)
+}
+
+/// Returns bytes that no other build has.
+fn nonce() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            // Kernels have had it since 3.17; what is left is a filter that forbids it.
+            Err(_) => break,
+        }
+    }
+    bytes
+}

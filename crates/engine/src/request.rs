@@ -1,0 +1,177 @@
+//! What a build is asked for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci::{Platform, Reference};
+
+/// One build.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// Where `COPY` and `ADD` find their files.
+    pub context: Context,
+    /// The Dockerfile.
+    pub dockerfile: DockerfileSource,
+    /// Stage to build, by name or index; the last one if absent.
+    pub target: Option<String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels added to the image.
+    pub labels: BTreeMap<String, String>,
+    /// Platforms to build for; the host's if empty.
+    pub platforms: Vec<Platform>,
+    /// Contexts by name (`--build-context`), as they were written.
+    pub named_contexts: BTreeMap<String, String>,
+    /// Which recorded results are not used.
+    pub ignore_cache: IgnoreCache,
+    /// Ask the registry also for tags that are in the store.
+    pub pull: bool,
+    /// Network of RUN steps that do not say otherwise: `default`, `none` or `host`.
+    pub network: String,
+    /// `NAME:IP` lines for `/etc/hosts`.
+    pub add_hosts: Vec<String>,
+    /// Size of `/dev/shm`, in bytes.
+    pub shm_size: Option<u64>,
+    /// `NAME=SOFT:HARD`.
+    pub ulimits: Vec<String>,
+    /// Parent of the steps' control groups.
+    pub cgroup_parent: Option<String>,
+    /// Limits of each step.
+    pub limits: sandbox::Limits,
+    /// Secrets by id.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// SSH agents and keys by id.
+    pub ssh: BTreeMap<String, Vec<PathBuf>>,
+    /// What the build may do: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+    /// Time for everything the build writes, in seconds since 1970.
+    pub source_date_epoch: Option<i64>,
+    /// RUN steps at once; `None` is max(16, 4 × cores).
+    pub jobs: Option<usize>,
+    /// Finish what does not depend on a failure.
+    pub keep_going: bool,
+    /// Names for the image.
+    pub tags: Vec<Reference>,
+    /// Where the result goes.
+    pub outputs: Vec<Output>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where the files of the build come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Context {
+    /// A directory of this machine.
+    Directory(PathBuf),
+    /// A tar stream, compressed or not.
+    Tar(PathBuf),
+    /// No files at all: the Dockerfile came alone.
+    Empty,
+    /// A git repository, `URL#ref:directory`.
+    Git(String),
+    /// An archive or a Dockerfile behind a URL.
+    Http(String),
+}
+
+/// Where the Dockerfile comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfileSource {
+    /// A file of this machine.
+    File(PathBuf),
+    /// A path inside the context.
+    InContext(String),
+    /// Its bytes, and the name to show.
+    Bytes { name: String, bytes: Vec<u8> },
+}
+
+/// Which recorded results are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum IgnoreCache {
+    /// None.
+    #[default]
+    No,
+    /// Those of these stages.
+    Stages(Vec<String>),
+    /// All.
+    All,
+}
+
+/// Where a secret's value is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    File(PathBuf),
+    Environment(String),
+}
+
+/// One place the result goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// The store, under the request's names.
+    Image(ImageOutput),
+    /// An archive or a directory in OCI layout.
+    Oci(ArchiveOutput),
+    /// An archive that `docker load` takes.
+    Docker(ArchiveOutput),
+    /// The files, into a directory.
+    Local {
+        destination: PathBuf,
+        platform_split: Option<bool>,
+    },
+    /// The files, as a tar stream.
+    Tar { destination: Destination },
+    /// Nothing: only the records are filled.
+    CacheOnly,
+}
+
+/// How an image is put into the store or pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageOutput {
+    /// Further names.
+    pub names: Vec<Reference>,
+    /// Push it to the registry of its names.
+    pub push: bool,
+    /// Push by digest only, without a tag.
+    pub push_by_digest: bool,
+    /// Keep it in the store.
+    pub store: bool,
+    pub layers: LayerOptions,
+}
+
+/// How an archive is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveOutput {
+    pub destination: Destination,
+    /// An archive; otherwise a directory.
+    pub tar: bool,
+    pub names: Vec<Reference>,
+    pub layers: LayerOptions,
+}
+
+/// Where bytes go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    Path(PathBuf),
+    Stdout,
+}
+
+/// How layers are encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LayerOptions {
+    pub compression: Compression,
+    pub level: Option<i32>,
+    /// Encode layers again that came from an image in another form.
+    pub force: bool,
+    /// OCI media types; `None` is the exporter's own choice.
+    pub oci_media_types: Option<bool>,
+    /// Clamp the times of files to `source_date_epoch`.
+    pub rewrite_timestamp: bool,
+}
+
+/// How a layer's tar is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    #[default]
+    Gzip,
+    Zstd,
+    Uncompressed,
+}

@@ -1,0 +1,51 @@
+//! Results of vertices.
+
+use std::sync::Arc;
+
+use rootfs::OverlayXattrs;
+use store::{Layer, LayerId, ResultId};
+
+use crate::context::ContextTree;
+
+/// One tree that a vertex yields.
+#[derive(Debug, Clone)]
+pub(crate) enum Snapshot {
+    /// Layers of the store, lowest first. No layers: an empty tree.
+    Layers(Vec<Layer>),
+    /// Files outside the store, captured when the build began.
+    Context(Arc<ContextTree>),
+}
+
+/// What a vertex yields: its outputs, by number.
+#[derive(Debug)]
+pub(crate) struct StepOutput {
+    pub(crate) outputs: Vec<Snapshot>,
+    /// The record of it, if it is recorded.
+    pub(crate) record: Option<ResultId>,
+}
+
+impl StepOutput {
+    /// Returns an output with one tree.
+    pub(crate) fn one(layers: Vec<Layer>) -> Self {
+        Self {
+            outputs: vec![Snapshot::Layers(layers)],
+            record: None,
+        }
+    }
+}
+
+impl Snapshot {
+    /// Returns the layers' names, for records; `None` for what is not in the store.
+    pub(crate) fn layer_ids(&self) -> Option<Vec<LayerId>> {
+        match self {
+            Snapshot::Layers(layers) => Some(layers.iter().map(Layer::id).collect()),
+            Snapshot::Context(_) => None,
+        }
+    }
+}
+
+/// Opens layers as one tree.
+pub(crate) fn tree_of(layers: &[Layer], xattrs: OverlayXattrs) -> rootfs::Result<rootfs::Tree> {
+    let paths: Vec<_> = layers.iter().map(Layer::path).collect();
+    rootfs::Tree::open_layers(&paths, xattrs)
+}

@@ -1,0 +1,6 @@
+//! Where content comes from.
+
+pub(crate) mod dockerfile;
+mod git;
+pub(crate) mod image;
+pub(crate) mod pull;

@@ -1,0 +1,327 @@
+//! Brings the layers of an image in: downloaded, checked, inflated and unpacked at the same time.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use oci::{Descriptor, Digest, Reference};
+use progress::RunningVertex;
+use rootfs::apply::{Applied, ApplyOptions, Devices, Ownership, apply_layer};
+use rootfs::{Form, LayerDir};
+use sha2::{Digest as _, Sha256};
+use store::{BlobWriter, Encoding, Ids, Layer, LayerInfo, MutLayer, NamedLock};
+
+use crate::step::Shared;
+use crate::{Cancel, EngineError};
+
+/// A layer on its way.
+enum Fetched {
+    /// It was there.
+    Present(Layer),
+    /// Unpacked by itself, to be mended with what lies below.
+    Unpacked(Box<Unpacked>),
+}
+
+struct Unpacked {
+    layer: MutLayer,
+    applied: Applied,
+    _lock: NamedLock,
+}
+
+/// Returns the layers of an image; what is missing is fetched, all layers at once.
+pub(crate) fn pull(
+    shared: &Shared,
+    reference: &Reference,
+    layers: &[(Descriptor, Digest)],
+    running: &RunningVertex,
+    cancel: &Cancel,
+) -> Result<Vec<Layer>, EngineError> {
+    let chain_keys = chain_keys(layers);
+    let results: Mutex<Vec<Option<Result<Fetched, EngineError>>>> =
+        Mutex::new(layers.iter().map(|_| None).collect());
+    let stop = Cancel::default();
+    let forward = {
+        let stop = stop.clone();
+        cancel.on_request(move || stop.request())
+    };
+    let next = AtomicU64::new(0);
+    let workers = layers.len().min(MOST_AT_ONCE);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::SeqCst) as usize;
+                    let Some((descriptor, diff_id)) = layers.get(index) else {
+                        return;
+                    };
+                    let fetched = fetch(
+                        shared,
+                        reference,
+                        descriptor,
+                        diff_id,
+                        &chain_keys[index],
+                        running,
+                        &stop,
+                    );
+                    if fetched.is_err() {
+                        stop.request();
+                    }
+                    let mut results = results.lock().unwrap_or_else(|poison| poison.into_inner());
+                    results[index] = Some(fetched);
+                }
+            });
+        }
+    });
+    drop(forward);
+    let results = results
+        .into_inner()
+        .unwrap_or_else(|poison| poison.into_inner());
+    let mut fetched = Vec::with_capacity(layers.len());
+    let mut canceled = None;
+    for result in results {
+        match result {
+            Some(Ok(layer)) => fetched.push(layer),
+            // The others were only stopped because of the one that failed.
+            Some(Err(EngineError::Canceled)) | None => canceled = Some(EngineError::Canceled),
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    if let Some(error) = canceled {
+        return Err(error);
+    }
+    publish(shared, reference, layers, &chain_keys, fetched)
+}
+
+/// Layers that are fetched at once.
+const MOST_AT_ONCE: usize = 8;
+
+/// Returns the key of each layer as it is on top of those below it (image-spec, config.md, chain id).
+fn chain_keys(layers: &[(Descriptor, Digest)]) -> Vec<String> {
+    let mut chain: Option<String> = None;
+    let mut keys = Vec::with_capacity(layers.len());
+    for (_, diff_id) in layers {
+        let id = match chain {
+            None => diff_id.to_string(),
+            Some(below) => {
+                let hash: [u8; 32] = Sha256::digest(format!("{below} {diff_id}")).into();
+                Digest::from_sha256(hash).to_string()
+            }
+        };
+        keys.push(format!("chain:{id}"));
+        chain = Some(id);
+    }
+    keys
+}
+
+fn diff_key(diff_id: &Digest) -> String {
+    format!("diff:{diff_id}")
+}
+
+fn find(shared: &Shared, diff_id: &Digest, chain_key: &str) -> Result<Option<Layer>, EngineError> {
+    match shared.store.layer_of_image(&diff_key(diff_id))? {
+        Some(layer) => Ok(Some(layer)),
+        None => Ok(shared.store.layer_of_image(chain_key)?),
+    }
+}
+
+fn fetch(
+    shared: &Shared,
+    reference: &Reference,
+    descriptor: &Descriptor,
+    diff_id: &Digest,
+    chain_key: &str,
+    running: &RunningVertex,
+    stop: &Cancel,
+) -> Result<Fetched, EngineError> {
+    if let Some(layer) = find(shared, diff_id, chain_key)? {
+        return Ok(Fetched::Present(layer));
+    }
+    let lock_name = format!("unpack-{}", diff_id.hex());
+    let lock = loop {
+        if let Some(lock) = shared.store.try_lock(&lock_name)? {
+            break lock;
+        }
+        if stop.is_requested() {
+            return Err(EngineError::Canceled);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    };
+    if let Some(layer) = find(shared, diff_id, chain_key)? {
+        return Ok(Fetched::Present(layer));
+    }
+    let layer = shared.store.new_layer()?;
+    let applied = download(
+        shared, reference, descriptor, diff_id, &layer, running, stop,
+    )?;
+    Ok(Fetched::Unpacked(Box::new(Unpacked {
+        layer,
+        applied,
+        _lock: lock,
+    })))
+}
+
+/// Unpacks a layer from its blob in the store, or from the registry while its blob is kept.
+fn download(
+    shared: &Shared,
+    reference: &Reference,
+    descriptor: &Descriptor,
+    diff_id: &Digest,
+    layer: &MutLayer,
+    running: &RunningVertex,
+    stop: &Cancel,
+) -> Result<Applied, EngineError> {
+    let path = layer.path();
+    let dir = LayerDir::open(&path)?;
+    let options = options(shared, diff_id);
+    let short = format!("{}", descriptor.digest);
+    let blobs = shared.store.blobs();
+    if blobs.size(&descriptor.digest) == Some(descriptor.size) {
+        let status = running.status_of(&short, "extracting", descriptor.size);
+        let file = blobs.open(&descriptor.digest)?;
+        let applied = apply_layer(Stoppable { inner: file, stop }, &dir, &options)?;
+        status.finish(descriptor.size);
+        return check_blob(descriptor, applied);
+    }
+    let status = running.status_of(&short, "downloading", descriptor.size);
+    let (sender, told) = std::sync::mpsc::channel();
+    let progress: registry::Progress = {
+        let last = Arc::new(AtomicU64::new(0));
+        let sender = Mutex::new(sender);
+        Arc::new(move |done| {
+            // A megabyte at a time is often enough for eyes.
+            if done < last.load(Ordering::Relaxed) + (1 << 20) {
+                return;
+            }
+            last.store(done, Ordering::Relaxed);
+            if let Ok(sender) = sender.lock() {
+                let _ = sender.send(done);
+            }
+        })
+    };
+    let images = &shared.images;
+    let handle = images.runtime().handle();
+    let reader = images
+        .client()
+        .blob_reader(handle, reference, descriptor, Some(progress));
+    let mut writer = blobs.writer()?;
+    let shown = &status;
+    let tee = Tee {
+        inner: Stoppable {
+            inner: reader,
+            stop,
+        },
+        writer: &mut writer,
+        tick: move || {
+            if let Some(done) = told.try_iter().last() {
+                shown.update(done);
+            }
+        },
+    };
+    let applied = apply_layer(tee, &dir, &options);
+    if stop.is_requested() && applied.is_err() {
+        return Err(EngineError::Canceled);
+    }
+    let applied = check_blob(descriptor, applied?)?;
+    writer.commit(Some((&descriptor.digest, descriptor.size)))?;
+    status.finish(descriptor.size);
+    Ok(applied)
+}
+
+fn check_blob(descriptor: &Descriptor, applied: Applied) -> Result<Applied, EngineError> {
+    if applied.blob != descriptor.digest {
+        return Err(EngineError::LayerMismatch {
+            digest: descriptor.digest.clone(),
+            expected: descriptor.digest.clone(),
+            actual: applied.blob,
+        });
+    }
+    Ok(applied)
+}
+
+fn options(shared: &Shared, diff_id: &Digest) -> ApplyOptions {
+    let mut options = ApplyOptions::new(Form::Overlay(shared.xattrs()));
+    options.diff_id = Some(diff_id.clone());
+    if let Ids::Rootless { map } = shared.store.ids() {
+        options.devices = Devices::Skip;
+        // With one id there is nobody else to give a file to.
+        if !map.contains(',') {
+            options.ownership = Ownership::Ignore;
+        }
+    }
+    options
+}
+
+/// Mends each layer with those below it and commits it, the lowest first.
+fn publish(
+    shared: &Shared,
+    reference: &Reference,
+    layers: &[(Descriptor, Digest)],
+    chain_keys: &[String],
+    fetched: Vec<Fetched>,
+) -> Result<Vec<Layer>, EngineError> {
+    let mut done: Vec<Layer> = Vec::with_capacity(fetched.len());
+    for (index, fetched) in fetched.into_iter().enumerate() {
+        let (descriptor, diff_id) = &layers[index];
+        let unpacked = match fetched {
+            Fetched::Present(layer) => {
+                done.push(layer);
+                continue;
+            }
+            Fetched::Unpacked(unpacked) => *unpacked,
+        };
+        let depends = !unpacked.applied.implicit.is_empty() || !unpacked.applied.root;
+        let key = match depends {
+            true => chain_keys[index].clone(),
+            false => diff_key(diff_id),
+        };
+        let info = LayerInfo {
+            tar: Some((diff_id.clone(), unpacked.applied.size)),
+            content_id: None,
+            bytes: unpacked.applied.content_size,
+            content: unpacked.applied.content_size,
+            origin: reference.familiar(),
+            created: shared.store.now(),
+        };
+        done.push(unpacked.layer.commit_unpacked(info, &key)?);
+        let encoding = Encoding {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+        };
+        shared.store.set_encoding(diff_id, "original", &encoding)?;
+    }
+    Ok(done)
+}
+
+/// A reader that fails once it is asked to stop.
+struct Stoppable<'a, R> {
+    inner: R,
+    stop: &'a Cancel,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.is_requested() {
+            return Err(std::io::Error::other("canceled"));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+/// A reader that keeps what it gives.
+struct Tee<'a, R, F> {
+    inner: R,
+    writer: &'a mut BlobWriter,
+    tick: F,
+}
+
+impl<R: Read, F: FnMut()> Read for Tee<'_, R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        (self.tick)();
+        self.writer
+            .append(&buffer[..count])
+            .map_err(std::io::Error::other)?;
+        Ok(count)
+    }
+}

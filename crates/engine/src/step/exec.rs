@@ -1,0 +1,387 @@
+//! Runs a process: RUN.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use llb::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
+use progress::{RunningVertex, Stream};
+use sandbox::{Content, Overlay, Root, Source, Spec, Status, Stdio, Upper, User};
+use store::{Layer, MutLayer};
+
+use crate::snapshot::Snapshot;
+use crate::step::output::OutputReader;
+use crate::step::{StepContext, cache_mount, ssh};
+use crate::{Cancel, EngineError};
+
+/// What has to live as long as the step runs.
+#[derive(Default)]
+struct Held {
+    /// Layers being written, with the output each becomes; without one it is thrown away.
+    written: Vec<(Option<usize>, MutLayer, Vec<Layer>)>,
+    layers: Vec<Layer>,
+    cache_mounts: Vec<cache_mount::CacheMount>,
+    agents: Vec<ssh::AgentSocket>,
+    descriptors: Vec<OwnedFd>,
+    secrets: Vec<Vec<u8>>,
+}
+
+/// Runs the process and returns its outputs by number.
+pub(crate) fn run(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &[Snapshot],
+    vertex: &RunningVertex,
+    name: &str,
+    cancel: &Cancel,
+) -> Result<Vec<Snapshot>, EngineError> {
+    let mut held = Held::default();
+    let spec = specify(context, op, inputs, &mut held)?;
+    let helper = context.shared.helper()?;
+    let (stdout, stdout_end) = pipe()?;
+    let (stderr, stderr_end) = pipe()?;
+    let stdio = Stdio {
+        stdin: None,
+        stdout: Some(stdout_end),
+        stderr: Some(stderr_end),
+    };
+    // The processes hold the locks of what they write, should the builder die before them.
+    let mut keep = Vec::new();
+    for (_, layer, _) in &held.written {
+        keep.push(clone_fd(layer.lock())?);
+    }
+    for mount in &held.cache_mounts {
+        keep.push(clone_fd(mount.lock())?);
+    }
+    let descriptors = std::mem::take(&mut held.descriptors);
+    let running = Arc::new(helper.spawn(&spec, stdio, descriptors, keep)?);
+    let guard = cancel.on_request({
+        let running = Arc::downgrade(&running);
+        move || {
+            if let Some(running) = running.upgrade() {
+                running.kill();
+            }
+        }
+    });
+    let secrets = &held.secrets;
+    let tail = std::thread::scope(|scope| {
+        let reader = |end, stream| OutputReader::new(end, vertex.logger(stream), secrets);
+        let errors = reader(stderr, Stream::Stderr);
+        let errors = scope.spawn(move || errors.read_to_end());
+        reader(stdout, Stream::Stdout).read_to_end();
+        let _ = errors.join();
+    });
+    let () = tail;
+    let exit = running.wait();
+    drop(guard);
+    let exit = exit?;
+    if cancel.is_requested() {
+        return Err(EngineError::Canceled);
+    }
+    let accepted: &[i32] = match op.meta.valid_exit_codes.as_slice() {
+        [] => &[0],
+        codes => codes,
+    };
+    if !matches!(exit.status, Status::Code(code) if accepted.contains(&code)) {
+        return Err(EngineError::Step {
+            command: op.meta.args.join(" "),
+            ending: ending_in_words(&exit),
+        });
+    }
+    commit(context, op, inputs, held, name)
+}
+
+/// Says how a process ended.
+fn ending_in_words(exit: &sandbox::Exit) -> String {
+    let ending = match &exit.status {
+        Status::Code(code) => format!("exit code: {code}"),
+        Status::Signal(signal) => format!("killed by signal {signal} ({})", signal_name(*signal)),
+        Status::NotStarted { code, reason } => format!("{reason} (exit code: {code})"),
+    };
+    match exit.out_of_memory {
+        true => format!("killed: out of memory ({ending})"),
+        false => ending,
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => "unknown",
+    }
+}
+
+/// Makes the outputs of what the process has written.
+fn commit(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &[Snapshot],
+    mut held: Held,
+    name: &str,
+) -> Result<Vec<Snapshot>, EngineError> {
+    let count = op.mounts.iter().filter_map(|mount| mount.output);
+    let count = count.max().map_or(0, |last| last + 1);
+    let mut outputs = vec![Snapshot::Layers(Vec::new()); count];
+    for mount in &op.mounts {
+        // A mount that could not be written to goes on as it came.
+        if let (Some(output), Some(input)) = (mount.output, mount.input) {
+            outputs[output] = inputs[input].clone();
+        }
+    }
+    for (output, layer, mut below) in held.written.drain(..) {
+        if let Some(output) = output {
+            below.push(context.commit(layer, name)?);
+            outputs[output] = Snapshot::Layers(below);
+        }
+    }
+    Ok(outputs)
+}
+
+fn specify(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &[Snapshot],
+    held: &mut Held,
+) -> Result<Spec, EngineError> {
+    let root = op.mounts.iter().find(|mount| mount.dest == "/");
+    let root = root.ok_or_else(|| EngineError::Graph("a process has no root".to_owned()))?;
+    let layers = layers_of(context, root.input, inputs, held)?;
+    let tree = context.tree(&layers)?;
+    let overlay = writable(context, &layers, root.output, held)?;
+    let mut spec = Spec::new(Root::Overlay(overlay), op.meta.args.clone());
+    spec.read_only_root = root.read_only;
+    spec.env = environment(op);
+    spec.cwd = match op.meta.cwd.as_str() {
+        "" => "/".to_owned(),
+        cwd => cwd.to_owned(),
+    };
+    spec.user = User::Named(op.meta.user.clone());
+    if !op.meta.hostname.is_empty() {
+        spec.hostname.clone_from(&op.meta.hostname);
+    }
+    spec.network = match op.network {
+        NetworkMode::Sandbox => sandbox::Network::Default,
+        NetworkMode::Host => sandbox::Network::Host,
+        NetworkMode::None => sandbox::Network::None,
+    };
+    spec.security = match op.security {
+        SecurityMode::Sandbox => sandbox::Security::Sandbox,
+        SecurityMode::Insecure => sandbox::Security::Insecure,
+    };
+    context.check_entitlements(op)?;
+    spec.shm_size = context.shm_size;
+    spec.limits = context.limits.clone();
+    spec.rlimits = super::limits::rlimits(&op.meta.ulimits)?;
+    if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
+        return Err(EngineError::Unsupported(format!(
+            "the device {}",
+            device.name
+        )));
+    }
+    spec.mounts = super::network::files(context, op, &spec, &tree)?;
+    let mut mounts: Vec<&Mount> = op.mounts.iter().filter(|mount| mount.dest != "/").collect();
+    // What is deeper is mounted later, whatever the order it was written in.
+    mounts.sort_by_key(|mount| {
+        mount
+            .dest
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .count()
+    });
+    for mount in mounts {
+        if mount.dest == "/dev/shm"
+            && let MountKind::Tmpfs { size } = mount.kind
+            && size > 0
+        {
+            spec.shm_size = Some(size as u64);
+            continue;
+        }
+        if let Some(mount) = mount_of(context, mount, inputs, held)? {
+            spec.mounts.push(mount);
+        }
+    }
+    for secret in &op.secret_env {
+        if let Some(value) = context.secret(&secret.id, secret.optional)? {
+            let text = String::from_utf8(value.clone()).map_err(|_| {
+                EngineError::Request(format!(
+                    "secret {} is no text and cannot be a variable",
+                    secret.id
+                ))
+            })?;
+            spec.env.push(format!("{}={text}", secret.name));
+            held.secrets.push(value);
+        }
+    }
+    Ok(spec)
+}
+
+/// The search path of an image that names none, as in BuildKit.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn environment(op: &ExecOp) -> Vec<String> {
+    let mut env = Vec::new();
+    if let Some(proxy) = &op.meta.proxy_env {
+        let pairs = [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ];
+        for (name, value) in pairs {
+            if !value.is_empty() {
+                env.push(format!("{name}={value}"));
+                env.push(format!("{}={value}", name.to_lowercase()));
+            }
+        }
+    }
+    env.extend(op.meta.env.iter().cloned());
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.push(DEFAULT_PATH.to_owned());
+    }
+    env
+}
+
+fn mount_of(
+    context: &StepContext,
+    mount: &Mount,
+    inputs: &[Snapshot],
+    held: &mut Held,
+) -> Result<Option<sandbox::Mount>, EngineError> {
+    let source = match &mount.kind {
+        MountKind::Bind => bind_source(context, mount, inputs, held)?,
+        MountKind::Cache { id, sharing } => {
+            let base = layers_of(context, mount.input, inputs, held)?;
+            let claim = match sharing {
+                CacheSharing::Shared => cache_mount::Claim::Shared,
+                CacheSharing::Private => cache_mount::Claim::Private,
+                CacheSharing::Locked => cache_mount::Claim::Locked,
+            };
+            let cache = cache_mount::CacheMount::claim(context, id, &base, claim)?;
+            let source = Source::Bind {
+                path: cache.path(),
+                subpath: mount.selector.clone(),
+            };
+            held.cache_mounts.push(cache);
+            source
+        }
+        MountKind::Tmpfs { size } => Source::Tmpfs {
+            size: (*size > 0).then_some(*size as u64),
+            mode: 0o1777,
+        },
+        MountKind::Secret(file) => {
+            let Some(value) = context.secret(&file.id, file.optional)? else {
+                return Ok(None);
+            };
+            held.secrets.push(value.clone());
+            Source::File {
+                content: Content(value),
+                mode: file.mode,
+                uid: file.uid,
+                gid: file.gid,
+            }
+        }
+        MountKind::Ssh(file) => {
+            let Some(agent) = ssh::AgentSocket::open(context, file)? else {
+                return Ok(None);
+            };
+            let source = Source::Bind {
+                path: agent.path(),
+                subpath: String::new(),
+            };
+            held.agents.push(agent);
+            source
+        }
+    };
+    Ok(Some(sandbox::Mount {
+        target: mount.dest.clone(),
+        source,
+        read_only: mount.read_only || matches!(mount.kind, MountKind::Secret(_)),
+    }))
+}
+
+fn bind_source(
+    context: &StepContext,
+    mount: &Mount,
+    inputs: &[Snapshot],
+    held: &mut Held,
+) -> Result<Source, EngineError> {
+    let layers = layers_of(context, mount.input, inputs, held)?;
+    let subpath = mount.selector.clone();
+    if !mount.read_only {
+        return Ok(Source::Overlay {
+            overlay: writable(context, &layers, mount.output, held)?,
+            subpath,
+        });
+    }
+    Ok(Source::Overlay {
+        overlay: Overlay {
+            lowers: paths(&layers),
+            upper: None,
+        },
+        subpath,
+    })
+}
+
+/// Returns an overlay over the layers with a fresh upper directory.
+fn writable(
+    context: &StepContext,
+    layers: &[Layer],
+    output: Option<usize>,
+    held: &mut Held,
+) -> Result<Overlay, EngineError> {
+    let layer = context.new_layer(layers)?;
+    let overlay = Overlay {
+        lowers: paths(layers),
+        upper: Some(Upper {
+            upper: layer.path(),
+            work: layer.work(),
+        }),
+    };
+    held.written.push((output, layer, layers.to_vec()));
+    Ok(overlay)
+}
+
+fn paths(layers: &[Layer]) -> Vec<PathBuf> {
+    layers.iter().map(|layer| layer.path().to_owned()).collect()
+}
+
+fn layers_of(
+    context: &StepContext,
+    input: Option<usize>,
+    inputs: &[Snapshot],
+    held: &mut Held,
+) -> Result<Vec<Layer>, EngineError> {
+    let layers = match input.map(|input| &inputs[input]) {
+        None => Vec::new(),
+        Some(Snapshot::Layers(layers)) => layers.clone(),
+        Some(Snapshot::Context(tree)) => vec![context.materialize(tree, "/")?],
+    };
+    held.layers.extend(layers.iter().cloned());
+    Ok(layers)
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), EngineError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| EngineError::io("make", "a pipe")(errno.into()))
+}
+
+fn clone_fd(fd: impl AsFd) -> Result<OwnedFd, EngineError> {
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(EngineError::io("copy", "a descriptor"))
+}

@@ -1,0 +1,334 @@
+//! Changes files without a process: COPY, ADD, WORKDIR, inline files.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use llb::{Action, ActionInput, CopyMode, FileAction, FileOp, VertexId};
+use rootfs::copy as request;
+use rootfs::{RootPath, Tree};
+use store::{Layer, MutLayer};
+
+use crate::context::{Patterns, selections_of_file};
+use crate::snapshot::Snapshot;
+use crate::step::StepContext;
+use crate::{Cancel, EngineError};
+
+/// The tree an action yields.
+enum Work {
+    /// Not needed any more, or moved into the action after it.
+    Moved,
+    /// Being written.
+    Open { below: Vec<Layer>, layer: MutLayer },
+    /// Committed.
+    Done(Snapshot),
+}
+
+/// Where a copy takes its files from.
+enum Secondary {
+    Layers(Vec<Layer>),
+    /// Files of a context, copied for this step.
+    Staged(Arc<MutLayer>),
+}
+
+/// Carries out the actions and returns the outputs by number.
+pub(crate) fn run(
+    context: &StepContext,
+    vertex: VertexId,
+    op: &FileOp,
+    inputs: &[Snapshot],
+    name: &str,
+    cancel: &Cancel,
+) -> Result<Vec<Snapshot>, EngineError> {
+    let mut staged = BTreeMap::new();
+    for (number, input) in inputs.iter().enumerate() {
+        if let Snapshot::Context(tree) = input {
+            let selections = selections_of_file(op, number)?;
+            staged.insert(number, tree.staged(&context.shared, vertex, &selections)?);
+        }
+    }
+    let uses = uses(op);
+    let mut works: Vec<Work> = Vec::with_capacity(op.actions.len());
+    let count = op.actions.iter().filter_map(|action| action.output);
+    let count = count.max().map_or(0, |last| last + 1);
+    let mut outputs = vec![Snapshot::Layers(Vec::new()); count];
+    for (number, action) in op.actions.iter().enumerate() {
+        if cancel.is_requested() {
+            return Err(EngineError::Canceled);
+        }
+        let (below, layer) = begin(context, action, inputs, &mut works, &uses, name)?;
+        let secondary = match action.secondary_input {
+            None => Secondary::Layers(Vec::new()),
+            Some(ActionInput::Vertex(input)) => match (&inputs[input], staged.get(&input)) {
+                (Snapshot::Layers(layers), _) => Secondary::Layers(layers.clone()),
+                (Snapshot::Context(_), Some(layer)) => Secondary::Staged(Arc::clone(layer)),
+                (Snapshot::Context(_), None) => unreachable!("all contexts were staged"),
+            },
+            Some(ActionInput::Action(earlier)) => {
+                Secondary::Layers(finish(context, &mut works[earlier], name)?)
+            }
+        };
+        apply(context, &action.action, inputs, &secondary, &below, &layer)?;
+        works.push(Work::Open { below, layer });
+        if let Some(output) = action.output {
+            outputs[output] = Snapshot::Layers(finish(context, &mut works[number], name)?);
+        }
+    }
+    Ok(outputs)
+}
+
+/// Returns how often the tree of each action is used by a later one or as an output.
+fn uses(op: &FileOp) -> Vec<usize> {
+    let mut uses = vec![0; op.actions.len()];
+    for (number, action) in op.actions.iter().enumerate() {
+        uses[number] += usize::from(action.output.is_some());
+        for input in [action.input, action.secondary_input] {
+            if let Some(ActionInput::Action(earlier)) = input {
+                uses[earlier] += 1;
+            }
+        }
+    }
+    uses
+}
+
+/// Returns the tree an action changes: the one of the action before, if nobody else needs it.
+fn begin(
+    context: &StepContext,
+    action: &FileAction,
+    inputs: &[Snapshot],
+    works: &mut [Work],
+    uses: &[usize],
+    name: &str,
+) -> Result<(Vec<Layer>, MutLayer), EngineError> {
+    let below = match action.input {
+        None => Vec::new(),
+        Some(ActionInput::Vertex(input)) => match &inputs[input] {
+            Snapshot::Layers(layers) => layers.clone(),
+            Snapshot::Context(tree) => vec![context.materialize(tree, "/")?],
+        },
+        Some(ActionInput::Action(earlier)) => {
+            let alone = uses[earlier] == 1;
+            if alone && matches!(works[earlier], Work::Open { .. }) {
+                match std::mem::replace(&mut works[earlier], Work::Moved) {
+                    Work::Open { below, layer } => return Ok((below, layer)),
+                    _ => unreachable!("it was looked at"),
+                }
+            }
+            finish(context, &mut works[earlier], name)?
+        }
+    };
+    let layer = context.new_layer(&below)?;
+    Ok((below, layer))
+}
+
+/// Commits the tree of an action, once.
+fn finish(context: &StepContext, work: &mut Work, name: &str) -> Result<Vec<Layer>, EngineError> {
+    match std::mem::replace(work, Work::Moved) {
+        Work::Open { mut below, layer } => {
+            below.push(context.commit(layer, name)?);
+            *work = Work::Done(Snapshot::Layers(below.clone()));
+            Ok(below)
+        }
+        Work::Done(Snapshot::Layers(layers)) => {
+            *work = Work::Done(Snapshot::Layers(layers.clone()));
+            Ok(layers)
+        }
+        Work::Done(Snapshot::Context(_)) | Work::Moved => Err(EngineError::Graph(
+            "an action's tree is used after it was changed".to_owned(),
+        )),
+    }
+}
+
+fn apply(
+    context: &StepContext,
+    action: &Action,
+    inputs: &[Snapshot],
+    secondary: &Secondary,
+    below: &[Layer],
+    layer: &MutLayer,
+) -> Result<(), EngineError> {
+    let dest = writable(context, below, layer)?;
+    match action {
+        Action::Copy(copy) => {
+            let owner = owner_of(context, copy.owner.as_ref(), inputs)?;
+            return copy_from(context, copy, owner, secondary, &dest);
+        }
+        Action::MakeDirectory(directory) => request::mkdir(
+            &dest,
+            &request::Mkdir {
+                path: directory.path.clone(),
+                mode: directory.mode,
+                make_parents: directory.make_parents,
+                owner: owner_of(context, directory.owner.as_ref(), inputs)?,
+                time: time_of(directory.timestamp),
+            },
+        ),
+        Action::MakeFile(file) => request::mkfile(
+            &dest,
+            &request::Mkfile {
+                path: file.path.clone(),
+                mode: file.mode,
+                data: file.data.clone(),
+                owner: owner_of(context, file.owner.as_ref(), inputs)?,
+                time: time_of(file.timestamp),
+            },
+        ),
+        Action::Symlink(link) => request::symlink(
+            &dest,
+            &request::Symlink {
+                target: link.old_path.clone(),
+                path: link.new_path.clone(),
+                owner: owner_of(context, link.owner.as_ref(), inputs)?,
+                time: time_of(link.timestamp),
+            },
+        ),
+        Action::Remove(remove) => request::remove(
+            &dest,
+            &request::Remove {
+                path: remove.path.clone(),
+                allow_not_found: remove.allow_not_found,
+                wildcard: remove.allow_wildcard,
+            },
+        ),
+    }?;
+    Ok(())
+}
+
+fn writable(context: &StepContext, below: &[Layer], layer: &MutLayer) -> Result<Tree, EngineError> {
+    let mut lowers = Vec::with_capacity(below.len());
+    for lower in below {
+        lowers.push(open_directory(lower.path())?);
+    }
+    let upper = open_directory(&layer.path())?;
+    Ok(Tree::writable(lowers, upper, context.xattrs()))
+}
+
+fn open_directory(path: &std::path::Path) -> Result<std::os::fd::OwnedFd, EngineError> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| EngineError::io("open", path)(errno.into()))
+}
+
+fn copy_from(
+    context: &StepContext,
+    copy: &llb::Copy,
+    owner: Option<request::Owner>,
+    source: &Secondary,
+    dest: &Tree,
+) -> Result<(), EngineError> {
+    let mut wanted = request_of(copy)?;
+    wanted.owner = owner;
+    let tree = match source {
+        Secondary::Layers(layers) => context.tree(layers)?,
+        Secondary::Staged(layer) => {
+            // The copy was made for this step alone: its files can move into the layer.
+            wanted.link = request::LinkPolicy::Allowed;
+            Tree::open(&layer.path())?
+        }
+    };
+    request::copy(&tree, dest, &wanted)?;
+    Ok(())
+}
+
+fn request_of(copy: &llb::Copy) -> Result<request::Copy, EngineError> {
+    let mut wanted = request::Copy::new(copy.source.clone(), copy.dest.clone());
+    wanted.follow_symlink = copy.follow_symlink;
+    wanted.dir_contents = copy.directory_contents;
+    wanted.unpack = copy.unpack;
+    wanted.create_dest_path = copy.create_dest_path;
+    wanted.wildcard = match (copy.allow_wildcard, copy.allow_empty_wildcard) {
+        (false, _) => request::Wildcard::No,
+        (true, false) => request::Wildcard::Required,
+        (true, true) => request::Wildcard::MayBeEmpty,
+    };
+    if !copy.include_patterns.is_empty() || !copy.exclude_patterns.is_empty() {
+        let patterns = Patterns::new(&copy.include_patterns, &copy.exclude_patterns)?;
+        wanted.filter = Some(Arc::new(patterns));
+    }
+    wanted.replace = copy.replace_existing;
+    wanted.mode = match &copy.mode {
+        CopyMode::Keep => None,
+        CopyMode::Bits(bits) => Some(request::ModeChange::Set(*bits)),
+        CopyMode::Symbolic(text) => Some(request::ModeChange::parse(text)?),
+    };
+    wanted.time = time_of(copy.timestamp);
+    Ok(wanted)
+}
+
+fn time_of(nanoseconds: Option<i64>) -> Option<request::Timestamp> {
+    nanoseconds.and_then(request::Timestamp::from_llb)
+}
+
+/// The largest `/etc/passwd` or `/etc/group` that is read.
+const MAX_ACCOUNTS: u64 = 16 << 20;
+
+/// Returns the ids an action asks for; names are looked up in the image they name.
+fn owner_of(
+    context: &StepContext,
+    owner: Option<&llb::Owner>,
+    inputs: &[Snapshot],
+) -> Result<Option<request::Owner>, EngineError> {
+    let Some(owner) = owner else {
+        return Ok(None);
+    };
+    let (mut uid, mut gid) = (0, 0);
+    match &owner.user {
+        None => {}
+        Some(llb::UserRef::Id(id)) => (uid, gid) = (*id, *id),
+        Some(llb::UserRef::Name { name, input }) => {
+            let fields = account(context, *input, inputs, "/etc/passwd", name)?;
+            (uid, gid) = (field(&fields, 2)?, field(&fields, 3)?);
+        }
+    }
+    match &owner.group {
+        None => {}
+        Some(llb::UserRef::Id(id)) => gid = *id,
+        Some(llb::UserRef::Name { name, input }) => {
+            let fields = account(context, *input, inputs, "/etc/group", name)?;
+            gid = field(&fields, 2)?;
+        }
+    }
+    Ok(Some(request::Owner { uid, gid }))
+}
+
+/// Returns the fields of the first line for a name.
+fn account(
+    context: &StepContext,
+    input: Option<usize>,
+    inputs: &[Snapshot],
+    file: &str,
+    name: &str,
+) -> Result<Vec<String>, EngineError> {
+    let content = match input.map(|input| &inputs[input]) {
+        Some(Snapshot::Layers(layers)) => context
+            .tree(layers)?
+            .read(&RootPath::new(file)?, MAX_ACCOUNTS)?,
+        _ => None,
+    };
+    let content = content.unwrap_or_default();
+    for line in String::from_utf8_lossy(&content).lines() {
+        let fields: Vec<String> = line.trim().split(':').map(str::to_owned).collect();
+        if fields[0] == name {
+            return Ok(fields);
+        }
+    }
+    let kind = match file {
+        "/etc/passwd" => "user",
+        _ => "group",
+    };
+    Err(EngineError::Request(format!(
+        "unable to convert {kind} {name:?} to a number: there is no such {kind} in {file} of the image"
+    )))
+}
+
+fn field(fields: &[String], number: usize) -> Result<u32, EngineError> {
+    fields
+        .get(number)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| {
+            EngineError::Request(format!(
+                "the entry of {:?} has no number in field {number}",
+                fields[0]
+            ))
+        })
+}

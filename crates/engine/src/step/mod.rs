@@ -1,0 +1,230 @@
+//! What vertices do when they run, and what they need for it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use llb::{ExecOp, NetworkMode, SecurityMode};
+use rootfs::{OverlayXattrs, Tree};
+use sandbox::{Helper, Limits};
+use store::{Ids, Layer, LayerInfo, MutLayer, Store};
+
+use crate::EngineError;
+use crate::context::ContextTree;
+use crate::request::SecretSource;
+use crate::snapshot::tree_of;
+use crate::source::image::ImageResolver;
+
+pub(crate) mod cache_mount;
+pub(crate) mod exec;
+pub(crate) mod file;
+mod limits;
+pub(crate) mod merge;
+mod network;
+mod output;
+mod ssh;
+
+/// What all builds of one engine share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) images: ImageResolver,
+    helper: OnceLock<Result<Helper, String>>,
+    sandbox: sandbox::Options,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        store: Store,
+        registries: registry::Settings,
+        sandbox: sandbox::Options,
+    ) -> Self {
+        Self {
+            images: ImageResolver::new(store.clone(), registries),
+            store,
+            helper: OnceLock::new(),
+            sandbox,
+        }
+    }
+
+    /// Returns the sandbox's helper process, started when the first step needs it.
+    pub(crate) fn helper(&self) -> Result<&Helper, EngineError> {
+        let started = self.helper.get_or_init(|| {
+            Helper::start(&self.sandbox).map_err(|error| crate::error::chain(&error))
+        });
+        started
+            .as_ref()
+            .map_err(|reason| EngineError::SandboxStart(reason.clone()))
+    }
+
+    /// Returns whether steps have a network of their own, from which the host's loopback is not seen.
+    pub(crate) fn has_own_network(&self) -> Result<bool, EngineError> {
+        Ok(self.helper()?.network() != sandbox::NetworkMode::Host)
+    }
+
+    /// Returns where overlay keeps its marks in this store.
+    pub(crate) fn xattrs(&self) -> OverlayXattrs {
+        match self.store.ids() {
+            Ids::Rootful => OverlayXattrs::Trusted,
+            Ids::Rootless { .. } => OverlayXattrs::User,
+        }
+    }
+
+    /// Opens layers as one tree.
+    pub(crate) fn tree(&self, layers: &[Layer]) -> Result<Tree, EngineError> {
+        Ok(tree_of(layers, self.xattrs())?)
+    }
+
+    /// Makes a layer to lie over the given ones: its root is like theirs.
+    pub(crate) fn new_layer(&self, below: &[Layer]) -> Result<MutLayer, EngineError> {
+        let layer = self.store.new_layer()?;
+        let path = layer.path();
+        match below.last() {
+            Some(top) => copy_root(top.path(), &path),
+            None => std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)),
+        }
+        .map_err(EngineError::io("set the attributes of", &path))?;
+        Ok(layer)
+    }
+
+    /// Commits what a step has written.
+    pub(crate) fn commit(&self, layer: MutLayer, origin: &str) -> Result<Layer, EngineError> {
+        let path = layer.path();
+        let (bytes, content) = usage(&path).map_err(EngineError::io("measure", &path))?;
+        Ok(layer.commit(LayerInfo {
+            tar: None,
+            content_id: None,
+            bytes,
+            content,
+            origin: origin.to_owned(),
+            created: self.store.now(),
+        })?)
+    }
+}
+
+/// What the steps of one build share.
+#[derive(Debug)]
+pub(crate) struct StepContext {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) secrets: BTreeMap<String, SecretSource>,
+    pub(crate) ssh: BTreeMap<String, Vec<PathBuf>>,
+    pub(crate) entitlements: Vec<String>,
+    pub(crate) limits: Limits,
+    pub(crate) shm_size: Option<u64>,
+}
+
+impl std::ops::Deref for StepContext {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// The largest secret, as in BuildKit.
+const MAX_SECRET: u64 = 500 * 1024;
+
+impl StepContext {
+    /// Returns a secret's value; `None` where it is not given and need not be.
+    pub(crate) fn secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>, EngineError> {
+        let value = match self.secrets.get(id) {
+            Some(SecretSource::File(path)) => {
+                let size = std::fs::metadata(path)
+                    .map_err(EngineError::io("read", path))?
+                    .len();
+                if size > MAX_SECRET {
+                    return Err(EngineError::Request(format!(
+                        "secret {id} has {size} bytes; {MAX_SECRET} are possible"
+                    )));
+                }
+                std::fs::read(path).map_err(EngineError::io("read", path))?
+            }
+            Some(SecretSource::Environment(name)) => {
+                use std::os::unix::ffi::OsStringExt;
+                match std::env::var_os(name) {
+                    Some(value) => value.into_vec(),
+                    None if optional => return Ok(None),
+                    None => {
+                        return Err(EngineError::Request(format!(
+                            "secret {id} comes from the variable {name}, which is not set"
+                        )));
+                    }
+                }
+            }
+            None if optional => return Ok(None),
+            None => {
+                return Err(EngineError::Request(format!(
+                    "secret {id}: not found; give it with --secret id={id},src=FILE"
+                )));
+            }
+        };
+        Ok(Some(value))
+    }
+
+    /// Refuses what the build was not allowed to do.
+    pub(crate) fn check_entitlements(&self, op: &ExecOp) -> Result<(), EngineError> {
+        let needed = [
+            (op.network == NetworkMode::Host, "network.host"),
+            (op.security == SecurityMode::Insecure, "security.insecure"),
+        ];
+        for (asked, name) in needed {
+            if asked && !self.entitlements.iter().any(|given| given == name) {
+                return Err(EngineError::Request(format!(
+                    "{name} is not allowed; use --allow {name}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the files of a context below a path into a layer, for a mount.
+    pub(crate) fn materialize(&self, tree: &ContextTree, path: &str) -> Result<Layer, EngineError> {
+        let selection = rootfs::checksum::Selection::path(path);
+        let layer = tree.copy_of(&self.shared, &[selection])?;
+        self.shared.commit(layer, "context")
+    }
+
+    /// Copies whole layers, merged, into a directory.
+    pub(crate) fn copy_whole(&self, layers: &[Layer], dest: &Path) -> Result<(), EngineError> {
+        if layers.is_empty() {
+            return Ok(());
+        }
+        let source = self.shared.tree(layers)?;
+        let dest = Tree::open(dest)?;
+        let mut copy = rootfs::copy::Copy::new("/", "/");
+        copy.dir_contents = true;
+        rootfs::copy::copy(&source, &dest, &copy)?;
+        Ok(())
+    }
+}
+
+fn copy_root(from: &Path, to: &Path) -> std::io::Result<()> {
+    let meta = std::fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid()))?;
+    std::fs::set_permissions(to, meta.permissions())?;
+    let times = std::fs::FileTimes::new().set_modified(meta.modified()?);
+    std::fs::File::open(to)?.set_times(times)
+}
+
+/// Returns the bytes a tree takes on disk and those of its files' content, a file with several links once.
+fn usage(root: &Path) -> std::io::Result<(u64, u64)> {
+    let (mut bytes, mut content) = (0, 0);
+    let mut linked = std::collections::HashSet::new();
+    let mut work = vec![root.to_owned()];
+    while let Some(folder) = work.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                work.push(entry.path());
+            } else if meta.nlink() > 1 && !linked.insert(meta.ino()) {
+                continue;
+            } else if meta.is_file() {
+                content += meta.len();
+            }
+            bytes += meta.blocks() * 512;
+        }
+    }
+    Ok((bytes, content))
+}

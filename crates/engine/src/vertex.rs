@@ -1,0 +1,331 @@
+//! One vertex of a build as the driver carries it out: looked up, matched, run, recorded, shown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use llb::Op;
+use progress::{Outcome, RunningVertex, VertexHandle};
+use serde::{Deserialize, Serialize};
+use store::{Key, LayerId, NamedLock, Record};
+
+use crate::context::ContextTree;
+use crate::driver::Work;
+use crate::keys::{KeyPart, hex};
+use crate::matching::{InputUse, same_input};
+use crate::snapshot::{Snapshot, StepOutput};
+use crate::source::image::PinnedImage;
+use crate::step::{StepContext, exec, file, merge};
+use crate::{Cancel, EngineError};
+
+/// A vertex and all it needs.
+pub(crate) struct VertexWork {
+    /// Identity in this build: [`VertexWork::record_key`], but never equal to it where a recorded
+    /// result must not be used.
+    pub(crate) key: Key,
+    /// What the result is recorded under.
+    pub(crate) record_key: Key,
+    /// The operation alone, with what it takes from outside.
+    pub(crate) operation: Key,
+    /// What the key was made of.
+    pub(crate) parts: Vec<KeyPart>,
+    /// As shown.
+    pub(crate) name: String,
+    /// The vertices it uses and which output of each.
+    pub(crate) inputs: Vec<(Arc<VertexWork>, usize)>,
+    pub(crate) action: VertexAction,
+    /// The vertex in the graph it comes from.
+    pub(crate) id: llb::VertexId,
+    pub(crate) context: Arc<StepContext>,
+    pub(crate) handle: VertexHandle,
+    /// Recorded results of this very vertex are not used.
+    pub(crate) forced: bool,
+    /// Set once its end was shown.
+    pub(crate) shown: AtomicBool,
+}
+
+/// What a vertex does.
+pub(crate) enum VertexAction {
+    /// An operation on its inputs.
+    Operation(Op),
+    /// Brings an image in.
+    Image(PinnedImage),
+    /// Files captured when the build began.
+    Context(Arc<ContextTree>),
+}
+
+/// What is recorded with a result.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RecordInfo {
+    pub(crate) name: String,
+    /// Layers of each output.
+    pub(crate) outputs: Vec<Vec<LayerId>>,
+    /// Layers of each input; null for what was not in the store.
+    pub(crate) inputs: Vec<Option<Vec<LayerId>>>,
+    pub(crate) parts: Vec<KeyPart>,
+    /// Milliseconds it took.
+    pub(crate) took: u64,
+}
+
+/// How many earlier results of an operation are compared by content.
+const MOST_CANDIDATES: usize = 16;
+
+impl VertexWork {
+    /// Returns whether recorded results may be used by key.
+    fn may_look_up(&self) -> bool {
+        self.key == self.record_key
+    }
+
+    fn output_of(&self, record: &Record) -> Result<Option<Arc<StepOutput>>, EngineError> {
+        let info: RecordInfo = match serde_json::from_value(record.info.clone()) {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::warn!(%error, name = self.name, "a record is not readable");
+                return Ok(None);
+            }
+        };
+        let mut outputs = Vec::with_capacity(info.outputs.len());
+        for layers in &info.outputs {
+            match self.context.store.layers(layers)? {
+                Some(layers) => outputs.push(Snapshot::Layers(layers)),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(Arc::new(StepOutput {
+            outputs,
+            record: Some(record.result),
+        })))
+    }
+
+    /// Shows this vertex, and what it covers, as cached: inputs first.
+    pub(crate) fn show_cached(&self) {
+        let mut stack: Vec<(&VertexWork, usize)> = vec![(self, 0)];
+        while let Some((vertex, next)) = stack.pop() {
+            if vertex.shown.load(Ordering::SeqCst) {
+                continue;
+            }
+            match vertex.inputs.get(next) {
+                Some((input, _)) => {
+                    stack.push((vertex, next + 1));
+                    stack.push((input, 0));
+                }
+                None => {
+                    if !vertex.shown.swap(true, Ordering::SeqCst) {
+                        vertex.handle.cached();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the trees of the inputs, in the order the operation numbers them.
+    fn trees(&self, inputs: &[Arc<StepOutput>]) -> Vec<Snapshot> {
+        let edges = self.inputs.iter().zip(inputs);
+        edges
+            .map(|((_, output), input)| input.outputs[*output].clone())
+            .collect()
+    }
+
+    /// Waits until no other process runs this step.
+    fn claim(&self, running: &RunningVertex, cancel: &Cancel) -> Result<Claim, EngineError> {
+        let name = format!("step-{}", hex(&self.key));
+        let mut waited = false;
+        loop {
+            if let Some(lock) = self.context.store.try_lock(&name)? {
+                return Ok(Claim {
+                    _lock: lock,
+                    waited,
+                });
+            }
+            if cancel.is_requested() {
+                return Err(EngineError::Canceled);
+            }
+            if !waited {
+                waited = true;
+                running
+                    .logger(progress::Stream::Stderr)
+                    .log(*b"waiting for another build that runs this step\n");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn carry_out(
+        &self,
+        trees: &[Snapshot],
+        running: &RunningVertex,
+        cancel: &Cancel,
+    ) -> Result<Vec<Snapshot>, EngineError> {
+        match &self.action {
+            VertexAction::Context(tree) => Ok(vec![Snapshot::Context(Arc::clone(tree))]),
+            VertexAction::Image(image) => {
+                let layers = image.unpack(&self.context.shared, running, cancel)?;
+                Ok(vec![Snapshot::Layers(layers)])
+            }
+            VertexAction::Operation(op) => match op {
+                Op::Exec(op) => exec::run(&self.context, op, trees, running, &self.name, cancel),
+                Op::File(op) => file::run(&self.context, self.id, op, trees, &self.name, cancel),
+                Op::Merge(op) => merge::merge(&self.context, op, trees),
+                Op::Diff(op) => merge::diff(&self.context, op, trees),
+                Op::Build(_) => Err(EngineError::Unsupported("a nested build".to_owned())),
+                Op::Source(op) => Err(EngineError::Unsupported(format!(
+                    "the source {}",
+                    op.identifier
+                ))),
+            },
+        }
+    }
+
+    fn record(
+        &self,
+        outputs: &[Snapshot],
+        trees: &[Snapshot],
+        took: Duration,
+    ) -> Result<Option<store::ResultId>, EngineError> {
+        let layers: Option<Vec<Vec<LayerId>>> = outputs.iter().map(Snapshot::layer_ids).collect();
+        let Some(outputs) = layers else {
+            return Ok(None);
+        };
+        let mut all: Vec<LayerId> = outputs.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        let info = RecordInfo {
+            name: self.name.clone(),
+            outputs,
+            inputs: trees.iter().map(Snapshot::layer_ids).collect(),
+            parts: self.parts.clone(),
+            took: took.as_millis() as u64,
+        };
+        let info = serde_json::to_value(info).expect("a record can be written as JSON");
+        let keys = [self.record_key];
+        let store = &self.context.store;
+        Ok(Some(store.record(&self.operation, &keys, &all, &info)?))
+    }
+}
+
+struct Claim {
+    _lock: NamedLock,
+    waited: bool,
+}
+
+impl Work for VertexWork {
+    type Output = StepOutput;
+
+    fn look_up(&self) -> Result<Option<Arc<StepOutput>>, EngineError> {
+        if let VertexAction::Context(tree) = &self.action {
+            self.shown.store(true, Ordering::SeqCst);
+            return Ok(Some(Arc::new(StepOutput {
+                outputs: vec![Snapshot::Context(Arc::clone(tree))],
+                record: None,
+            })));
+        }
+        if !self.may_look_up() {
+            return Ok(None);
+        }
+        let Some(record) = self.context.store.find(&self.record_key)? else {
+            return Ok(None);
+        };
+        let output = self.output_of(&record)?;
+        if output.is_some() {
+            self.show_cached();
+        }
+        Ok(output)
+    }
+
+    fn may_match(&self) -> bool {
+        // What must run again must not be found by its content either; what lies above it may.
+        let possible = !self.forced && !self.inputs.is_empty();
+        possible
+            && self
+                .context
+                .store
+                .knows_operation(&self.operation)
+                .unwrap_or(false)
+    }
+
+    fn match_inputs(
+        &self,
+        inputs: &[Arc<StepOutput>],
+        cancel: &Cancel,
+    ) -> Result<Option<Arc<StepOutput>>, EngineError> {
+        let VertexAction::Operation(op) = &self.action else {
+            return Ok(None);
+        };
+        let trees = self.trees(inputs);
+        let uses = InputUse::of(op, trees.len());
+        let store = &self.context.store;
+        'candidates: for record in store.results_of(&self.operation, MOST_CANDIDATES)? {
+            let Ok(info) = serde_json::from_value::<RecordInfo>(record.info.clone()) else {
+                continue;
+            };
+            if info.inputs.len() != trees.len() {
+                continue;
+            }
+            for ((tree, then), uses) in trees.iter().zip(&info.inputs).zip(&uses) {
+                if cancel.is_requested() {
+                    return Err(EngineError::Canceled);
+                }
+                if !same_input(&self.context.shared, tree, then.as_deref(), uses)? {
+                    continue 'candidates;
+                }
+            }
+            if let Some(output) = self.output_of(&record)? {
+                store.alias(&self.operation, &[self.record_key], record.result)?;
+                self.show_cached();
+                return Ok(Some(output));
+            }
+        }
+        Ok(None)
+    }
+
+    fn run(
+        &self,
+        inputs: &[Arc<StepOutput>],
+        cancel: &Cancel,
+    ) -> Result<Arc<StepOutput>, EngineError> {
+        let running = self.handle.start();
+        self.shown.store(true, Ordering::SeqCst);
+        let claim = match self.claim(&running, cancel) {
+            Ok(claim) => claim,
+            Err(error) => return Err(end(running, error)),
+        };
+        if claim.waited && self.may_look_up() {
+            // Whoever ran it has recorded the result, or has failed.
+            let found = self.context.store.find(&self.record_key)?;
+            if let Some(output) = found
+                .map(|record| self.output_of(&record))
+                .transpose()?
+                .flatten()
+            {
+                running.complete(Outcome::Cached);
+                return Ok(output);
+            }
+        }
+        let began = std::time::Instant::now();
+        let trees = self.trees(inputs);
+        let result = self
+            .carry_out(&trees, &running, cancel)
+            .and_then(|outputs| {
+                let record = self.record(&outputs, &trees, began.elapsed())?;
+                Ok(StepOutput { outputs, record })
+            });
+        match result {
+            Ok(output) => {
+                running.complete(Outcome::Done);
+                Ok(Arc::new(output))
+            }
+            Err(error) => Err(end(running, error)),
+        }
+    }
+}
+
+fn end(running: RunningVertex, error: EngineError) -> EngineError {
+    let outcome = match &error {
+        EngineError::Canceled => Outcome::Canceled,
+        error => Outcome::Failed {
+            error: error.to_string(),
+        },
+    };
+    running.complete(outcome);
+    error
+}

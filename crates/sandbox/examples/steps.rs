@@ -1,6 +1,6 @@
 //! Measures do-nothing steps against the bare price of the kernel: the same namespaces and an exec.
 //!
-//! `cargo run --release -p sandbox --example steps [COUNT]`
+//! `cargo run --release -p sandbox --example steps [COUNT]`; the bridge is measured with a second argument.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,8 +37,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, network, mode) in [
         ("step, host network", Network::Host, NetworkMode::Host),
         ("step, loopback only", Network::None, NetworkMode::Host),
-        ("step, default network", Network::Default, NetworkMode::Auto),
+        (
+            "step, behind the bridge (changes the machine's network)",
+            Network::Default,
+            NetworkMode::Bridge,
+        ),
     ] {
+        if mode == NetworkMode::Bridge && std::env::args().len() < 3 {
+            continue;
+        }
         let helper = Helper::start(&Options {
             network: mode,
             ..Options::default()
@@ -100,7 +107,7 @@ fn measure(
 fn print(name: &str, times: &[Duration]) {
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
     println!(
-        "{name:40} min {:6.2}  p50 {:6.2}  p90 {:6.2} ms",
+        "{name:60} min {:6.2}  p50 {:6.2}  p90 {:6.2} ms",
         at(0),
         at(50),
         at(90)

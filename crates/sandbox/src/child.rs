@@ -65,7 +65,17 @@ pub(crate) struct Plan<'a> {
     pub(crate) liveness: BorrowedFd<'a>,
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) machine: &'a Machine,
-    pub(crate) host_network: bool,
+    pub(crate) network: StepNetwork,
+}
+
+/// The network of one step.
+#[derive(Debug)]
+pub(crate) enum StepNetwork {
+    Host,
+    /// A new namespace, made with the step; its loopback is still down.
+    Loopback,
+    /// A namespace that was made ready.
+    Ready(OwnedFd),
 }
 
 /// Runs in the child; never returns.
@@ -99,10 +109,11 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
         liveness,
         filter,
         machine,
-        host_network,
+        network,
     } = plan;
     let build = |report: &OwnedFd| -> Result<Pid, SandboxError> {
-        isolate(spec, liveness, host_network)?;
+        isolate(spec, liveness, &network)?;
+        let host_network = matches!(network, StepNetwork::Host);
         let world = World {
             spec,
             prepared,
@@ -133,7 +144,11 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
 }
 
 /// Cuts this process off from the helper and the host, mounts excepted.
-fn isolate(spec: &Spec, liveness: BorrowedFd<'_>, host_network: bool) -> Result<(), SandboxError> {
+fn isolate(
+    spec: &Spec,
+    liveness: BorrowedFd<'_>,
+    network: &StepNetwork,
+) -> Result<(), SandboxError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(failed("set the death signal"))?;
     // The helper may have died before the signal was set; then its end of the pipe is closed.
@@ -151,9 +166,16 @@ fn isolate(spec: &Spec, liveness: BorrowedFd<'_>, host_network: bool) -> Result<
     }
     rustix::process::umask(rustix::fs::Mode::empty());
     rustix::system::sethostname(spec.hostname.as_bytes()).map_err(failed("set the host name"))?;
-    if !host_network {
-        sys::bring_loopback_up()
-            .map_err(|error| SandboxError::io("bring the loopback interface up", error))?;
+    match network {
+        StepNetwork::Host => {}
+        StepNetwork::Loopback => {
+            sys::bring_loopback_up().map_err(failed("bring the loopback interface up"))?;
+        }
+        StepNetwork::Ready(namespace) => {
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
+                .map_err(failed("enter the network namespace"))?;
+        }
     }
     rustix::mount::mount_change(
         "/",

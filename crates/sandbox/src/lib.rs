@@ -26,6 +26,8 @@ mod helper;
 mod machine;
 mod mounts;
 mod names;
+mod netlink;
+mod network;
 mod resolve;
 mod seccomp;
 mod serve;

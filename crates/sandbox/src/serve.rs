@@ -10,12 +10,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
 
 use crate::capabilities::Set;
-use crate::child::{self, Plan, Prepared, Report};
+use crate::child::{self, Plan, Prepared, Report, StepNetwork};
 use crate::error::{self, SandboxError, failed};
 use crate::exit::{Exit, Status, Usage};
 use crate::helper::{NetworkMode, Options};
 use crate::machine::Machine;
 use crate::mounts;
+use crate::network::{Namespace, Pool};
 use crate::resolve::{self, Stub};
 use crate::seccomp::Filter;
 use crate::spec::{Network, Root, Source, Spec};
@@ -42,6 +43,8 @@ struct Server {
     machine: Machine,
     filter: Filter,
     network: NetworkMode,
+    /// Ready network namespaces, where the mode has any.
+    pool: Option<Pool>,
     /// The helper alone holds the writing end: children see a hang-up when it dies.
     liveness: (OwnedFd, OwnedFd),
     steps: BTreeMap<u64, Step>,
@@ -55,6 +58,8 @@ struct Step {
     tree: Option<OwnedFd>,
     /// The overlay's own directory in its work directory.
     work: Option<OwnedFd>,
+    /// What keeps the step's network served.
+    network: Option<OwnedFd>,
 }
 
 impl Server {
@@ -82,6 +87,7 @@ impl Server {
             machine,
             filter,
             network: NetworkMode::Host,
+            pool: None,
             liveness,
             steps: BTreeMap::new(),
         })
@@ -152,16 +158,38 @@ impl Server {
 
     fn start(&mut self, options: &Options) -> Result<(), SandboxError> {
         let mut notes = self.machine.notes().to_vec();
+        let candidates: &[NetworkMode] = match options.network {
+            NetworkMode::Auto if self.machine.user_namespace => {
+                &[NetworkMode::Pasta, NetworkMode::Slirp]
+            }
+            NetworkMode::Auto => &[NetworkMode::Bridge],
+            NetworkMode::Host | NetworkMode::None => &[],
+            NetworkMode::Bridge => &[NetworkMode::Bridge],
+            NetworkMode::Pasta => &[NetworkMode::Pasta],
+            NetworkMode::Slirp => &[NetworkMode::Slirp],
+        };
         self.network = match options.network {
             NetworkMode::None => NetworkMode::None,
-            NetworkMode::Auto | NetworkMode::Host => NetworkMode::Host,
-            other => {
-                notes.push(format!(
-                    "the network mode {other:?} is not available: steps share the host's network"
-                ));
-                NetworkMode::Host
-            }
+            _ => NetworkMode::Host,
         };
+        let mut reasons = Vec::new();
+        for mode in candidates {
+            let own = [self.socket.as_fd(), self.liveness.1.as_fd()];
+            match Pool::start(*mode, &own) {
+                Ok(pool) => {
+                    self.pool = Some(pool);
+                    self.network = *mode;
+                    break;
+                }
+                Err(error) => reasons.push(error::chain(&error)),
+            }
+        }
+        if self.pool.is_none() && !candidates.is_empty() {
+            notes.push(format!(
+                "steps share the network of the builder: {}",
+                reasons.join("; ")
+            ));
+        }
         self.send(&Event::Ready {
             network: self.network,
             notes,
@@ -193,17 +221,13 @@ impl Server {
         let (tree, work) = open_tree_of(&spec.root)?;
         let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| SandboxError::io("make a pipe", error))?;
-        let network = match spec.network {
-            Network::Default if self.network == NetworkMode::None => Network::None,
-            Network::Default => Network::Host,
-            other => other,
-        };
+        let (network, lease) = self.network_for(spec.network)?;
         let mut flags = libc::CLONE_NEWPID
             | libc::CLONE_NEWNS
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS
             | libc::CLONE_NEWCGROUP;
-        if network == Network::None {
+        if matches!(network, StepNetwork::Loopback) {
             flags |= libc::CLONE_NEWNET;
         }
         // SAFETY: the helper has one thread.
@@ -211,7 +235,7 @@ impl Server {
             .map_err(|error| SandboxError::io("clone the step", error))?
         {
             Cloned::Child => {
-                drop((report, tree, work, sources));
+                drop((report, tree, work, sources, lease));
                 self.run_child(Plan {
                     spec,
                     prepared,
@@ -222,7 +246,7 @@ impl Server {
                     liveness: self.liveness.0.as_fd(),
                     filter: Some(&self.filter),
                     machine: &self.machine,
-                    host_network: network == Network::Host,
+                    network,
                 })
             }
             Cloned::Parent { pid, pidfd } => {
@@ -234,10 +258,29 @@ impl Server {
                         report,
                         tree,
                         work,
+                        network: lease,
                     },
                 );
                 Ok(())
             }
+        }
+    }
+
+    /// Finds the network of a step, and what must be kept as long as the step uses it.
+    fn network_for(
+        &mut self,
+        wanted: Network,
+    ) -> Result<(StepNetwork, Option<OwnedFd>), SandboxError> {
+        match (wanted, &mut self.pool) {
+            (Network::None, _) => Ok((StepNetwork::Loopback, None)),
+            (Network::Default, Some(pool)) => {
+                let Namespace { namespace, lease } = pool.take()?;
+                Ok((StepNetwork::Ready(namespace), Some(lease)))
+            }
+            (Network::Default, None) if self.network == NetworkMode::None => {
+                Ok((StepNetwork::Loopback, None))
+            }
+            (Network::Default | Network::Host, _) => Ok((StepNetwork::Host, None)),
         }
     }
 
@@ -250,9 +293,14 @@ impl Server {
                 Some(&step.report),
                 step.tree.as_ref(),
                 step.work.as_ref(),
+                step.network.as_ref(),
             ]
         });
-        for fd in own.into_iter().chain(others.flatten().map(AsFd::as_fd)) {
+        let pool = self.pool.iter().flat_map(Pool::descriptors);
+        for fd in own
+            .into_iter()
+            .chain(others.flatten().chain(pool).map(AsFd::as_fd))
+        {
             // SAFETY: their owners are the copy of the helper's state in this process, which is never used
             // or dropped again: `child::run` does not return.
             unsafe { rustix::io::close(std::os::fd::AsRawFd::as_raw_fd(&fd)) };

@@ -363,3 +363,38 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
     // SAFETY: takes a number; files and memory stay as they are, so no Rust value is invalidated.
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
+
+/// Returns the index of an interface of this network namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
+    let name = CString::new(name)?;
+    // SAFETY: a terminated string that lives over the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// Returns the IPv4 address of an interface of this network namespace.
+pub(crate) fn interface_address(name: &str) -> io::Result<[u8; 4]> {
+    // SAFETY: the request is fully initialised and keeps its last byte zero, so the name is terminated; the
+    // kernel answers with a `sockaddr_in`, whose address is read by its layout.
+    unsafe {
+        let socket =
+            check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0).into())?;
+        let socket = OwnedFd::from_raw_fd(RawFd::try_from(socket).map_err(io::Error::other)?);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (place, byte) in request
+            .ifr_name
+            .iter_mut()
+            .take(libc::IFNAMSIZ - 1)
+            .zip(name.bytes())
+        {
+            *place = byte.cast_signed();
+        }
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR, &raw mut request).into())?;
+        let address = (&raw const request.ifr_ifru.ifru_addr)
+            .cast::<libc::sockaddr_in>()
+            .read_unaligned();
+        Ok(address.sin_addr.s_addr.to_ne_bytes())
+    }
+}

@@ -141,7 +141,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 impl Bench {
     pub(crate) fn new() -> Bench {
-        Bench::with(&Options::default())
+        // The machine's own network is left alone.
+        Bench::with(&Options {
+            network: sandbox::NetworkMode::Host,
+            ..Options::default()
+        })
     }
 
     pub(crate) fn with(options: &Options) -> Bench {

@@ -1,0 +1,188 @@
+//! Networks of steps: each its own, with a way out and no way to the host's loopback.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
+
+use sandbox::{Network, NetworkMode, Options, Spec};
+use support::{Bench, able, skip};
+
+/// Set for a test program whose process has a network namespace of its own.
+const INSIDE: &str = "LAPSTRAKE_TEST_NETWORK";
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LEAVE_THE_NETWORK: extern "C" fn() = leave_the_network;
+
+/// These tests change the machine's network, so they get one of their own.
+extern "C" fn leave_the_network() {
+    sandbox::entry::run_if_requested();
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    // SAFETY: no thread was started yet.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        eprintln!("no network namespace");
+        std::process::exit(3);
+    }
+}
+
+fn inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+#[test]
+fn networks_hold_in_a_machine_of_their_own() {
+    if inside() || !able() {
+        return;
+    }
+    let output = Command::new("/proc/self/exe")
+        .args(["--nocapture", "--test-threads", "1"])
+        .env(INSIDE, "1")
+        .output()
+        .expect("this program");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    println!("{text}");
+}
+
+fn command(line: &str) {
+    let output = Command::new("sh").args(["-ec", line]).output().expect("sh");
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Answers one connection with the address it came from.
+fn answer(listener: TcpListener) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().expect("a connection");
+        write!(stream, "{}", from.ip()).expect("an answer");
+    })
+}
+
+#[test]
+fn a_bridge_leads_out_but_not_to_loopback() {
+    if !inside() {
+        return;
+    }
+    command("ip link set lo up");
+    let bench = Bench::with(&Options {
+        network: NetworkMode::Bridge,
+        ..Options::default()
+    });
+    if bench.helper.network() != NetworkMode::Bridge {
+        return skip(&format!("no bridge here: {:?}", bench.helper.notes()));
+    }
+    let run = |name: &str, script: &str| {
+        let spec = Spec {
+            network: Network::Default,
+            ..bench.shell(name, script)
+        };
+        bench.run(&spec).printed().to_owned()
+    };
+    let route = run(
+        "route",
+        "ip route | head -1; ip -o link | grep -c .; ip -o -4 addr show eth0 | wc -l",
+    );
+    assert!(
+        route.starts_with("default via 10.213.0.1 dev eth0") && route.ends_with("2\n1"),
+        "{route}"
+    );
+
+    // The machine itself, at the gateway: as Docker has it.
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
+    let port = listener.local_addr().expect("an address").port();
+    let served = answer(listener);
+    let seen = run("gateway", &format!("nc -w 3 10.213.0.1 {port} </dev/null"));
+    assert!(seen.starts_with("10.213."), "{seen}");
+    served.join().expect("served");
+
+    // The machine's loopback.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    let port = listener.local_addr().expect("an address").port();
+    assert_eq!(
+        run(
+            "loopback",
+            &format!("nc -w 1 127.0.0.1 {port} </dev/null; echo $?")
+        ),
+        "1"
+    );
+
+    // Two steps at once: neither ports nor addresses are shared.
+    let script = "ip -o -4 addr show eth0 | awk '{print $4}'; nc -l -p 4444 -w 2 </dev/null >/dev/null & sleep 0.3; netstat -ltn | grep -c :4444";
+    let both = std::thread::scope(|scope| {
+        let steps = ["one", "two"].map(|name| scope.spawn(move || run(name, script)));
+        steps.map(|step| step.join().expect("a step"))
+    });
+    assert!(
+        both[0] != both[1] && both.iter().all(|one| one.ends_with("\n1")),
+        "{both:?}"
+    );
+}
+
+#[test]
+fn the_outside_sees_the_machine_and_not_the_step() {
+    if !inside() {
+        return;
+    }
+    let bench = Bench::with(&Options {
+        network: NetworkMode::Bridge,
+        ..Options::default()
+    });
+    if bench.helper.network() != NetworkMode::Bridge {
+        return skip(&format!("no bridge here: {:?}", bench.helper.notes()));
+    }
+    // A world behind the machine that knows no way to the steps' network: only masquerading reaches back.
+    let mut world = Command::new("unshare")
+        .args(["-n", "sh", "-ec", "echo ready; read go; ip addr add 192.0.2.2/24 dev world; ip link set world up; echo up; echo through | /bin/busybox nc -l -p 80 -w 5"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("a world");
+    let mut output = world.stdout.take().expect("output");
+    let mut word = [0; 6];
+    output.read_exact(&mut word).expect("ready");
+    command(&format!(
+        "ip link add uplink type veth peer name world netns {}; ip addr add 192.0.2.1/24 dev uplink; ip link set uplink up",
+        world.id()
+    ));
+    world
+        .stdin
+        .take()
+        .expect("input")
+        .write_all(b"go\n")
+        .expect("go");
+    output.read_exact(&mut word[..3]).expect("up");
+    let script = "for try in 1 2 3 4 5; do nc -w 2 192.0.2.2 80 </dev/null && exit 0; sleep 0.2; done; exit 1";
+    let spec = Spec {
+        network: Network::Default,
+        ..bench.shell("step", script)
+    };
+    let outcome = bench.run(&spec);
+    let _ = world.wait();
+    assert_eq!(outcome.printed(), "through");
+}
+
+#[test]
+fn none_and_host_are_what_they_say() {
+    if !inside() {
+        return;
+    }
+    command("ip link set lo up; ip link add marker type veth peer name other");
+    let bench = Bench::with(&Options {
+        network: NetworkMode::Host,
+        ..Options::default()
+    });
+    let links = |network: Network| {
+        let spec = Spec { network, ..bench.shell("step", "ip -o link | grep -c ' marker'; cat /sys/class/net/lo/operstate; ls /sys/class/net | grep -c marker") };
+        bench.run(&spec).stdout
+    };
+    assert_eq!(links(Network::None), "0\nunknown\n0\n");
+    assert_eq!(links(Network::Host), "1\nunknown\n1\n");
+}

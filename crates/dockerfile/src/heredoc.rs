@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::expand::{ExpandError, Expander};
+use crate::expand::{ExpandError, ExpandReason, Expander};
 
 /// What the word that asks for a heredoc says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +86,17 @@ fn head(word: &str) -> Result<Option<HeredocHead>, String> {
 
 /// Returns an expansion error in the words of the reference.
 pub(crate) fn message(error: &ExpandError) -> String {
+    let reason = match &error.reason {
+        ExpandReason::Pattern { source, .. } => format!("{}: {source}", error.reason),
+        // The end of the text stands as a character that is none.
+        ExpandReason::Modifier { modifier } if matches!(modifier.as_str(), "" | ":") => {
+            format!("unsupported modifier ({modifier}\u{fffd}) in substitution")
+        }
+        reason => reason.to_string(),
+    };
     format!(
-        "failed to process {}: {}",
-        crate::quote::quote(&error.word),
-        error.reason
+        "failed to process {}: {reason}",
+        crate::quote::quote(&error.word)
     )
 }
 

@@ -8,20 +8,25 @@ const LONGEST: usize = 256;
 
 /// Returns the option nearest to `word`, if one is near; none if `word` is itself an option.
 ///
-/// Among equally near ones the first wins.
+/// Among equally near ones the one that begins like the word wins, then the first.
 pub fn nearest<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let mut best = None;
-    let mut least = TOO_FAR;
+    let mut best: Option<(usize, bool, &str)> = None;
     for option in options {
         if option == word {
             return None;
         }
-        if let Some(distance) = distance_below(word, option, least) {
-            best = Some(option);
-            least = distance;
+        let limit = best
+            .map_or(TOO_FAR, |(distance, _, _)| distance + 1)
+            .min(TOO_FAR);
+        let Some(distance) = distance_below(word, option, limit) else {
+            continue;
+        };
+        let begins_alike = option.chars().next() == word.chars().next();
+        if best.is_none_or(|(least, alike, _)| distance < least || (begins_alike && !alike)) {
+            best = Some((distance, begins_alike, option));
         }
     }
-    best
+    best.map(|(_, _, option)| option)
 }
 
 /// Returns the Levenshtein distance of two words if it is below `limit`.
@@ -74,5 +79,6 @@ mod tests {
         assert_eq!(nearest("mont", options), Some("mount"));
         assert_eq!(nearest("user", options), None);
         assert_eq!(nearest("mount", options), None);
+        assert_eq!(nearest("rm", ["arg", "cmd", "run"]), Some("run"));
     }
 }

@@ -1,5 +1,7 @@
 //! The sources and destinations of `COPY` and `ADD`.
 
+use oci::{Digest, DigestError};
+
 use crate::chmod::parse_chmod;
 use crate::expand::Expander;
 use crate::git::{GitRef, GitRefError, is_git_source, is_http_source};
@@ -260,19 +262,25 @@ impl Walker<'_, '_> {
 
 /// Checks the digest of a file; the error is the reference's.
 pub(super) fn check_digest(text: &str) -> Result<(), String> {
-    match text.parse::<oci::Digest>() {
-        Ok(_) => Ok(()),
-        Err(oci::DigestError::Format { .. }) => Err("invalid checksum digest format".to_owned()),
-        Err(oci::DigestError::Algorithm { .. }) => Err("unsupported digest algorithm".to_owned()),
-        Err(oci::DigestError::Encoding { text, expected }) => {
+    text.parse::<Digest>()
+        .map(drop)
+        .map_err(|error| digest_reason(&error))
+}
+
+/// Returns why a text is no digest, in the words of the reference.
+pub(super) fn digest_reason(error: &DigestError) -> String {
+    match error {
+        DigestError::Format { .. } => "invalid checksum digest format".to_owned(),
+        DigestError::Algorithm { .. } => "unsupported digest algorithm".to_owned(),
+        DigestError::Encoding { text, expected } => {
             let length = text.split_once(':').map_or(0, |(_, hex)| hex.len());
-            let what = if length == expected {
+            let what = if length == *expected {
                 "format"
             } else {
                 "length"
             };
-            Err(format!("invalid checksum digest {what}"))
+            format!("invalid checksum digest {what}")
         }
-        Err(error) => Err(error.to_string()),
+        error => error.to_string(),
     }
 }

@@ -10,8 +10,8 @@ use crate::expand::Expander;
 use crate::ports::parse_port;
 use crate::signal::is_signal;
 use crate::{
-    Arg, CommandForm, CommandLine, Diagnostic, Header, KeyValue, Keyword, Kind, Lines, MountKind,
-    Run, Span, Word, paths, quote, suggest,
+    Arg, CommandForm, CommandLine, Diagnostic, Header, KeyValue, Keyword, Kind, Lines, Mount,
+    MountKind, Run, Span, Word, paths, quote, suggest,
 };
 
 use super::plan::{Command, Plan, Source, State};
@@ -516,6 +516,19 @@ impl<'a, 'p> Walker<'a, 'p> {
                 error
             })?);
         }
+        self.mounts(run, mounts)?;
+        if !run.devices.is_empty() {
+            let message =
+                "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
+            let error = failure("device", message)
+                .label(self.place(&self.header().keyword).span, "asks for a device");
+            return Err(Box::new(error));
+        }
+        Ok(())
+    }
+
+    fn mounts(&mut self, run: &Run, mounts: Vec<Mount>) -> Result<()> {
+        let lines = self.header().lines;
         for (i, mount) in mounts.into_iter().enumerate() {
             let fail = |message: String| {
                 Box::new(

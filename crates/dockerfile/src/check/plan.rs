@@ -490,16 +490,17 @@ impl<'a> Plan<'a> {
     pub(super) fn resolve(&mut self, target: usize, all_stages: bool) -> Result<()> {
         loop {
             let reachable = self.reachable(target);
-            // The reference asks for all bases at once and reports, of several that fail, the one it began last.
-            let mut failed = Ok(());
+            // The reference asks for all bases at once. Of several that fail it reports the one it began last, which
+            // runs first, or else the first one.
+            let (mut first, mut last) = (Ok(()), Ok(()));
             for at in 0..self.states.len() {
                 let state = &self.states[at];
                 if state.base.is_none() && !state.is_dispatched && !state.is_resolved {
-                    let resolved = self.resolve_base(at, all_stages || reachable.contains(&at));
-                    failed = resolved.and(failed);
+                    first = first.and(last);
+                    last = self.resolve_base(at, all_stages || reachable.contains(&at));
                 }
             }
-            failed?;
+            last.and(first)?;
             let mut has_new_sources = false;
             let mut ordered: Vec<usize> = reachable.into_iter().collect();
             ordered.sort_unstable();
@@ -724,6 +725,18 @@ fn platform_reason(text: &str, reason: &PlatformError) -> String {
     match reason {
         PlatformError::Wildcard { .. } => {
             format!("{text}: wildcards not yet supported: invalid argument")
+        }
+        PlatformError::Component {
+            component,
+            text: whole,
+        } if whole.split('/').next() == Some(component) => {
+            let pattern =
+                quote("^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.%-]*)((?:\\+[A-Za-z0-9_.%-]+)*)\\))?$");
+            let component = quote(component);
+            format!(
+                "{component} is an invalid OS component of {text}: OSAndVersion specifier component must match \
+                 {pattern}: invalid argument"
+            )
         }
         PlatformError::Component { component, .. } => {
             let pattern = quote("^[A-Za-z0-9_.-]+$");

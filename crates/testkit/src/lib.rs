@@ -277,7 +277,6 @@ impl Outcome {
     ///
     /// When it did not.
     #[track_caller]
-    #[must_use]
     pub fn success(self) -> Self {
         assert!(self.status.success(), "{}", self.told());
         self
@@ -289,7 +288,6 @@ impl Outcome {
     ///
     /// When it ended otherwise.
     #[track_caller]
-    #[must_use]
     pub fn fails_with(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "{}", self.told());
         self

@@ -798,7 +798,9 @@ fn read_build(bytes: &[u8], unknown: &mut Unknown) -> Decoded<BuildOp> {
 
 fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Metadata> {
     let mut metadata = Metadata::default();
-    fields("metadata", bytes, unknown, |field, unknown| {
+    // Only fields of the message itself can be put back; those inside others are let go.
+    let nested = &mut Vec::new();
+    fields("metadata", bytes, unknown, |field, _| {
         match field.number {
             1 => metadata.ignore_cache = field.flag()?,
             2 => {
@@ -811,7 +813,7 @@ fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Metadata> {
             }
             4 => {
                 let mut export = false;
-                fields("export cache", field.bytes()?, unknown, |field, _| {
+                fields("export cache", field.bytes()?, nested, |field, _| {
                     if field.number == 1 {
                         export = field.flag()?;
                     }
@@ -821,7 +823,7 @@ fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Metadata> {
             }
             5 => {
                 let (mut key, mut value) = (String::new(), false);
-                fields("capability", field.bytes()?, unknown, |field, _| {
+                fields("capability", field.bytes()?, nested, |field, _| {
                     match field.number {
                         1 => key = field.text()?,
                         2 => value = field.flag()?,
@@ -833,11 +835,11 @@ fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Metadata> {
             }
             6 => {
                 let group = metadata.progress_group.get_or_insert_default();
-                read_group(group, field.bytes()?, unknown)?;
+                read_group(group, field.bytes()?, nested)?;
             }
             7 => {
                 let resources = metadata.linux_resources.get_or_insert_default();
-                read_resources(resources, field.bytes()?, unknown)?;
+                read_resources(resources, field.bytes()?, nested)?;
             }
             _ => return Ok(false),
         }

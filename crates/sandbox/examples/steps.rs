@@ -46,10 +46,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if mode == NetworkMode::Bridge && std::env::args().len() < 3 {
             continue;
         }
+        let start = Instant::now();
         let helper = Helper::start(&Options {
             network: mode,
             ..Options::default()
         })?;
+        let started = start.elapsed();
+        println!(
+            "helper started in {:.2} ms, network {:?} {:?}",
+            started.as_secs_f64() * 1000.0,
+            helper.network(),
+            helper.notes()
+        );
         let times = measure(count, |index| {
             step(
                 &helper,

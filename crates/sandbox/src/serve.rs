@@ -19,7 +19,7 @@ use crate::mounts;
 use crate::network::{Namespace, Pool};
 use crate::resolve::{self, Stub};
 use crate::seccomp::Filter;
-use crate::spec::{Network, Root, Source, Spec};
+use crate::spec::{Network, Overlay, Root, Source, Spec, Upper};
 use crate::sys::{self, Cloned, WaitStatus};
 use crate::wire::{self, Event, Request};
 use crate::world;
@@ -56,8 +56,6 @@ struct Step {
     report: OwnedFd,
     /// Where what was made for mounts lies: the upper directory or the plain root.
     tree: Option<OwnedFd>,
-    /// The overlay's own directory in its work directory.
-    work: Option<OwnedFd>,
     /// What keeps the step's network served.
     network: Option<OwnedFd>,
 }
@@ -218,7 +216,7 @@ impl Server {
         } else {
             None
         };
-        let (tree, work) = open_tree_of(&spec.root)?;
+        let tree = open_tree_of(&spec.root)?;
         let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| SandboxError::io("make a pipe", error))?;
         let (network, lease) = self.network_for(spec.network)?;
@@ -235,7 +233,7 @@ impl Server {
             .map_err(|error| SandboxError::io("clone the step", error))?
         {
             Cloned::Child => {
-                drop((report, tree, work, sources, lease));
+                drop((report, tree, sources, lease));
                 self.run_child(Plan {
                     spec,
                     prepared,
@@ -257,7 +255,6 @@ impl Server {
                         pidfd,
                         report,
                         tree,
-                        work,
                         network: lease,
                     },
                 );
@@ -292,7 +289,6 @@ impl Server {
                 Some(&step.pidfd),
                 Some(&step.report),
                 step.tree.as_ref(),
-                step.work.as_ref(),
                 step.network.as_ref(),
             ]
         });
@@ -365,9 +361,6 @@ impl Step {
         if let Some(tree) = &self.tree {
             resolve::remove_stubs(tree.as_fd(), &stubs);
         }
-        if let Some(work) = &self.work {
-            forget_volatile(work.as_fd());
-        }
         if let Some(reason) = failed {
             return Err(SandboxError::Setup(reason));
         }
@@ -438,37 +431,24 @@ fn prepare_sources(
     prepared.collect()
 }
 
-/// Opens where a root's changes lie, and the work directory of an overlay.
-fn open_tree_of(root: &Root) -> Result<(Option<OwnedFd>, Option<OwnedFd>), SandboxError> {
-    let open = |path: &std::path::Path| {
-        rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| SandboxError::Path {
-            action: "open",
-            path: path.to_owned(),
-            source: error.into(),
-        })
+/// Opens where a root's changes lie.
+fn open_tree_of(root: &Root) -> Result<Option<OwnedFd>, SandboxError> {
+    let path = match root {
+        Root::Directory(path) => path,
+        Root::Overlay(Overlay {
+            upper: Some(Upper { upper, .. }),
+            ..
+        }) => upper,
+        Root::Overlay(Overlay { upper: None, .. }) => return Ok(None),
     };
-    match root {
-        Root::Directory(path) => Ok((Some(open(path)?), None)),
-        Root::Overlay(overlay) => match &overlay.upper {
-            Some(upper) => Ok((Some(open(&upper.upper)?), Some(open(&upper.work)?))),
-            None => Ok((None, None)),
-        },
-    }
-}
-
-/// Takes away the mark that a volatile overlay leaves, which would refuse another mount of the same
-/// directories: nothing was lost, since the machine did not stop in between.
-fn forget_volatile(work: BorrowedFd<'_>) {
-    use rustix::fs::AtFlags;
-    // Absent when the root was no overlay. Nothing of the step reaches into the work directory.
-    let _ = rustix::fs::unlinkat(work, "work/incompat/volatile/dirty", AtFlags::empty());
-    for path in ["work/incompat/volatile", "work/incompat"] {
-        let _ = rustix::fs::unlinkat(work, path, AtFlags::REMOVEDIR);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(error) => Err(SandboxError::Path {
+            action: "open",
+            path: path.clone(),
+            source: error.into(),
+        }),
     }
 }
 

@@ -81,6 +81,9 @@ pub struct Overlay {
 }
 
 /// The writable side of an overlay: two directories on one file system, owned by the caller.
+///
+/// The work directory is empty and serves one mount: the kernel refuses one that an unsynced mount has used.
+/// The upper one may hold the changes of an earlier step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upper {
     #[serde(with = "bytes::path")]

@@ -259,6 +259,16 @@ impl World<'_> {
                 )?)));
             }
             Base::Terminals => pseudo_terminals(nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
+            // A mount of the step's own takes its place.
+            Base::Memory
+                if self
+                    .spec
+                    .mounts
+                    .iter()
+                    .any(|mount| clean(&mount.target) == "/dev/shm") =>
+            {
+                return Ok(None);
+            }
             Base::Memory => {
                 mounts::tmpfs(Some(self.spec.shm_size.unwrap_or(SHM_SIZE)), 0o1777, inert)?
             }

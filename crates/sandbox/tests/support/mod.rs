@@ -171,7 +171,12 @@ impl Bench {
     }
 
     pub(crate) fn overlay(&self, name: &str) -> Overlay {
-        let (upper, work) = (self.changes(name), self.path(name).join("work"));
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (upper, work) = (
+            self.changes(name),
+            self.path(name).join(format!("work{number}")),
+        );
         fs::create_dir_all(&upper).expect("upper");
         fs::create_dir_all(&work).expect("work");
         Overlay {

@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, Timespec, Timestamps, XattrFlags,
-    fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat, futimens, mkdirat, openat, openat2,
-    readlinkat, statat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, XattrFlags, fchmod, fchown,
+    fgetxattr, fremovexattr, fsetxattr, fstat, futimens, mkdirat, openat, openat2, readlinkat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 

@@ -3,11 +3,13 @@
 //! What the tar takes for granted of the layers below is noted while it is unpacked, and mended afterwards.
 
 mod dirs;
+mod mend;
 mod options;
 mod unpack;
 
 use std::io::Read;
 
+pub use mend::mend;
 pub use options::{Applied, ApplyOptions, Devices, LeftOut, Limits, Ownership};
 
 use crate::compress::decode::{self, Bounds};
@@ -22,7 +24,11 @@ use crate::{Error, Result};
 ///
 /// In [`Form::Plain`](crate::Form::Plain) `dest` may hold files already; then symlinks in it are followed with `dest` as
 /// root.
-pub fn apply_layer(reader: impl Read + Send, dest: &LayerDir, options: &ApplyOptions) -> Result<Applied> {
+pub fn apply_layer(
+    reader: impl Read + Send,
+    dest: &LayerDir,
+    options: &ApplyOptions,
+) -> Result<Applied> {
     let bounds = Bounds {
         bytes: options.limits.bytes,
         zstd_window_log: options.limits.zstd_window_log,

@@ -12,9 +12,11 @@ use rustix::io::Errno;
 
 use super::dirs::{DEFAULT_ACL, Dirs, LONGEST_PATH, OpenDir, refused};
 use super::options::{ApplyOptions, Devices, LeftOut, Ownership};
-use crate::layer::{Form, LayerDir, OPAQUE_NAME, OverlayXattrs, WHITEOUT_PREFIX, join, xattr_travels};
+use crate::layer::{
+    Form, LayerDir, OPAQUE_NAME, OverlayXattrs, WHITEOUT_PREFIX, join, xattr_travels,
+};
 use crate::tar::read::{Entry, Reader};
-use crate::tar::{Kind, Xattr};
+use crate::tar::{EPOCH, Kind, Xattr};
 use crate::tree::timestamps;
 use crate::{Error, Result, RootPath};
 
@@ -59,6 +61,12 @@ impl<'a> Unpacker<'a> {
 
     /// Unpacks up to the end of the archive.
     pub(super) fn run<R: BufRead>(mut self, tar: &mut Reader<R>) -> Result<Unpacked> {
+        if self.options.form != Form::Plain {
+            // The root of a layer that does not describe it is as old as other directories that nobody describes.
+            let root = self.dirs.make(b"")?;
+            root.mtime.set(EPOCH);
+            root.touch();
+        }
         let limit = self.options.limits.entries;
         while let Some(entry) = tar.next()? {
             self.out.entries += 1;

@@ -14,7 +14,7 @@ use oci::Digest;
 
 pub use decode::format;
 
-use crate::{Error, Result};
+use crate::Result;
 use block::Block;
 use decode::Bounds;
 

@@ -13,6 +13,11 @@ use super::queue::{Receiver, Sender, bounded};
 use super::{CompressOptions, Compression};
 use crate::{Error, Result};
 
+/// Bytes that a thread of zstd compresses at a time. It is part of what the bytes depend on.
+const ZSTD_JOB: u32 = 4 << 20;
+/// The most threads of zstd: each holds several jobs in memory.
+const ZSTD_THREADS: usize = 4;
+
 /// What went through.
 #[derive(Debug)]
 pub(crate) struct Piped {
@@ -157,8 +162,11 @@ fn write(
                 zstd::stream::write::Encoder::new(&mut *blob, level).map_err(broken)?;
             encoder.include_checksum(true).map_err(broken)?;
             // Never none: without worker threads the bytes are others. How many there are does not matter to them.
-            let threads = options.threads.get().min(8) as u32;
+            let threads = options.threads.get().min(ZSTD_THREADS) as u32;
             encoder.multithread(threads).map_err(broken)?;
+            encoder
+                .set_parameter(zstd::zstd_safe::CParameter::JobSize(ZSTD_JOB))
+                .map_err(broken)?;
             while let Some(Pending::Raw(block)) = blocks.receive() {
                 encoder.write_all(&block.bytes).map_err(failed)?;
                 pool.give(block);

@@ -214,6 +214,16 @@ pub(crate) fn run(
     sources: Vec<OwnedFd>,
     keep: Vec<OwnedFd>,
 ) -> Outcome {
+    if let Root::Overlay(Overlay {
+        upper: Some(Upper { work, .. }),
+        ..
+    }) = &spec.root
+    {
+        // One that served a mount serves no other.
+        fs::remove_dir_all(work)
+            .and_then(|()| fs::create_dir(work))
+            .expect("an empty directory");
+    }
     let (stdout, stdout_writer) = std::io::pipe().expect("a pipe");
     let (stderr, stderr_writer) = std::io::pipe().expect("a pipe");
     let stdio = Stdio {

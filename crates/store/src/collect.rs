@@ -216,9 +216,16 @@ impl Store {
             .collect()
     }
 
-    /// Returns what images with a name need, each with one such name.
+    /// Returns what images with a name and containers need, each with one such name.
     fn held_by_names(&self, nothing: bool) -> Result<BTreeMap<Item, String>, StoreError> {
         let mut held = BTreeMap::new();
+        for container in self.containers()? {
+            let holder = format!("container {}", container.name);
+            held.insert(Item::Blob(container.image), holder.clone());
+            for layer in container.layers {
+                held.insert(Item::Layer(layer), holder.clone());
+            }
+        }
         if nothing {
             return Ok(held);
         }

@@ -8,7 +8,8 @@ use rusqlite::Connection;
 use crate::StoreError;
 
 /// The schema, one entry a format. Entry `n` takes a database from format `n` to `n + 1`.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE layer(
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   unpack_key TEXT UNIQUE,      -- diff id or chain id, for layers that came from an image
@@ -56,7 +57,16 @@ CREATE TABLE memo(             -- what can be computed again: file digests, sour
   space TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, used INTEGER NOT NULL,
   PRIMARY KEY(space, key)
 ) WITHOUT ROWID;
-"];
+",
+    "
+CREATE TABLE container(
+  id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+  image TEXT NOT NULL, layers TEXT NOT NULL,  -- JSON list of layer ids, lowest first
+  info TEXT NOT NULL,          -- JSON, the engine's
+  created INTEGER NOT NULL
+);
+",
+];
 
 /// The newest format this version reads and writes.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;

@@ -60,6 +60,9 @@ pub enum StoreError {
          processes cannot be trusted; use a --root on a local disk", path.display()
     )]
     NetworkFileSystem { path: PathBuf, kind: &'static str },
+    /// Two containers cannot have one name.
+    #[error("the container name {name:?} is already in use")]
+    NameTaken { name: String },
     /// A blob is not there.
     #[error("content {digest} is not in the store")]
     NoBlob { digest: Digest },

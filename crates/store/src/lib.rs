@@ -10,6 +10,7 @@
 //!   id map of a rootless user);
 //! - `blobs/sha256/<hex>`: content, named by what it is;
 //! - `layers/<id>/fs`: one layer, as an overlay lower directory;
+//! - `containers/<id>/fs`: what was written in a container, over its image's layers;
 //! - `ingest/`: what is being written; whatever is here and not locked is rubbish;
 //! - `locks/`: files that exist to be locked;
 //! - `records.db`: SQLite, all records.
@@ -20,6 +21,7 @@
 
 mod blob;
 mod collect;
+mod container;
 mod database;
 mod error;
 mod image;
@@ -30,6 +32,7 @@ mod root;
 
 pub use blob::{BlobWriter, Blobs};
 pub use collect::{CollectPolicy, Collected, Item, Usage};
+pub use container::Container;
 pub use error::StoreError;
 pub use image::{Image, ImageName};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};

@@ -15,6 +15,7 @@
 pub mod apply;
 pub mod checksum;
 pub mod compress;
+pub mod context;
 pub mod copy;
 pub mod diff;
 mod error;

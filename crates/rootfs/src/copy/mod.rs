@@ -3,7 +3,8 @@
 //! All of them take [`Tree`](crate::Tree)s: a mounted overlay or a plain directory, or layers seen merged with a
 //! directory on top that takes the changes. Callers run with a umask of 0 or not: modes come out as they were asked for.
 
-mod data;
+pub(crate) mod data;
+pub(crate) mod links;
 mod mode;
 mod ops;
 pub(crate) mod pattern;

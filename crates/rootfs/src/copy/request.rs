@@ -13,7 +13,7 @@ pub struct Owner {
 }
 
 /// A point in time as a file holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     pub seconds: i64,
     pub nanoseconds: u32,

@@ -1,15 +1,15 @@
 //! The recursive copy: what goes where, over several threads.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::data::DataCopy;
+use super::links::Links;
 use super::{Copy, CopyReport, LinkPolicy, Owner, Timestamp};
 use crate::filter::{FilterState, Verdict};
 use crate::meta::{self, Kind, Meta};
@@ -535,52 +535,4 @@ fn join(relative: &[u8], name: &CStr) -> Vec<u8> {
     }
     path.extend_from_slice(name.to_bytes());
     path
-}
-
-/// Inodes with several names, and where the first of them was copied to.
-#[derive(Debug, Default)]
-struct Links {
-    seen: Mutex<HashMap<(u64, u64), Link>>,
-    settled: Condvar,
-}
-
-#[derive(Debug)]
-enum Link {
-    /// Some thread is copying it.
-    Busy,
-    /// It is there: path below the target of the copy.
-    Done(Arc<Vec<u8>>),
-}
-
-impl Links {
-    /// Returns where an inode was copied to; `None` when the caller has to copy it and then must [`settle`](Self::settle).
-    fn claim(&self, inode: (u64, u64)) -> Option<Arc<Vec<u8>>> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match seen.get(&inode) {
-                None => {
-                    seen.insert(inode, Link::Busy);
-                    return None;
-                }
-                Some(Link::Done(path)) => return Some(Arc::clone(path)),
-                Some(Link::Busy) => {
-                    seen = self
-                        .settled
-                        .wait(seen)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        }
-    }
-
-    /// Tells where the claimed inode is; `None` when copying it failed.
-    fn settle(&self, inode: (u64, u64), path: Option<Vec<u8>>) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match path {
-            Some(path) => seen.insert(inode, Link::Done(Arc::new(path))),
-            None => seen.remove(&inode),
-        };
-        drop(seen);
-        self.settled.notify_all();
-    }
 }

@@ -1,0 +1,644 @@
+//! Content checksums: what a copy would bring over, times left out.
+//!
+//! A checksum is the SHA-256 of one record for each file that is selected, sorted by path: the path below the selected
+//! one, type, mode, owner, link target, device number, the hash of the extended attributes that travel with an image, and
+//! the hash of the data. Everything is length-framed, and the first bytes say the version.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use crate::copy::{Owner, pattern};
+use crate::filter::{Filter, FilterState, Verdict};
+use crate::layer::OverlayXattrs;
+use crate::memo::{CarefulMemo, FileContent, FileMemo, FileStamp, NoMemo, file_clock};
+use crate::meta::{self, Kind, Meta};
+use crate::pool::{self, Queue};
+use crate::resolve::Follow;
+use crate::tree::{Dir, Entry, Tree};
+use crate::{Error, Result, RootPath};
+
+const VERSION: &[u8] = b"lapstrake content 1\n";
+const READ_AT_ONCE: usize = 256 * 1024;
+/// Files of one directory that one thread reads in one go.
+const BATCH: usize = 64;
+/// How often a file is read again that changes while it is read.
+const MOST_READS: usize = 4;
+
+/// What of a tree a step uses.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// A path, or a pattern with `wildcard`.
+    pub path: String,
+    pub wildcard: bool,
+    /// The path, and what a pattern matches, is followed if it is a symlink.
+    pub follow_symlink: bool,
+    /// Include and exclude patterns for what lies below the path.
+    pub filter: Option<Arc<dyn Filter>>,
+    /// A directory stands for what is in it: its own mode, owner and xattrs do not count.
+    pub contents_only: bool,
+    /// The owner that everything counts as having.
+    pub owner: Option<Owner>,
+    /// Paths of which something must be selected, as the reference compares them: by their beginning.
+    pub required: Vec<String>,
+}
+
+impl Selection {
+    /// Selects one path with all below it.
+    pub fn path(path: impl Into<String>) -> Selection {
+        Selection {
+            path: path.into(),
+            ..Selection::default()
+        }
+    }
+
+    pub(crate) fn follow(&self) -> Follow {
+        if self.follow_symlink {
+            Follow::Last
+        } else {
+            Follow::Parents
+        }
+    }
+
+    /// Checks that for each of `required` something was selected whose path starts with it.
+    pub(crate) fn check_required(&self, is_selected: impl Fn(&[u8]) -> bool) -> Result<()> {
+        for required in &self.required {
+            let path = RootPath::new(required)?;
+            if !is_selected(path.as_bytes()) {
+                return Err(Error::NotFound {
+                    path: path.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the checksum of a selection.
+///
+/// A path that is not there is an error; a pattern that matches nothing has the checksum of nothing.
+pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Result<[u8; 32]> {
+    let scan = Scan {
+        filter: selection.filter.as_deref(),
+        owner: selection.owner,
+        opaque: None,
+        memo: CarefulMemo::new(memo),
+        found: Mutex::default(),
+    };
+    let path = RootPath::new(&selection.path)?;
+    let (base, tasks) = if selection.wildcard {
+        let (base, _) = pattern::split(&path);
+        let matches = pattern::expand(tree, &path, selection.follow())?;
+        // Matches are below the base with its symlinks resolved: only what follows it is part of the checksum.
+        let resolved = RootPath::new(tree.resolve(&base, selection.follow())?.path())?;
+        let length = resolved.relative().len() + usize::from(!resolved.is_root());
+        let tasks: Result<Vec<Task>> = matches
+            .iter()
+            .map(|found| {
+                let below = found.as_bytes()[length..].to_vec();
+                scan.start(tree, found, below, selection)
+            })
+            .collect();
+        (base, tasks?)
+    } else {
+        (
+            path.clone(),
+            vec![scan.start(tree, &path, Vec::new(), selection)?],
+        )
+    };
+    pool::run(tasks, pool::threads(), |task, queue| scan.work(task, queue))?;
+    let mut records = scan
+        .found
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    records.sort_by(|a, b| a.path.cmp(&b.path));
+    keep_parents_of_included(&mut records);
+    if !selection.required.is_empty() {
+        let full: Vec<Vec<u8>> = records
+            .iter()
+            .map(|record| full_path(&base, &record.path))
+            .collect();
+        selection.check_required(|required| full.iter().any(|path| path.starts_with(required)))?;
+    }
+    let mut sum = Sum::new();
+    for record in &records {
+        sum.add(&record.path, &record.header);
+    }
+    Ok(sum.finish())
+}
+
+/// Returns the checksum of one layer directory as it is, with overlay's whiteouts and opaque marks.
+pub fn layer(path: &Path, xattrs: OverlayXattrs) -> Result<[u8; 32]> {
+    let tree = Tree::open(path)?;
+    let scan = Scan {
+        filter: None,
+        owner: None,
+        opaque: Some(xattrs),
+        memo: CarefulMemo::new(&NoMemo),
+        found: Mutex::default(),
+    };
+    let start = scan.start(&tree, &RootPath::root(), Vec::new(), &Selection::path("/"))?;
+    pool::run(vec![start], pool::threads(), |task, queue| {
+        scan.work(task, queue)
+    })?;
+    let mut records = scan
+        .found
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    records.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut sum = Sum::new();
+    for record in &records {
+        sum.add(&record.path, &record.header);
+    }
+    Ok(sum.finish())
+}
+
+fn full_path(base: &RootPath, below: &[u8]) -> Vec<u8> {
+    let mut path = if base.is_root() {
+        Vec::new()
+    } else {
+        base.as_bytes().to_vec()
+    };
+    path.extend(
+        below
+            .iter()
+            .map(|byte| if *byte == 0 { b'/' } else { *byte }),
+    );
+    path
+}
+
+/// What counts of one file besides its path.
+#[derive(Clone, Debug)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) mode: u32,
+    pub(crate) owner: Owner,
+    pub(crate) rdev: (u32, u32),
+    pub(crate) link: Option<CString>,
+    pub(crate) opaque: bool,
+    pub(crate) content: FileContent,
+}
+
+impl Header {
+    /// The header of something without data and xattrs.
+    pub(crate) fn new(meta: &Meta, owner: Option<Owner>) -> Header {
+        Header {
+            // What a copy makes of a socket.
+            kind: if meta.kind == Kind::Socket {
+                Kind::File
+            } else {
+                meta.kind
+            },
+            mode: if meta.kind == Kind::Symlink {
+                0o777
+            } else {
+                meta.mode
+            },
+            owner: owner.unwrap_or(meta.owner),
+            rdev: meta.rdev,
+            link: None,
+            opaque: false,
+            content: NOTHING,
+        }
+    }
+
+    /// The header of a directory of which only the contents count.
+    pub(crate) fn contents_only() -> Header {
+        Header {
+            kind: Kind::Directory,
+            mode: 0,
+            owner: Owner { uid: 0, gid: 0 },
+            rdev: (0, 0),
+            link: None,
+            opaque: false,
+            content: NOTHING,
+        }
+    }
+}
+
+/// The content of what has none.
+pub(crate) const NOTHING: FileContent = FileContent {
+    data: [0; 32],
+    xattrs: None,
+};
+
+/// The running checksum; records must come sorted by path.
+pub(crate) struct Sum(Sha256);
+
+impl Sum {
+    pub(crate) fn new() -> Sum {
+        Sum(Sha256::new_with_prefix(VERSION))
+    }
+
+    /// Adds a file. In `path` the separator is a zero byte, so that sorting keeps a directory before its contents.
+    pub(crate) fn add(&mut self, path: &[u8], header: &Header) {
+        let kind = match header.kind {
+            Kind::File => b'f',
+            Kind::Directory => b'd',
+            Kind::Symlink => b'l',
+            Kind::Character => b'c',
+            Kind::Block => b'b',
+            Kind::Fifo => b'p',
+            Kind::Socket => b's',
+        };
+        let flags = u8::from(header.opaque) << 1 | u8::from(header.content.xattrs.is_some());
+        let mut record = Vec::with_capacity(path.len() + 128);
+        record.extend_from_slice(&(path.len() as u64).to_le_bytes());
+        record.extend_from_slice(path);
+        record.extend_from_slice(&[kind, flags]);
+        for number in [header.mode, header.owner.uid, header.owner.gid] {
+            record.extend_from_slice(&number.to_le_bytes());
+        }
+        match header.kind {
+            Kind::File => record.extend_from_slice(&header.content.data),
+            Kind::Symlink => {
+                let link = header.link.as_deref().unwrap_or_default().to_bytes();
+                record.extend_from_slice(&(link.len() as u64).to_le_bytes());
+                record.extend_from_slice(link);
+            }
+            Kind::Character | Kind::Block => {
+                record.extend_from_slice(&header.rdev.0.to_le_bytes());
+                record.extend_from_slice(&header.rdev.1.to_le_bytes());
+            }
+            Kind::Directory | Kind::Fifo | Kind::Socket => {}
+        }
+        if let Some(xattrs) = &header.content.xattrs {
+            record.extend_from_slice(xattrs);
+        }
+        self.0.update(&record);
+    }
+
+    pub(crate) fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+struct Record {
+    path: Vec<u8>,
+    header: Header,
+    /// Only counts if something below it does.
+    only_as_parent: bool,
+}
+
+/// Drops directories that were not taken and have nothing below them that was. The records are sorted.
+fn keep_parents_of_included(records: &mut Vec<Record>) {
+    if !records.iter().any(|record| record.only_as_parent) {
+        return;
+    }
+    let mut keep: Vec<bool> = records
+        .iter()
+        .map(|record| !record.only_as_parent)
+        .collect();
+    let mut above: Vec<usize> = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        while let Some(&last) = above.last() {
+            if is_below(&record.path, &records[last].path) {
+                break;
+            }
+            above.pop();
+        }
+        if keep[index] {
+            above.iter().for_each(|parent| keep[*parent] = true);
+        }
+        if record.header.kind == Kind::Directory {
+            above.push(index);
+        }
+    }
+    let mut keep = keep.into_iter();
+    records.retain(|_| keep.next().unwrap_or(false));
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.first() == Some(&0))
+}
+
+/// One running checksum.
+struct Scan<'a> {
+    filter: Option<&'a dyn Filter>,
+    owner: Option<Owner>,
+    /// Marks of overlay count too.
+    opaque: Option<OverlayXattrs>,
+    memo: CarefulMemo<'a>,
+    found: Mutex<Vec<Record>>,
+}
+
+enum Task {
+    Dir(Scanned),
+    Below {
+        parent: Arc<Scanned>,
+        name: CString,
+        entry: Entry,
+        state: FilterState,
+        included: bool,
+    },
+    Files {
+        parent: Arc<Scanned>,
+        files: Vec<(CString, Entry)>,
+    },
+    File {
+        dir: Arc<Dir>,
+        name: CString,
+        entry: Entry,
+        path: Vec<u8>,
+    },
+    Nothing,
+}
+
+struct Scanned {
+    dir: Arc<Dir>,
+    /// Path in the checksum: components each led in by a zero byte.
+    path: Vec<u8>,
+    /// Path that the filter sees.
+    relative: Vec<u8>,
+    state: FilterState,
+    included: bool,
+    contents_only: bool,
+}
+
+impl Scan<'_> {
+    /// Makes the first task for one path that is no pattern; `below` is its path in the checksum.
+    fn start(
+        &self,
+        tree: &Tree,
+        path: &RootPath,
+        below: Vec<u8>,
+        selection: &Selection,
+    ) -> Result<Task> {
+        let below = below
+            .into_iter()
+            .map(|byte| if byte == b'/' { 0 } else { byte })
+            .collect();
+        let found = tree.resolve(path, selection.follow())?;
+        match (&found.rest[..], found.leaf) {
+            ([], _) if found.dir.top().is_none() => Ok(Task::Nothing),
+            ([], _) => Ok(Task::Dir(Scanned {
+                dir: found.dir,
+                path: below,
+                relative: Vec::new(),
+                state: FilterState::default(),
+                included: true,
+                contents_only: selection.contents_only,
+            })),
+            ([name], Some(entry)) => Ok(Task::File {
+                dir: found.dir,
+                name: name.clone(),
+                entry,
+                path: below,
+            }),
+            _ => Err(Error::NotFound {
+                path: path.to_string(),
+            }),
+        }
+    }
+
+    fn work(&self, task: Task, queue: &Queue<Task>) -> Result<()> {
+        match task {
+            Task::Nothing => Ok(()),
+            Task::Dir(scanned) => self.directory(scanned, queue),
+            Task::Below {
+                parent,
+                name,
+                entry,
+                state,
+                included,
+            } => {
+                let dir = parent.dir.open_dir(&name, &entry)?;
+                let path = below(&parent.path, &name);
+                let relative = relative(&parent.relative, &name);
+                let scanned = Scanned {
+                    dir,
+                    path,
+                    relative,
+                    state,
+                    included,
+                    contents_only: false,
+                };
+                self.directory(scanned, queue)
+            }
+            Task::Files { parent, files } => self.files(&parent, files),
+            Task::File {
+                dir,
+                name,
+                entry,
+                path,
+            } => {
+                self.memo.learn(entry.meta.device, dir.fd_of(&entry));
+                let record = self.file(&dir, &name, &entry, path)?;
+                self.add(vec![record]);
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(&self, scanned: Scanned, queue: &Queue<Task>) -> Result<()> {
+        let dir = &scanned.dir;
+        let (mut files, mut dirs) = (Vec::new(), Vec::new());
+        for listed in dir.list()? {
+            let (verdict, state) = match self.filter {
+                None => (Verdict::Take, FilterState::default()),
+                Some(filter) => {
+                    filter.judge(&relative(&scanned.relative, &listed.name), &scanned.state)
+                }
+            };
+            let may_be_dir = matches!(listed.kind, None | Some(Kind::Directory));
+            if verdict == Verdict::Prune || (verdict == Verdict::Descend && !may_be_dir) {
+                continue;
+            }
+            let entry = dir.stat_listed(&listed)?;
+            if entry.meta.is_dir() {
+                dirs.push((listed.name, entry, state, verdict == Verdict::Take));
+            } else if verdict == Verdict::Take {
+                files.push((listed.name, entry));
+            }
+        }
+        self.add(vec![self.dir_record(&scanned)?]);
+        let parent = Arc::new(scanned);
+        let mut rest = files.split_off(files.len().min(BATCH));
+        while !rest.is_empty() {
+            let more = rest.split_off(rest.len().min(BATCH));
+            queue.push(Task::Files {
+                parent: Arc::clone(&parent),
+                files: rest,
+            });
+            rest = more;
+        }
+        for (name, entry, state, included) in dirs {
+            queue.push(Task::Below {
+                parent: Arc::clone(&parent),
+                name,
+                entry,
+                state,
+                included,
+            });
+        }
+        self.files(&parent, files)
+    }
+
+    fn dir_record(&self, scanned: &Scanned) -> Result<Record> {
+        let mut header = Header::contents_only();
+        if !scanned.contents_only
+            && let Some(top) = scanned.dir.top()
+        {
+            let failed = |errno| scanned.dir.error("read", c"", errno);
+            let meta = meta::stat_fd(top).map_err(failed)?;
+            self.memo.learn(meta.device, top);
+            header = Header::new(&meta, self.owner);
+            header.content.xattrs = hash_xattrs(top).map_err(failed)?;
+            if let Some(xattrs) = self.opaque {
+                let mark = meta::xattr(top, xattrs.opaque()).map_err(failed)?;
+                header.opaque = mark.as_deref() == Some(b"y");
+            }
+        }
+        Ok(Record {
+            path: scanned.path.clone(),
+            header,
+            only_as_parent: !scanned.included,
+        })
+    }
+
+    fn files(&self, parent: &Scanned, files: Vec<(CString, Entry)>) -> Result<()> {
+        let mut records = Vec::with_capacity(files.len());
+        for (name, entry) in &files {
+            self.memo.learn(entry.meta.device, parent.dir.fd_of(entry));
+            records.push(self.file(&parent.dir, name, entry, below(&parent.path, name))?);
+        }
+        self.add(records);
+        Ok(())
+    }
+
+    fn file(&self, dir: &Dir, name: &CStr, entry: &Entry, path: Vec<u8>) -> Result<Record> {
+        let mut header = Header::new(&entry.meta, self.owner);
+        match entry.meta.kind {
+            Kind::File => {
+                let (meta, content) = self.content(dir, name, entry)?;
+                header = Header {
+                    content,
+                    ..Header::new(&meta, self.owner)
+                };
+            }
+            Kind::Socket => header.content.data = Sha256::digest([]).into(),
+            Kind::Symlink => header.link = Some(dir.read_link(name, entry)?),
+            Kind::Directory | Kind::Character | Kind::Block | Kind::Fifo => {}
+        }
+        Ok(Record {
+            path,
+            header,
+            only_as_parent: false,
+        })
+    }
+
+    fn content(&self, dir: &Dir, name: &CStr, entry: &Entry) -> Result<(Meta, FileContent)> {
+        if let Some(content) = self.memo.recall(&entry.meta) {
+            return Ok((entry.meta, content));
+        }
+        let file = dir.open_file(name, entry)?;
+        let failed = |errno| dir.error("read", name, errno);
+        let clock = file_clock();
+        let read = read_settled(file.as_fd(), |_| {}).map_err(failed)?;
+        if read.steady {
+            self.memo.remember(&read.meta, clock, &read.content);
+        }
+        Ok((read.meta, read.content))
+    }
+
+    fn add(&self, records: Vec<Record>) {
+        self.found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(records);
+    }
+}
+
+/// What was read of a file.
+pub(crate) struct Read {
+    /// Its attributes after the last byte was read.
+    pub(crate) meta: Meta,
+    pub(crate) content: FileContent,
+    /// Nothing about it changed from before the first byte to after the last.
+    pub(crate) steady: bool,
+}
+
+/// Reads and hashes an open file, again if it changes meanwhile; `restart` is called before each further reading.
+///
+/// A file that never stands still is taken as it was read last.
+pub(crate) fn read_settled(
+    file: BorrowedFd<'_>,
+    mut restart: impl FnMut(usize),
+) -> std::result::Result<Read, Errno> {
+    let mut before = meta::stat_fd(file)?;
+    for reading in 0.. {
+        if reading > 0 {
+            restart(reading);
+        }
+        let data = hash_data(file)?;
+        let xattrs = hash_xattrs(file)?;
+        let after = meta::stat_fd(file)?;
+        let steady = FileStamp::of(&before) == FileStamp::of(&after);
+        if steady || reading + 1 == MOST_READS {
+            return Ok(Read {
+                meta: after,
+                content: FileContent { data, xattrs },
+                steady,
+            });
+        }
+        before = after;
+    }
+    unreachable!("the last reading returns")
+}
+
+/// Hashes a file from its start to its end.
+fn hash_data(file: BorrowedFd<'_>) -> std::result::Result<[u8; 32], Errno> {
+    crate::copy::data::with_buffer(READ_AT_ONCE, |buffer| {
+        let mut hash = Sha256::new();
+        let mut offset = 0;
+        loop {
+            let count =
+                rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, offset))?;
+            if count == 0 {
+                return Ok(hash.finalize().into());
+            }
+            hash.update(&buffer[..count]);
+            offset += count as u64;
+        }
+    })
+}
+
+/// Hashes the attributes that travel with an image; `None` where there are none.
+pub(crate) fn hash_xattrs(file: BorrowedFd<'_>) -> std::result::Result<Option<[u8; 32]>, Errno> {
+    let attributes = meta::xattrs(file)?;
+    if attributes.is_empty() {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    for attribute in &attributes {
+        for part in [attribute.name.as_bytes(), &attribute.value] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    Ok(Some(hash.finalize().into()))
+}
+
+/// Appends a component to a path in the checksum.
+pub(crate) fn below(path: &[u8], name: &CStr) -> Vec<u8> {
+    let mut longer = Vec::with_capacity(path.len() + 1 + name.count_bytes());
+    longer.extend_from_slice(path);
+    longer.push(0);
+    longer.extend_from_slice(name.to_bytes());
+    longer
+}
+
+fn relative(path: &[u8], name: &CStr) -> Vec<u8> {
+    let mut longer = Vec::with_capacity(path.len() + 1 + name.count_bytes());
+    if !path.is_empty() {
+        longer.extend_from_slice(path);
+        longer.push(b'/');
+    }
+    longer.extend_from_slice(name.to_bytes());
+    longer
+}

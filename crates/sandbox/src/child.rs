@@ -20,6 +20,7 @@ use crate::exit::Status;
 use crate::machine::Machine;
 use crate::resolve::Stub;
 use crate::seccomp::Filter;
+use crate::signals;
 use crate::spec::{Security, Spec};
 use crate::sys::{self, Cloned, WaitStatus};
 use crate::users::{self, Identity};
@@ -80,6 +81,7 @@ pub(crate) enum StepNetwork {
 
 /// Runs in the child; never returns.
 pub(crate) fn run(plan: Plan<'_>) -> ! {
+    signals::hold();
     let code = match start(plan) {
         Ok((command, report, keep)) => {
             // The standard streams and the mounts' descriptors are closed by now: their readers see the end
@@ -122,7 +124,7 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
             host_network,
         };
         let (identity, cwd) = world.build(|stubs| send(report, &Report::Stubs(stubs)))?;
-        let env = environment(spec, &identity)?;
+        let env = environment(&spec.env, &identity)?;
         let insecure = spec.security == Security::Insecure;
         let command = Command {
             args: &spec.args,
@@ -149,21 +151,7 @@ fn isolate(
     liveness: BorrowedFd<'_>,
     network: &StepNetwork,
 ) -> Result<(), SandboxError> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(failed("set the death signal"))?;
-    // The helper may have died before the signal was set; then its end of the pipe is closed.
-    let mut poll = [rustix::event::PollFd::from_borrowed_fd(
-        liveness,
-        rustix::event::PollFlags::IN,
-    )];
-    let at_once = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    if rustix::event::poll(&mut poll, Some(&at_once)).map_err(failed("look after the helper"))? != 0
-    {
-        return Err(SandboxError::HelperGone);
-    }
+    die_with_helper(liveness)?;
     rustix::process::umask(rustix::fs::Mode::empty());
     rustix::system::sethostname(spec.hostname.as_bytes()).map_err(failed("set the host name"))?;
     match network {
@@ -184,8 +172,31 @@ fn isolate(
     .map_err(failed("make the mounts private"))
 }
 
-fn environment(spec: &Spec, identity: &Identity) -> Result<Vec<String>, SandboxError> {
-    let mut env = spec.env.clone();
+/// Sees to it that this process does not outlive the helper.
+pub(crate) fn die_with_helper(liveness: BorrowedFd<'_>) -> Result<(), SandboxError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(failed("set the death signal"))?;
+    // The helper may have died before the signal was set; then its end of the pipe is closed.
+    let mut poll = [rustix::event::PollFd::from_borrowed_fd(
+        liveness,
+        rustix::event::PollFlags::IN,
+    )];
+    let at_once = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if rustix::event::poll(&mut poll, Some(&at_once)).map_err(failed("look after the helper"))? != 0
+    {
+        return Err(SandboxError::HelperGone);
+    }
+    Ok(())
+}
+
+pub(crate) fn environment(
+    env: &[String],
+    identity: &Identity,
+) -> Result<Vec<String>, SandboxError> {
+    let mut env = env.to_vec();
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
         let root = world::open_root()?;
         env.push(format!("HOME={}", users::home(root.as_fd(), identity.uid)));
@@ -194,14 +205,18 @@ fn environment(spec: &Spec, identity: &Identity) -> Result<Vec<String>, SandboxE
 }
 
 /// Forks the command. Its memory is a copy of the helper's: from here on nobody may look into init.
-fn fork_command(command: &Command<'_>, report: &OwnedFd) -> Result<Pid, SandboxError> {
+pub(crate) fn fork_command(command: &Command<'_>, report: &OwnedFd) -> Result<Pid, SandboxError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| SandboxError::io("protect init", error))?;
+    signals::block();
     // SAFETY: this process is a clone of the single-threaded helper and started no thread.
     match unsafe { sys::clone_process(0, None) }
         .map_err(|error| SandboxError::io("fork the command", error))?
     {
-        Cloned::Parent { pid, .. } => Ok(pid),
+        Cloned::Parent { pid, .. } => {
+            signals::forward_to(pid);
+            Ok(pid)
+        }
         Cloned::Child => {
             let code = match command.execute() {
                 StartError::Setup(error) => {
@@ -219,7 +234,7 @@ fn fork_command(command: &Command<'_>, report: &OwnedFd) -> Result<Pid, SandboxE
 }
 
 /// Reaps until the command ends and reports how it did; returns init's own exit code.
-fn supervise(command: Pid, report: &OwnedFd) -> i32 {
+pub(crate) fn supervise(command: Pid, report: &OwnedFd) -> i32 {
     loop {
         match sys::wait_child(None) {
             Ok((pid, status, _)) if pid == command => {
@@ -242,7 +257,7 @@ fn supervise(command: Pid, report: &OwnedFd) -> i32 {
     }
 }
 
-fn send(report: &OwnedFd, message: &Report) {
+pub(crate) fn send(report: &OwnedFd, message: &Report) {
     let Ok(mut line) = serde_json::to_vec(message) else {
         return;
     };

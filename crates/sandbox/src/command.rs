@@ -87,6 +87,9 @@ impl Command<'_> {
             let kept = if self.identity.uid == 0 { set.0 } else { 0 };
             sys::set_capabilities(kept, kept, 0).map_err(failed("drop capabilities"))?;
         }
+        // A command that entered a step dies with the process that waits for it.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(failed("set the death signal"))?;
         // Whatever is open beside the standard streams belongs to the sandbox.
         sys::close_range(3, true).map_err(failed("close descriptors"))
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry;
 use crate::error::SandboxError;
 use crate::exit::Exit;
-use crate::spec::Spec;
+use crate::spec::{Entered, Spec};
 use crate::wire::{self, Event, Request};
 
 /// How the helper is to run its steps.
@@ -177,6 +177,44 @@ impl Helper {
     }
 }
 
+impl Helper {
+    /// Starts a further command in the world of a step that runs. It ends with the step at the latest.
+    pub fn enter(
+        &self,
+        step: &Running,
+        entered: &Entered,
+        stdio: Stdio,
+        keep: Vec<OwnedFd>,
+    ) -> Result<Running, SandboxError> {
+        let null = open_null()?;
+        let mut fds = Vec::with_capacity(3 + keep.len());
+        for fd in [stdio.stdin, stdio.stdout, stdio.stderr] {
+            let fd = match fd {
+                Some(fd) => fd,
+                None => null
+                    .try_clone()
+                    .map_err(|error| SandboxError::io("copy a descriptor", error))?,
+            };
+            fds.push(fd);
+        }
+        fds.extend(keep);
+        let (id, slot) = self.shared.register()?;
+        let running = Running {
+            id,
+            slot,
+            shared: Arc::clone(&self.shared),
+        };
+        let request = Request::Enter {
+            id,
+            step: step.id,
+            entered: Box::new(entered.clone()),
+        };
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.shared.send(&request, &borrowed)?;
+        Ok(running)
+    }
+}
+
 impl fmt::Debug for Helper {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -190,10 +228,10 @@ impl Drop for Helper {
     fn drop(&mut self) {
         // The helper reads the end of its socket, kills its steps and exits; the thread then reaps it.
         let _ = rustix::net::shutdown(&self.shared.socket, Shutdown::Write);
-        if let Some(thread) = self.thread.take() {
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
         }
     }
 }
@@ -235,6 +273,18 @@ impl Running {
                 callback(result);
             }
         }
+    }
+
+    /// Sends a signal to the command, by its number; one that is not known does nothing.
+    pub fn signal(&self, signal: i32) {
+        // A helper that is gone has taken the step with it.
+        let _ = self.shared.send(
+            &Request::Signal {
+                id: self.id,
+                signal,
+            },
+            &[],
+        );
     }
 
     /// Kills every process of the step. Its end is reported as usual.

@@ -19,6 +19,7 @@ mod bytes;
 mod capabilities;
 mod child;
 mod command;
+mod enter;
 pub mod entry;
 mod error;
 mod exit;
@@ -31,6 +32,7 @@ mod network;
 mod resolve;
 mod seccomp;
 mod serve;
+mod signals;
 mod spec;
 mod sys;
 pub mod userns;
@@ -43,7 +45,7 @@ pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
 pub use names::{hosts_file, resolver_file};
 pub use spec::{
-    Content, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source, Spec,
+    Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source, Spec,
     Upper, User,
 };
 pub use users::{Identity, resolve_user};

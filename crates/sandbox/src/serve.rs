@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::capabilities::Set;
 use crate::child::{self, Plan, Prepared, Report, StepNetwork};
+use crate::enter;
 use crate::error::{self, SandboxError, failed};
 use crate::exit::{Exit, Status, Usage};
 use crate::helper::{NetworkMode, Options};
@@ -19,7 +20,7 @@ use crate::mounts;
 use crate::network::{Namespace, Pool};
 use crate::resolve::{self, Stub};
 use crate::seccomp::Filter;
-use crate::spec::{Network, Overlay, Root, Source, Spec, Upper};
+use crate::spec::{Entered, Network, Overlay, Root, Source, Spec, Upper};
 use crate::sys::{self, Cloned, WaitStatus};
 use crate::wire::{self, Event, Request};
 use crate::world;
@@ -58,6 +59,7 @@ struct Step {
     tree: Option<OwnedFd>,
     /// What keeps the step's network served.
     network: Option<OwnedFd>,
+    host_network: bool,
 }
 
 impl Server {
@@ -139,6 +141,22 @@ impl Server {
                     reason: error::chain(&error),
                 }),
             },
+            Request::Enter { id, step, entered } => match self.enter(id, step, &entered, fds) {
+                Ok(()) => Ok(()),
+                Err(error) => self.send(&Event::Failed {
+                    id,
+                    reason: error::chain(&error),
+                }),
+            },
+            Request::Signal { id, signal } => {
+                if let (Some(step), Some(signal)) =
+                    (self.steps.get(&id), Signal::from_named_raw(signal))
+                {
+                    // Init passes it on to the command. One that ended needs no signal.
+                    let _ = rustix::process::pidfd_send_signal(&step.pidfd, signal);
+                }
+                Ok(())
+            }
             Request::Kill { id } => {
                 if let Some(step) = self.steps.get(&id) {
                     // Process 1 takes all others of its namespace along. One that ended needs no signal.
@@ -220,6 +238,7 @@ impl Server {
         let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| SandboxError::io("make a pipe", error))?;
         let (network, lease) = self.network_for(spec.network)?;
+        let host_network = matches!(network, StepNetwork::Host);
         let mut flags = libc::CLONE_NEWPID
             | libc::CLONE_NEWNS
             | libc::CLONE_NEWIPC
@@ -256,6 +275,70 @@ impl Server {
                         report,
                         tree,
                         network: lease,
+                        host_network,
+                    },
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a further command in the world of a step.
+    fn enter(
+        &mut self,
+        id: u64,
+        step: u64,
+        entered: &Entered,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), SandboxError> {
+        let target = self
+            .steps
+            .get(&step)
+            .ok_or_else(|| SandboxError::Setup("the container is not running".to_owned()))?;
+        let (target_fd, host_network) = (
+            target
+                .pidfd
+                .try_clone()
+                .map_err(|error| SandboxError::io("copy a descriptor", error))?,
+            target.host_network,
+        );
+        let mut fds = fds.into_iter();
+        let (Some(stdin), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+            return Err(SandboxError::Protocol(
+                "a command without standard streams".to_owned(),
+            ));
+        };
+        let keep: Vec<OwnedFd> = fds.collect();
+        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| SandboxError::io("make a pipe", error))?;
+        // SAFETY: the helper has one thread.
+        match unsafe { sys::clone_process(0, None) }
+            .map_err(|error| SandboxError::io("clone the command", error))?
+        {
+            Cloned::Child => {
+                drop(report);
+                self.close_own();
+                enter::run(enter::Plan {
+                    entered,
+                    step: target_fd.as_fd(),
+                    host_network,
+                    stdio: [stdin, stdout, stderr],
+                    keep,
+                    report: report_writer,
+                    liveness: self.liveness.0.as_fd(),
+                    filter: &self.filter,
+                })
+            }
+            Cloned::Parent { pid, pidfd } => {
+                self.steps.insert(
+                    id,
+                    Step {
+                        pid,
+                        pidfd,
+                        report,
+                        tree: None,
+                        network: None,
+                        host_network,
                     },
                 );
                 Ok(())
@@ -283,6 +366,11 @@ impl Server {
 
     /// Goes on in a child: without what belongs to the helper alone, and to other steps.
     fn run_child(&self, plan: Plan<'_>) -> ! {
+        self.close_own();
+        child::run(plan)
+    }
+
+    fn close_own(&self) {
         let own = [self.socket.as_fd(), self.liveness.1.as_fd()];
         let others = self.steps.values().flat_map(|step| {
             [
@@ -298,10 +386,9 @@ impl Server {
             .chain(others.flatten().chain(pool).map(AsFd::as_fd))
         {
             // SAFETY: their owners are the copy of the helper's state in this process, which is never used
-            // or dropped again: `child::run` does not return.
+            // or dropped again: what runs in a child does not return.
             unsafe { rustix::io::close(std::os::fd::AsRawFd::as_raw_fd(&fd)) };
         }
-        child::run(plan)
     }
 
     /// Takes in a step whose init has ended, so that nothing of it is left, and reports.

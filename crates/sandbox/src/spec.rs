@@ -61,6 +61,19 @@ impl Spec {
     }
 }
 
+/// A further command in a step that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entered {
+    pub args: Vec<String>,
+    /// As in [`Spec::env`].
+    pub env: Vec<String>,
+    pub cwd: String,
+    pub user: User,
+    pub security: Security,
+    /// As in [`Spec::terminal`], but for `/dev/console`.
+    pub terminal: bool,
+}
+
 /// The tree that becomes `/`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Root {

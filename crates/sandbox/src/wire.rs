@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::helper::Options;
-use crate::spec::Spec;
+use crate::spec::{Entered, Spec};
 
 /// The kernel's own limit on descriptors in one message (SCM_MAX_FD).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
@@ -33,6 +33,17 @@ pub(crate) enum Request {
         id: u64,
         spec: Box<Spec>,
         sources: usize,
+    },
+    /// Descriptors beside it: stdin, stdout, stderr, then those to keep.
+    Enter {
+        id: u64,
+        /// The step whose world the command gets.
+        step: u64,
+        entered: Box<Entered>,
+    },
+    Signal {
+        id: u64,
+        signal: i32,
     },
     Kill {
         id: u64,

@@ -516,7 +516,7 @@ fn place_console(root: BorrowedFd<'_>, console: BorrowedFd<'_>) -> io::Result<()
 }
 
 /// Opens the working directory, made when it is missing. Never through a link of `/proc` to an open descriptor.
-fn working_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SandboxError> {
+pub(crate) fn working_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SandboxError> {
     let failed = |error| SandboxError::io(format!("change to the working directory {path}"), error);
     let cwd =
         resolve::make_in_root(root, path, Kind::Directory, &mut Vec::new()).map_err(failed)?;

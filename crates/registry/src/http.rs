@@ -406,7 +406,15 @@ pub(crate) fn failure(
     let refused = connecting && is_refused(&error);
     let source = innermost(error);
     match trouble {
-        Some(Trouble::Trust) => return Failure::never(RegistryError::Tls { endpoint, source }),
+        Some(Trouble::Trust) => {
+            return Failure::never(RegistryError::Tls { endpoint, source });
+        }
+        Some(Trouble::PerhapsTrust) => {
+            return Failure {
+                error: RegistryError::Tls { endpoint, source },
+                retry: Retry::Few(3),
+            };
+        }
         Some(Trouble::NotTls) => {
             let source =
                 "the server does not speak TLS; is it to be reached with plain HTTP?".into();

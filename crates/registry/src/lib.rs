@@ -21,6 +21,7 @@ mod blob;
 mod client;
 mod content;
 mod credentials;
+mod download;
 mod error;
 mod http;
 mod layout;

@@ -239,6 +239,8 @@ impl ResolvesClientCert for ClientKeys {
 pub(crate) enum Trouble {
     /// One side does not trust the other.
     Trust,
+    /// The same, unless a certificate was changed on its way.
+    PerhapsTrust,
     /// The server does not speak TLS.
     NotTls,
     /// Bytes were lost or changed.
@@ -248,17 +250,31 @@ pub(crate) enum Trouble {
 /// Looks for a TLS error in the causes of another.
 pub(crate) fn trouble(error: &(dyn std::error::Error + 'static)) -> Option<Trouble> {
     let mut next = Some(error);
+    let mut text = String::new();
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some(judge(error));
         }
+        text = error.to_string();
         next = match error.downcast_ref::<std::io::Error>() {
             // Its source is the source of what it wraps, not what it wraps.
             Some(error) => error.get_ref().map(|inner| inner as _),
             None => error.source(),
         };
     }
-    None
+    // HTTP/2 keeps only the text of an error. With TLS 1.3 a server refuses a client after the handshake.
+    let refusals = [
+        "CertificateRequired",
+        "BadCertificate",
+        "UnknownCA",
+        "AccessDenied",
+        "CertificateUnknown",
+    ];
+    let alert = text.strip_prefix("received fatal alert: ")?;
+    refusals
+        .iter()
+        .any(|refusal| alert.starts_with(refusal))
+        .then_some(Trouble::Trust)
 }
 
 fn judge(error: &rustls::Error) -> Trouble {
@@ -267,7 +283,7 @@ fn judge(error: &rustls::Error) -> Trouble {
     match error {
         Error::InvalidCertificate(
             CertificateError::BadEncoding | CertificateError::BadSignature,
-        ) => Trouble::Passing,
+        ) => Trouble::PerhapsTrust,
         Error::InvalidCertificate(_) | Error::General(_) | Error::PeerIncompatible(_) => {
             Trouble::Trust
         }

@@ -1,0 +1,27 @@
+//! Downloads that have nothing to do with a registry, with the same TLS, proxies and time limits.
+
+use crate::settings::{ProxyUse, TlsSettings, is_loopback};
+use crate::{RegistryError, Settings, tls};
+
+impl Settings {
+    /// Returns a client for plain downloads from the server of `url`; it follows redirects.
+    pub fn download_client(&self, url: &str) -> Result<reqwest::Client, RegistryError> {
+        let invalid = |message: String| RegistryError::Settings {
+            origin: "the HTTP client".to_owned(),
+            message,
+        };
+        let url: reqwest::Url = url
+            .parse()
+            .map_err(|error| invalid(format!("{url}: {error}")))?;
+        let config = tls::client_config(&TlsSettings::default())?;
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(config)
+            .user_agent(&self.user_agent)
+            .connect_timeout(self.timeouts.connect);
+        let local = url.host_str().is_some_and(is_loopback);
+        if local || self.proxy == ProxyUse::None {
+            builder = builder.no_proxy();
+        }
+        builder.build().map_err(|error| invalid(error.to_string()))
+    }
+}

@@ -9,6 +9,7 @@ use progress::{Outcome, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
 
+use crate::check;
 use crate::context::ContextTree;
 use crate::driver::{Driver, Failed};
 use crate::error::{BuildFailure, StepFailure};
@@ -17,6 +18,7 @@ use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
 use crate::source::dockerfile::Loaded;
+use crate::source::http;
 use crate::source::image::PinnedImage;
 use crate::step::{Shared, StepContext};
 use crate::vertex::VertexWork;
@@ -57,6 +59,7 @@ impl Engine {
         let run = || -> Result<BuildResult, BuildFailure> {
             let mut images = BTreeMap::new();
             let lowered = self.lower(request, &loaded, sink, &mut images)?;
+            let warnings = check::warnings(request, &loaded, &images)?;
             let built = self.solve(request, &loaded, &lowered, &images, sink, cancel)?;
             let exported =
                 export::export(&self.shared, request, &built, lowered.multi_platform, sink)?;
@@ -64,7 +67,7 @@ impl Engine {
             Ok(BuildResult {
                 image,
                 manifest,
-                warnings: Vec::new(),
+                warnings,
                 dockerfile: Some(source.clone()),
             })
         };
@@ -195,6 +198,7 @@ impl Engine {
         for build in &lowered.builds {
             let pinned = Pinned {
                 images: images.clone(),
+                files: http::pin_all(&self.shared, &build.graph, sink)?,
                 contexts: contexts_of(&self.shared, loaded, build, sink)?,
             };
             let works = plan::plan(&build.graph, &pinned, &context, sink)?;

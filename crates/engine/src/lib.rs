@@ -12,6 +12,7 @@
 
 mod build;
 mod cancel;
+mod check;
 mod context;
 mod driver;
 mod engine;

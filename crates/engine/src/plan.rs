@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use llb::{Graph, Op, Vertex};
+use llb::{Graph, Op, Vertex, VertexId};
 use progress::{Group, Sink};
 use rootfs::checksum::Selection;
 use solver::Class;
@@ -14,6 +14,7 @@ use crate::EngineError;
 use crate::context::{ContextTree, selections_of};
 use crate::driver::Task;
 use crate::keys::KeyBuilder;
+use crate::source::http::HttpFile;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
 use crate::vertex::{VertexAction, VertexWork};
@@ -22,6 +23,8 @@ use crate::vertex::{VertexAction, VertexWork};
 pub(crate) struct Pinned {
     /// Images by identifier and platform, as `key_of_image` writes them.
     pub(crate) images: BTreeMap<(String, String), PinnedImage>,
+    /// Files behind URLs by vertex.
+    pub(crate) files: BTreeMap<VertexId, HttpFile>,
     /// Local directories by name.
     pub(crate) contexts: BTreeMap<String, Arc<ContextTree>>,
 }
@@ -132,6 +135,9 @@ fn action_of(vertex: &Vertex, pinned: &Pinned) -> Result<VertexAction, EngineErr
         let tree = pinned.contexts.get(name).ok_or_else(missing)?;
         return Ok(VertexAction::Context(Arc::clone(tree)));
     }
+    if let Some(file) = pinned.files.get(&vertex.id()) {
+        return Ok(VertexAction::Http(file.clone()));
+    }
     let key = image_key(vertex);
     if let Some(image) = pinned.images.get(&key) {
         return Ok(VertexAction::Image(image.clone()));
@@ -168,6 +174,9 @@ fn operation_key(
         VertexAction::Image(image) => {
             // The config names all layers: by whatever name or index it came, it is the same image.
             KeyBuilder::new("image").part("config", image.id.to_string().as_bytes())
+        }
+        VertexAction::Http(file) => {
+            KeyBuilder::new("http").part("file", file.identity().as_bytes())
         }
         VertexAction::Context(tree) => {
             KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes())

@@ -14,6 +14,7 @@ use crate::driver::Work;
 use crate::keys::{KeyPart, hex};
 use crate::matching::{InputUse, same_input};
 use crate::snapshot::{Snapshot, StepOutput};
+use crate::source::http::HttpFile;
 use crate::source::image::PinnedImage;
 use crate::step::{StepContext, exec, file, merge};
 use crate::{Cancel, EngineError};
@@ -50,6 +51,8 @@ pub(crate) enum VertexAction {
     Operation(Op),
     /// Brings an image in.
     Image(PinnedImage),
+    /// A file that was downloaded when the build began.
+    Http(HttpFile),
     /// Files captured when the build began.
     Context(Arc<ContextTree>),
 }
@@ -161,6 +164,9 @@ impl VertexWork {
             VertexAction::Image(image) => {
                 let layers = image.unpack(&self.context.shared, running, cancel)?;
                 Ok(vec![Snapshot::Layers(layers)])
+            }
+            VertexAction::Http(file) => {
+                Ok(vec![Snapshot::Layers(file.unpack(&self.context.shared)?)])
             }
             VertexAction::Operation(op) => match op {
                 Op::Exec(op) => exec::run(&self.context, op, trees, running, &self.name, cancel),

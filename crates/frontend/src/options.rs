@@ -9,7 +9,7 @@ use oci::{Digest, Platform};
 pub struct Options {
     /// The name of the Dockerfile, for messages.
     pub filename: String,
-    /// The stage to build, by name or, where no stage has that name, by number; `None` is the last one.
+    /// The stage to build, by name; `None` is the last one.
     pub target: Option<String>,
     /// Build arguments. `SOURCE_DATE_EPOCH` and the proxy variables among them have their own meaning.
     pub build_args: BTreeMap<String, String>,

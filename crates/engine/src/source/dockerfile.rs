@@ -21,7 +21,7 @@ pub(crate) struct Loaded {
     /// As shown in messages.
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
-    ignore: Vec<String>,
+    ignore: IgnoreFile,
     /// Directories by the name the graph knows them by.
     directories: BTreeMap<String, PathBuf>,
     named: BTreeMap<String, NamedContext>,
@@ -155,7 +155,7 @@ fn read_ignore(
     request: &BuildRequest,
     directory: &Path,
     sink: &Sink,
-) -> Result<Vec<String>, EngineError> {
+) -> Result<IgnoreFile, EngineError> {
     let running = sink
         .vertex(Vertex::named("[internal] load .dockerignore"))
         .start();
@@ -175,13 +175,13 @@ fn read_ignore(
             running
                 .status_of("transferring context:", "", size)
                 .finish(size);
-            let patterns = parse_ignore(&path, &text)?;
+            let ignore = parse_ignore(&path, &text)?;
             running.complete(Outcome::Done);
-            return Ok(patterns);
+            return Ok(ignore);
         }
     }
     running.complete(Outcome::Done);
-    Ok(Vec::new())
+    Ok(IgnoreFile::default())
 }
 
 fn with_suffix(path: &Path) -> PathBuf {
@@ -190,16 +190,19 @@ fn with_suffix(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn parse_ignore(path: &Path, text: &[u8]) -> Result<Vec<String>, EngineError> {
+fn patterns_of(file: &IgnoreFile) -> Vec<String> {
+    file.lines.iter().map(|line| line.pattern.clone()).collect()
+}
+
+fn parse_ignore(path: &Path, text: &[u8]) -> Result<IgnoreFile, EngineError> {
     let text = String::from_utf8_lossy(text);
     let invalid = |error: dockerfile::ignore::IgnoreError| {
         EngineError::Request(format!("invalid {}: {error}", path.display()))
     };
     let file = IgnoreFile::parse(&text).map_err(invalid)?;
-    let patterns: Vec<String> = file.lines.into_iter().map(|line| line.pattern).collect();
     // What cannot be matched is better said here than when the first file comes.
-    dockerfile::ignore::Matcher::new(patterns.iter()).map_err(invalid)?;
-    Ok(patterns)
+    dockerfile::ignore::Matcher::new(patterns_of(&file)).map_err(invalid)?;
+    Ok(file)
 }
 
 fn unpack_tar(path: &Path) -> Result<TempDir, EngineError> {
@@ -249,7 +252,7 @@ fn named_contexts(
                 directories.insert(name.clone(), directory);
                 NamedContext::Local {
                     name: name.clone(),
-                    ignore: ignore.unwrap_or_default(),
+                    ignore: ignore.as_ref().map(patterns_of).unwrap_or_default(),
                 }
             }
         };
@@ -279,6 +282,11 @@ impl Loaded {
             .get(name)
             .cloned()
             .ok_or_else(|| EngineError::Graph(format!("there is no context {name}")))
+    }
+
+    /// Returns the ignore file of the context.
+    pub(crate) fn ignore_file(&self) -> &IgnoreFile {
+        &self.ignore
     }
 
     /// Returns the settings of the lowering.
@@ -320,7 +328,7 @@ impl Loaded {
                 false => ResolveMode::Default,
             },
             context: MainContext::Local {
-                ignore: self.ignore.clone(),
+                ignore: patterns_of(&self.ignore),
             },
             named_contexts: self.named.clone(),
             ..Options::default()

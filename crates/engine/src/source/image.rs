@@ -44,6 +44,7 @@ const MAX_CONFIG: u64 = 8 << 20;
 pub(crate) struct ImageResolver {
     store: Store,
     client: Client,
+    settings: registry::Settings,
     runtime: OnceLock<Runtime>,
 }
 
@@ -58,13 +59,18 @@ impl ImageResolver {
     pub(crate) fn new(store: Store, settings: registry::Settings) -> Self {
         Self {
             store,
-            client: Client::new(settings),
+            client: Client::new(settings.clone()),
+            settings,
             runtime: OnceLock::new(),
         }
     }
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    pub(crate) fn settings(&self) -> &registry::Settings {
+        &self.settings
     }
 
     /// Returns the runtime of everything that talks to a network, started when it is first needed.

@@ -2,5 +2,6 @@
 
 pub(crate) mod dockerfile;
 mod git;
+pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod pull;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use oci::{Descriptor, Digest, Reference};
 use progress::RunningVertex;
-use rootfs::apply::{Applied, ApplyOptions, Devices, Ownership, apply_layer};
+use rootfs::apply::{Applied, ApplyOptions, Devices, Ownership, apply_layer, mend};
 use rootfs::{Form, LayerDir};
 use sha2::{Digest as _, Sha256};
 use store::{BlobWriter, Encoding, Ids, Layer, LayerInfo, MutLayer, NamedLock};
@@ -269,7 +269,14 @@ fn publish(
             }
             Fetched::Unpacked(unpacked) => *unpacked,
         };
-        let depends = !unpacked.applied.implicit.is_empty() || !unpacked.applied.root;
+        let depends = match done.is_empty() {
+            true => false,
+            false => {
+                let dir = LayerDir::open(unpacked.layer.path())?;
+                let form = Form::Overlay(shared.xattrs());
+                mend(&dir, form, &unpacked.applied, &shared.tree(&done)?)?
+            }
+        };
         let key = match depends {
             true => chain_keys[index].clone(),
             false => diff_key(diff_id),

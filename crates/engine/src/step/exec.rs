@@ -203,13 +203,6 @@ fn specify(
             .count()
     });
     for mount in mounts {
-        if mount.dest == "/dev/shm"
-            && let MountKind::Tmpfs { size } = mount.kind
-            && size > 0
-        {
-            spec.shm_size = Some(size as u64);
-            continue;
-        }
         if let Some(mount) = mount_of(context, mount, inputs, held)? {
             spec.mounts.push(mount);
         }

@@ -276,29 +276,33 @@ fn owner_of(
         None => {}
         Some(llb::UserRef::Id(id)) => (uid, gid) = (*id, *id),
         Some(llb::UserRef::Name { name, input }) => {
-            let fields = account(context, *input, inputs, "/etc/passwd", name)?;
-            (uid, gid) = (field(&fields, 2)?, field(&fields, 3)?);
+            // A name that is not there is root, as in the reference.
+            if let Some(fields) = account(context, *input, inputs, "/etc/passwd", name)? {
+                (uid, gid) = (field(&fields, 2)?, field(&fields, 3)?);
+            }
         }
     }
     match &owner.group {
         None => {}
         Some(llb::UserRef::Id(id)) => gid = *id,
         Some(llb::UserRef::Name { name, input }) => {
-            let fields = account(context, *input, inputs, "/etc/group", name)?;
-            gid = field(&fields, 2)?;
+            gid = match account(context, *input, inputs, "/etc/group", name)? {
+                Some(fields) => field(&fields, 2)?,
+                None => 0,
+            };
         }
     }
     Ok(Some(request::Owner { uid, gid }))
 }
 
-/// Returns the fields of the first line for a name.
+/// Returns the fields of the first line for a name, if there is one.
 fn account(
     context: &StepContext,
     input: Option<usize>,
     inputs: &[Snapshot],
     file: &str,
     name: &str,
-) -> Result<Vec<String>, EngineError> {
+) -> Result<Option<Vec<String>>, EngineError> {
     let content = match input.map(|input| &inputs[input]) {
         Some(Snapshot::Layers(layers)) => context
             .tree(layers)?
@@ -309,16 +313,10 @@ fn account(
     for line in String::from_utf8_lossy(&content).lines() {
         let fields: Vec<String> = line.trim().split(':').map(str::to_owned).collect();
         if fields[0] == name {
-            return Ok(fields);
+            return Ok(Some(fields));
         }
     }
-    let kind = match file {
-        "/etc/passwd" => "user",
-        _ => "group",
-    };
-    Err(EngineError::Request(format!(
-        "unable to convert {kind} {name:?} to a number: there is no such {kind} in {file} of the image"
-    )))
+    Ok(None)
 }
 
 fn field(fields: &[String], number: usize) -> Result<u32, EngineError> {

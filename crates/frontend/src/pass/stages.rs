@@ -184,13 +184,7 @@ impl<'a> Pass<'a> {
         else {
             return Ok(self.states.len() - 1);
         };
-        let number = || {
-            target
-                .parse()
-                .ok()
-                .filter(|number| *number < self.states.len())
-        };
-        self.find_state(target).or_else(number).ok_or_else(|| {
+        self.find_state(target).ok_or_else(|| {
             let message = format!("target stage {} could not be found", quote(target));
             let known: Vec<&str> = self.labels().collect();
             let help = format!("the stages are {}", known.join(", "));

@@ -126,9 +126,7 @@ struct Unpacking<'a> {
 
 impl Unpacking<'_> {
     fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
-        if leaves_the_root(&entry.path) {
-            return Err(self.error(&entry.path, "it leads out of the target"));
-        }
+        // `..` above the target is cut off, as where the target is a root: it leads nowhere else.
         let path = RootPath::new(&entry.path)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             // The root of the archive: the target stays as it is.
@@ -261,9 +259,6 @@ impl Unpacking<'_> {
         owner: Owner,
         time: Timestamp,
     ) -> Result<()> {
-        if leaves_the_root(&entry.link) {
-            return Err(self.error(&entry.path, "it links to something out of the target"));
-        }
         let target = RootPath::new(&entry.link)?;
         let found = self.tree.resolve(&target, Follow::Parents)?;
         let (Some(_), [target_name]) = (&found.leaf, &found.rest[..]) else {
@@ -324,25 +319,6 @@ impl Unpacking<'_> {
             reason: reason.to_owned(),
         }
     }
-}
-
-/// Returns whether `..` components lead above where a path starts.
-fn leaves_the_root(path: &[u8]) -> bool {
-    if path.starts_with(b"/") {
-        return false;
-    }
-    let mut depth = 0_i64;
-    for component in crate::path::components(path) {
-        match component {
-            b"." => {}
-            b".." => depth -= 1,
-            _ => depth += 1,
-        }
-        if depth < 0 {
-            return true;
-        }
-    }
-    false
 }
 
 fn attributes(entry: &Entry) -> Vec<Xattr> {

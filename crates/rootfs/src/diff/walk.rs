@@ -285,8 +285,14 @@ impl<F: FnMut(Item) -> bool> Walk<F> {
             }
             _ => Content::None,
         };
+        // Each name is judged by itself, as in the reference: a copy that overlay made for the sake of a new link is left
+        // out, and the new name is a file of its own.
+        if let Some(lower) = &frame.lower
+            && is_same_leaf(lower, name, &meta, &xattrs, &content)?
+        {
+            return Ok(true);
+        }
         if meta.links > 1 {
-            // A file with several names is written whatever is below: its other names lead to it.
             let identity = (meta.device, meta.inode);
             match self.links.get(&identity) {
                 Some(first) => {
@@ -295,10 +301,6 @@ impl<F: FnMut(Item) -> bool> Walk<F> {
                 }
                 None => drop(self.links.insert(identity, path.clone())),
             }
-        } else if let Some(lower) = &frame.lower
-            && is_same_leaf(lower, name, &meta, &xattrs, &content)?
-        {
-            return Ok(true);
         }
         Ok(self.put(Item {
             path,

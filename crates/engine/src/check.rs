@@ -1,0 +1,70 @@
+//! Checks a Dockerfile by the rules of `docker build --check` before it is built.
+
+use std::collections::BTreeMap;
+
+use dockerfile::Diagnostic;
+use dockerfile::check::{BaseImage, CheckOptions, Images, check};
+use oci::Platform;
+
+use crate::EngineError;
+use crate::request::BuildRequest;
+use crate::source::dockerfile::Loaded;
+use crate::source::image::PinnedImage;
+
+/// The images a lowering has asked about.
+struct Known<'a>(&'a BTreeMap<(String, String), PinnedImage>);
+
+impl Images for Known<'_> {
+    fn image(&self, name: &str, platform: &Platform) -> Result<BaseImage, String> {
+        let wanted = oci::Reference::parse_normalized(name).map_err(|error| error.to_string())?;
+        let wanted = wanted.or_latest();
+        let platform = platform.normalized().to_string();
+        let known = self
+            .0
+            .iter()
+            .find(|((_, known), image)| *known == platform && image.reference == wanted);
+        let Some((_, image)) = known else {
+            // A stage that is not built: its base is not worth a question to the network.
+            return dockerfile::check::UnknownImages.image(name, &Platform::host());
+        };
+        Ok(BaseImage {
+            env: image.config.config.env.clone(),
+            working_dir: image.config.config.working_dir.clone(),
+            has_shell: !image.config.config.shell.is_empty(),
+            onbuild: image.config.config.on_build.clone(),
+            platform: Some(image.platform.clone()),
+        })
+    }
+}
+
+/// Returns what the check finds in the stages that are built.
+///
+/// # Errors
+///
+/// If the file says `# check=error=true` and there are findings.
+pub(crate) fn warnings(
+    request: &BuildRequest,
+    loaded: &Loaded,
+    images: &BTreeMap<(String, String), PinnedImage>,
+) -> Result<Vec<Diagnostic>, EngineError> {
+    let host = Platform::host();
+    let options = CheckOptions {
+        build_args: &request.build_args,
+        target: Some(request.target.as_deref().unwrap_or("")),
+        config: None,
+        build_platform: &host,
+        target_platform: request.platforms.first(),
+        images: &Known(images),
+        ignore: Some(loaded.ignore_file()),
+    };
+    let report = check(&loaded.bytes, &options);
+    match report.error {
+        Some(error) if !report.warnings.is_empty() => {
+            let mut diagnostics = report.warnings;
+            diagnostics.extend(error.diagnostics);
+            Err(EngineError::Dockerfile { diagnostics })
+        }
+        // Whatever else is wrong, the lowering has said it already, and better.
+        _ => Ok(report.warnings),
+    }
+}

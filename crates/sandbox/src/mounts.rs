@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -89,10 +89,21 @@ pub(crate) fn attach_over_root(mount: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn pivot_to(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::process::fchdir(root)?;
     rustix::process::pivot_root(".", ".")?;
-    // The old root now lies over the new one; detached, it takes all other mounts with it.
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
+    // The old root now lies over the new one, and over it whatever was attached to it: `..` of a root leads to the
+    // highest of them. Each is taken off, until `..` is the root itself.
+    while mount_id("/..")? != mount_id("/")? {
+        rustix::mount::unmount("/..", UnmountFlags::DETACH)?;
+    }
     Ok(())
+}
+
+fn mount_id(path: &str) -> io::Result<u64> {
+    let found = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+    if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    Ok(found.stx_mnt_id)
 }
 
 /// Mounts an overlay, detached.

@@ -71,6 +71,37 @@ fn no_descriptor_of_the_builder_reaches_the_command() {
     outside.unchanged();
 }
 
+/// The old root and what was attached to it while the world was built.
+#[test]
+fn nothing_lies_over_the_root() {
+    if !able() {
+        return;
+    }
+    let bench = Bench::new();
+    let look = "ls -a / > /tmp/root; for up in /.. /../.. /proc/self/root/..; do ls -a $up | cmp - /tmp/root || echo $up; done;
+        grep -c ' / / ' /proc/self/mountinfo";
+    let mut spec = bench.shell("over-the-root", look);
+    spec.mounts.push(mount(
+        "/tmp",
+        Source::Tmpfs {
+            size: None,
+            mode: 0o1777,
+        },
+    ));
+    for name in ["/run/first", "/run/second"] {
+        spec.mounts.push(mount(
+            name,
+            Source::File {
+                content: sandbox::Content(b"secret".to_vec()),
+                mode: 0o400,
+                uid: 0,
+                gid: 0,
+            },
+        ));
+    }
+    assert_eq!(bench.run(&spec).stdout, "1\n");
+}
+
 /// CVE-2024-21626: a working directory that is a descriptor of the host.
 #[test]
 fn the_working_directory_cannot_be_a_descriptor() {

@@ -442,6 +442,10 @@ impl BlobStream {
                         return Err(cut(endpoint, innermost(&error).into()));
                     }
                     Err(_) => {
+                        if let Some(Host::Remote(endpoint)) = &self.host {
+                            let connections = &self.client.transport().connections;
+                            connections.give_up(&endpoint.tls);
+                        }
                         return Err(Failure::soon(RegistryError::Timeout {
                             subject: self.subject.clone(),
                             endpoint,

@@ -253,6 +253,7 @@ impl Connections {
                 Err(_) => {
                     let now = sent.load(Ordering::Relaxed);
                     if now == before {
+                        self.give_up(&outgoing.endpoint.tls);
                         return Err(silent(outgoing, patience));
                     }
                     before = now;
@@ -293,9 +294,21 @@ impl Connections {
                     let url = response.url().clone();
                     return Err(failure(outgoing, &url, error, body.len() as u64));
                 }
-                Err(_) => return Err(silent(outgoing, self.settings.timeouts.silence)),
+                Err(_) => {
+                    self.give_up(&outgoing.endpoint.tls);
+                    return Err(silent(outgoing, self.settings.timeouts.silence));
+                }
             }
         }
+    }
+
+    /// Uses the connections made so far no more, those in use excepted: one with HTTP/2 that fell silent would else
+    /// take each further request to the same server.
+    pub(crate) fn give_up(&self, tls: &TlsSettings) {
+        let mut clients = self.clients.lock().expect("no panic while held");
+        clients.retain(|(known, _), _| {
+            (known.skip_verify, &known.authorities) != (tls.skip_verify, &tls.authorities)
+        });
     }
 
     fn client(&self, tls: &TlsSettings, url: &Url) -> Result<reqwest::Client, Failure> {
@@ -317,6 +330,8 @@ impl Connections {
             .connect_timeout(self.settings.timeouts.connect)
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .http2_keep_alive_timeout(Duration::from_secs(20))
             // The windows of HTTP/2 would else bound a download to 64 KiB a round trip.
             .http2_initial_stream_window_size(4 << 20)
             .http2_initial_connection_window_size(16 << 20);

@@ -59,7 +59,7 @@ impl Mishap {
 }
 
 /// Relays connections to `target` with mishaps from a seed; returns its own address.
-async fn troublesome(target: String, seed: u64, reach: u64) -> String {
+pub(crate) async fn troublesome(target: String, seed: u64, reach: u64) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let authority = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -78,6 +78,32 @@ async fn troublesome(target: String, seed: u64, reach: u64) -> String {
                     () = relay(client_read, server_write, mishap, true) => {}
                     () = relay(server_read, client_write, mishap, false) => {}
                 }
+            });
+        }
+    });
+    authority
+}
+
+/// Relays connections, the answers of each only up to so many bytes.
+pub(crate) async fn silent_after(target: String, bytes: u64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let authority = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let target = target.clone();
+            tokio::spawn(async move {
+                let server = TcpStream::connect(target).await.unwrap();
+                let (client_read, client_write) = client.into_split();
+                let (server_read, server_write) = server.into_split();
+                tokio::join!(
+                    relay(client_read, server_write, Mishap::None, true),
+                    relay(
+                        server_read,
+                        client_write,
+                        Mishap::Stall { after: bytes },
+                        false
+                    ),
+                );
             });
         }
     });
@@ -146,7 +172,10 @@ fn impatient(authority: &str) -> registry::Settings {
 }
 
 /// Pulls an image as a builder does: manifest, config, layers by what the manifest says.
-async fn pull(client: &Client, name: &str) -> Result<(Vec<u8>, Vec<Vec<u8>>), RegistryError> {
+pub(crate) async fn pull(
+    client: &Client,
+    name: &str,
+) -> Result<(Vec<u8>, Vec<Vec<u8>>), RegistryError> {
     let name = reference(name);
     let resolved = client.resolve(&name).await?;
     let parsed =
@@ -182,7 +211,7 @@ impl Tally {
 }
 
 /// The image of these tests: a small config and two layers, the second of some size.
-fn image(seed: u64) -> (Vec<u8>, Vec<Vec<u8>>) {
+pub(crate) fn image(seed: u64) -> (Vec<u8>, Vec<Vec<u8>>) {
     let layers = vec![noise(seed, 5_000), noise(seed + 1, 400_000)];
     let config = format!("{{\"seed\":{seed}}}").into_bytes();
     let raw = manifest(&config, &[&layers[0], &layers[1]]);
@@ -244,7 +273,7 @@ async fn pulls_are_right_or_fail_clearly() {
 }
 
 /// Pushes an image as a builder does: blobs, then the manifest.
-async fn push(
+pub(crate) async fn push(
     client: &Client,
     name: &str,
     raw: &[u8],

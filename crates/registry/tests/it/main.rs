@@ -4,6 +4,7 @@ mod auth;
 mod chaos;
 mod configuration;
 mod debian;
+mod proxy;
 mod pull;
 mod push;
 mod server;

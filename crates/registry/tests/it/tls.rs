@@ -12,19 +12,23 @@ use rustls::{RootCertStore, ServerConfig};
 use crate::server::Registry;
 use crate::{blob, manifest, noise, reference, settings_with};
 
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { issuer }
     }
 
-    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    pub(crate) fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
@@ -87,7 +91,7 @@ async fn a_configured_authority_is_trusted_and_no_other() {
         let name = reference(&format!("{}/a/b:1", registry.authority));
         let resolve = async |authority: &Authority| {
             let path = root.path().join("ca.pem");
-            std::fs::write(&path, authority.issuer.pem()).unwrap();
+            std::fs::write(&path, authority.pem()).unwrap();
             let toml = format!("[registry.\"HERE\"]\nca = [\"{}\"]\n", path.display());
             let client = Client::new(settings_with(&registry.authority, &toml));
             client.resolve(&name).await.map(|_| client)
@@ -109,7 +113,7 @@ async fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("ca.pem");
-    std::fs::write(&path, authority.issuer.pem()).unwrap();
+    std::fs::write(&path, authority.pem()).unwrap();
     let (registry, _) = start(authority.server("other.example", None, &["h2"])).await;
     let toml = format!("[registry.\"HERE\"]\nca = [\"{}\"]\n", path.display());
     let client = Client::new(settings_with(&registry.authority, &toml));
@@ -136,7 +140,7 @@ async fn a_client_certificate_is_presented() {
     let (servers, clients) = (Authority::new(), Authority::new());
     let root = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| std::fs::write(root.path().join(name), text).unwrap();
-    write("ca.crt", servers.issuer.pem());
+    write("ca.crt", servers.pem());
     let (certificate, key) = clients.issue("client");
     write("client.cert", certificate.pem());
     write("client.key", key.serialize_pem());
@@ -193,4 +197,22 @@ async fn an_unreadable_authority_is_an_error_of_the_settings() {
             .starts_with("invalid registry settings in /not/there.pem"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_fell_silent_is_not_used_again() {
+    let authority = Authority::new();
+    let (registry, _) = start(authority.server("127.0.0.1", None, &["h2"])).await;
+    // Relays until there was a first answer, then no more on that connection.
+    let relay = crate::chaos::silent_after(registry.authority.clone(), 6_000).await;
+    let mut settings = settings_with(
+        &relay,
+        "[registry.\"HERE\"]\ninsecure = true\nhttp = false\n",
+    );
+    settings.timeouts.silence = std::time::Duration::from_millis(200);
+    let client = Client::new(settings);
+    let name = reference(&format!("{relay}/a/b:1"));
+    for _ in 0..50 {
+        client.resolve(&name).await.unwrap();
+    }
 }

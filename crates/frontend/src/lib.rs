@@ -11,7 +11,6 @@
 
 #![forbid(unsafe_code)]
 
-mod check;
 mod dispatch;
 mod error;
 mod git;

@@ -1,6 +1,6 @@
 //! What comes of a lowering.
 
-use dockerfile::{Diagnostic, Lines};
+use dockerfile::Lines;
 use oci::{ImageConfig, Platform};
 
 /// A Dockerfile as graphs and images.
@@ -10,8 +10,6 @@ pub struct Lowered {
     pub builds: Vec<PlatformBuild>,
     /// The result is an index.
     pub multi_platform: bool,
-    /// What the check finds in the stages of the target.
-    pub warnings: Vec<Diagnostic>,
 }
 
 /// The build for one platform.

@@ -22,9 +22,9 @@ use crate::{Answers, Lowered, Options, Request};
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Lowering<'a> {
-    pub(crate) ast: &'a Ast,
+    ast: &'a Ast,
     stages: &'a Stages,
-    pub(crate) options: &'a Options,
+    options: &'a Options,
 }
 
 /// How far a lowering has come.
@@ -46,7 +46,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Returns what the builder runs on, best first.
-    pub(crate) fn build_platforms(&self) -> Vec<Platform> {
+    fn build_platforms(&self) -> Vec<Platform> {
         match self.options.build_platforms.is_empty() {
             false => self.options.build_platforms.clone(),
             true => vec![Platform::host()],
@@ -92,7 +92,6 @@ impl<'a> Lowering<'a> {
         Ok(Step::Done(Box::new(Lowered {
             builds,
             multi_platform: multi,
-            warnings: self.warnings(answers),
         })))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oci::Platform;
 use sha2::{Digest as _, Sha256};
 
-use crate::{ActionInput, LlbError, Metadata, Op, SourceFile, UserRef, encode};
+use crate::{ActionInput, LlbError, MergeOp, Metadata, Op, SourceFile, UserRef, encode};
 
 /// The identity of a vertex: the SHA-256 of its canonical encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -267,22 +267,21 @@ impl GraphBuilder {
 
     /// Returns the graph of what `root` needs, equal vertices unified.
     ///
-    /// The builder stays as it is: other roots may be taken from it.
-    ///
     /// # Errors
     ///
     /// If an op names an input or output that is not there, or is not complete.
-    pub fn finish(&self, root: Option<Output>) -> Result<Graph, LlbError> {
+    pub fn finish(self, root: Option<Output>) -> Result<Graph, LlbError> {
+        let Self { drafts, sources } = self;
         let Some(root) = root else {
             return Ok(Graph {
-                sources: self.sources.clone(),
+                sources,
                 ..Graph::default()
             });
         };
         let mut assembly = Assembly {
-            builder: self,
-            placed: vec![Place::Unseen; self.drafts.len()],
-            by_id: HashMap::with_capacity(self.drafts.len()),
+            placed: vec![Place::Unseen; drafts.len()],
+            by_id: HashMap::with_capacity(drafts.len()),
+            drafts,
             vertices: Vec::new(),
             buffer: Vec::new(),
         };
@@ -291,7 +290,7 @@ impl GraphBuilder {
         let graph = Graph {
             vertices: assembly.vertices,
             root: Some(edge),
-            sources: self.sources.clone(),
+            sources,
             unknown: Vec::new(),
         };
         graph.check_locations()?;
@@ -324,15 +323,16 @@ enum Place {
 }
 
 /// A graph in the making: a walk from the root, inputs first.
-struct Assembly<'a> {
-    builder: &'a GraphBuilder,
+struct Assembly {
+    /// Those that are placed are empty.
+    drafts: Vec<Pending>,
     placed: Vec<Place>,
     by_id: HashMap<VertexId, usize>,
     vertices: Vec<Vertex>,
     buffer: Vec<u8>,
 }
 
-impl Assembly<'_> {
+impl Assembly {
     /// Places `root` and all it needs. Keeps its own stack: chains may be as long as the definition.
     fn walk(&mut self, root: usize) -> Result<(), LlbError> {
         let mut stack = vec![(root, 0)];
@@ -341,7 +341,7 @@ impl Assembly<'_> {
                 continue;
             }
             self.placed[draft] = Place::Open;
-            let inputs = &self.builder.drafts[draft].draft.inputs;
+            let inputs = &self.drafts[draft].draft.inputs;
             match inputs.get(next) {
                 Some(input) => {
                     stack.push((draft, next + 1));
@@ -379,7 +379,12 @@ impl Assembly<'_> {
     }
 
     fn place(&mut self, position: usize) -> Result<(), LlbError> {
-        let Pending { draft, foreign } = &self.builder.drafts[position];
+        let emptied = Pending {
+            draft: Draft::new(Op::Merge(MergeOp::default()), Vec::new()),
+            foreign: None,
+        };
+        let pending = std::mem::replace(&mut self.drafts[position], emptied);
+        let Pending { draft, foreign } = pending;
         check(position, &draft.op, draft.inputs.len())?;
         let kind = draft.op.kind();
         let inputs = draft.inputs.iter();
@@ -391,13 +396,8 @@ impl Assembly<'_> {
         let named = inputs
             .iter()
             .map(|edge| (self.vertices[edge.vertex].id, edge.output));
-        encode::operation(
-            &mut buffer,
-            &draft.op,
-            named,
-            draft.platform.as_ref(),
-            &draft.constraints,
-        );
+        let platform = draft.platform.as_ref();
+        encode::operation(&mut buffer, &draft.op, named, platform, &draft.constraints);
         let mut id = VertexId::of(&buffer);
         self.buffer = buffer;
         if let Some(foreign) = foreign
@@ -408,20 +408,18 @@ impl Assembly<'_> {
         }
         let at = match self.by_id.entry(id) {
             Entry::Occupied(known) => {
-                self.vertices[*known.get()]
-                    .metadata
-                    .merge(draft.metadata.clone());
+                self.vertices[*known.get()].metadata.merge(draft.metadata);
                 *known.get()
             }
             Entry::Vacant(free) => {
                 self.vertices.push(Vertex {
                     id,
-                    op: draft.op.clone(),
+                    op: draft.op,
                     inputs,
-                    platform: draft.platform.clone(),
-                    constraints: draft.constraints.clone(),
-                    metadata: draft.metadata.clone(),
-                    foreign: foreign.clone(),
+                    platform: draft.platform,
+                    constraints: draft.constraints,
+                    metadata: draft.metadata,
+                    foreign,
                 });
                 *free.insert(self.vertices.len() - 1)
             }

@@ -317,7 +317,13 @@ fn what_the_root_does_not_need_is_left_out_and_equal_vertices_are_one() {
         (metadata.name.as_str(), metadata.ignore_cache),
         ("second", true)
     );
-    assert!(builder.finish(None).unwrap().encode_definition().is_empty());
+    assert!(
+        GraphBuilder::default()
+            .finish(None)
+            .unwrap()
+            .encode_definition()
+            .is_empty()
+    );
     assert!(Graph::decode_definition(b"").unwrap().root().is_none());
 }
 

@@ -3,7 +3,7 @@
 use dockerfile::chmod::{Chmod, parse_chmod};
 use dockerfile::git::{GitRef, is_git_source, is_http_source};
 use dockerfile::paths::{self, PathError};
-use dockerfile::{Add, Copy, Diagnostic, InlineFile, Word, quote};
+use dockerfile::{Add, Copy, Diagnostic, InlineFile, Span, Word, quote};
 use llb::{CopyMode, Draft, FileSpec, Metadata, Op, Output, Owner, ProgressGroup, SourceOp, attr};
 use oci::Digest;
 
@@ -23,6 +23,7 @@ struct Request<'s> {
     dest: String,
     chown: String,
     chmod: String,
+    chmod_span: Option<Span>,
     checksum: String,
     exclude: Vec<String>,
     link: bool,
@@ -56,6 +57,7 @@ impl Pass<'_> {
             is_add: true,
             chown: self.optional_word(site, add.chown.as_ref())?,
             chmod: self.optional_word(site, add.chmod.as_ref())?,
+            chmod_span: add.chmod.as_ref().map(|chmod| chmod.span),
             checksum: self.optional_word(site, add.checksum.as_ref())?,
             sources: self.source_words(site, &add.sources)?,
             dest: self.word(site, &add.dest)?,
@@ -68,11 +70,17 @@ impl Pass<'_> {
             from: None,
         };
         self.copy_files(number, stage, site, &request)?;
-        for (source, _) in &request.sources {
-            if !source.starts_with("http://") && !source.starts_with("https://") {
-                stage.context_paths.insert(paths::join("/", source));
-            }
-        }
+        let is_local = |source: &&String| {
+            !is_http_source(source) && GitRef::parse(source).map_or(true, |git| git.is_like_local)
+        };
+        let local = request
+            .sources
+            .iter()
+            .map(|(source, _)| source)
+            .filter(is_local);
+        stage
+            .context_paths
+            .extend(local.map(|source| paths::join("/", source)));
         Ok(())
     }
 
@@ -87,6 +95,7 @@ impl Pass<'_> {
             is_add: false,
             chown: self.optional_word(site, copy.chown.as_ref())?,
             chmod: self.optional_word(site, copy.chmod.as_ref())?,
+            chmod_span: copy.chmod.as_ref().map(|chmod| chmod.span),
             checksum: String::new(),
             sources: self.source_words(site, &copy.sources)?,
             dest: self.word(site, &copy.dest)?,
@@ -164,7 +173,12 @@ impl Pass<'_> {
             .map_err(|problem| wrong(problem.to_string()))?;
         let mode = match request.chmod.as_str() {
             "" => CopyMode::Keep,
-            chmod => match parse_chmod(chmod).map_err(wrong)? {
+            chmod => match parse_chmod(chmod).map_err(|problem| {
+                let error = wrong(problem);
+                request.chmod_span.map_or(error.clone(), |span| {
+                    Box::new(error.label(span, "this mode"))
+                })
+            })? {
                 Chmod::Octal(bits) => CopyMode::Bits(bits),
                 Chmod::Symbolic(change) => CopyMode::Symbolic(change),
             },

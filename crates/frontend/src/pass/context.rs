@@ -140,7 +140,7 @@ impl Pass<'_> {
     pub(super) fn set_local_paths(&mut self) {
         let mut used: BTreeSet<String> = BTreeSet::new();
         for stage in &mut self.states {
-            used.append(&mut stage.context_paths);
+            used.extend(std::mem::take(&mut stage.context_paths));
         }
         for local in &self.locals {
             let paths = match &local.paths {

@@ -39,7 +39,7 @@ impl Pass<'_> {
             }
         }
         config.platform = config.platform.normalized();
-        let graph = self.graph.finish(stage.state.output);
+        let graph = std::mem::take(&mut self.graph).finish(stage.state.output);
         let graph: Graph = graph.map_err(|problem| nowhere("graph", problem.to_string()))?;
         let contexts = self.context_uses(&graph);
         Ok(PlatformBuild {

@@ -99,11 +99,3 @@ fn cross(platform: &Platform, variables: Option<&Variables>) -> Option<String> {
         variant => format!("->{}/{variant}", target.architecture),
     })
 }
-
-/// Returns the entry of a vertex's description that holds the instruction as written.
-pub(crate) fn command(code: &str) -> (String, String) {
-    (
-        "com.docker.dockerfile.v1.command".to_owned(),
-        code.to_owned(),
-    )
-}

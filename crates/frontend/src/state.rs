@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use dockerfile::expand;
+use dockerfile::{expand, paths};
 use llb::Output;
 use oci::{ContainerConfig, History, ImageConfig, Platform, RootFs, Timestamp};
 
@@ -14,7 +13,46 @@ pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Paths used of a tree. Stages built on one another use one tree and so share them.
-pub(crate) type UsedPaths = Rc<RefCell<BTreeSet<String>>>;
+pub(crate) type UsedPaths = Rc<RefCell<Paths>>;
+
+/// Some paths of a tree, or all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Paths {
+    all: bool,
+    /// Absolute; may hold one several times.
+    some: Vec<String>,
+}
+
+impl Paths {
+    pub(crate) fn add_all(&mut self) {
+        self.all = true;
+        self.some.clear();
+    }
+
+    pub(crate) fn add(&mut self, path: String) {
+        if path == "/" {
+            self.add_all();
+        } else if !self.all {
+            self.some.push(path);
+        }
+    }
+
+    pub(crate) fn append(&mut self, other: Self) {
+        match other.all {
+            true => self.add_all(),
+            false => other.some.into_iter().for_each(|path| self.add(path)),
+        }
+    }
+
+    /// Returns the paths relative to the tree, sorted; none if all of it is used.
+    pub(crate) fn relative(&self) -> Vec<String> {
+        let relative = |path: &String| paths::join(".", path);
+        let mut paths: Vec<String> = self.some.iter().map(relative).collect();
+        paths.sort();
+        paths.dedup();
+        paths
+    }
+}
 
 /// Variables in the order in which they were last set.
 #[derive(Debug, Clone, Default)]
@@ -118,7 +156,7 @@ impl State {
         let directory = &image.config.working_dir;
         self.directory = match directory.starts_with('/') {
             true => directory.as_str().into(),
-            false => dockerfile::paths::join("/", directory).into(),
+            false => paths::join("/", directory).into(),
         };
         let platform = &image.platform;
         match platform.os.is_empty() || platform.architecture.is_empty() {

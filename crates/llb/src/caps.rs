@@ -23,7 +23,11 @@ pub(crate) fn of_graph(graph: &Graph) -> Vec<&'static str> {
     if any(|vertex| vertex.metadata.ignore_cache) {
         caps.push("meta.ignorecache");
     }
-    if any(|vertex| !vertex.metadata.description.is_empty() || !vertex.metadata.name.is_empty()) {
+    if any(|vertex| {
+        let metadata = &vertex.metadata;
+        let own = !metadata.name.is_empty() || !metadata.command.is_empty();
+        own || !metadata.description.is_empty()
+    }) {
         caps.push("meta.description");
     }
     if any(|vertex| vertex.metadata.export_cache.is_some()) {

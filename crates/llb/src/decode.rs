@@ -805,10 +805,12 @@ fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Metadata> {
             1 => metadata.ignore_cache = field.flag()?,
             2 => {
                 let (key, value) = text_entry("description", field)?;
-                if key == encode::CUSTOM_NAME {
-                    metadata.name = value;
-                } else {
-                    metadata.description.insert(key, value);
+                match key.as_str() {
+                    encode::CUSTOM_NAME => metadata.name = value,
+                    encode::COMMAND => metadata.command = value,
+                    _ => {
+                        metadata.description.insert(key, value);
+                    }
                 }
             }
             4 => {

@@ -16,6 +16,8 @@ use crate::{
 
 /// The key under which a vertex's name stands in its description.
 pub(crate) const CUSTOM_NAME: &str = "llb.customname";
+/// The key under which the instruction of a vertex stands in its description.
+pub(crate) const COMMAND: &str = "com.docker.dockerfile.v1.command";
 
 /// Appends the encoding of a vertex, its inputs named by the given ids.
 pub(crate) fn operation(
@@ -442,11 +444,17 @@ fn write_location(writer: &mut Writer<'_>, location: &crate::Location) {
 
 fn write_metadata(writer: &mut Writer<'_>, metadata: &Metadata, needed: &[&str]) {
     writer.flag(1, metadata.ignore_cache);
-    let mut description = metadata.description.clone();
-    if !metadata.name.is_empty() {
-        description.insert(CUSTOM_NAME.to_owned(), metadata.name.clone());
+    let own = [(COMMAND, &metadata.command), (CUSTOM_NAME, &metadata.name)];
+    let own = own.into_iter().filter(|(_, value)| !value.is_empty());
+    let given = metadata
+        .description
+        .iter()
+        .map(|(key, value)| (key.as_str(), value));
+    let mut description: Vec<(&str, &String)> = given.chain(own).collect();
+    description.sort_unstable_by_key(|(key, _)| *key);
+    for (key, value) in description {
+        writer.entry(2, key, |writer| writer.item(2, value.as_bytes()));
     }
-    texts_map(writer, 2, &description);
     if let Some(export) = metadata.export_cache {
         writer.message(4, |writer| writer.flag(1, export));
     }

@@ -58,10 +58,9 @@ impl VertexId {
 /// `sha256:` and the hash in hexadecimal.
 impl fmt::Display for VertexId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("sha256:")?;
-        self.0
-            .iter()
-            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+        let mut text = Vec::with_capacity(71);
+        self.write_to(&mut text);
+        formatter.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::Arc;
 pub struct Metadata {
     /// What people see (`llb.customname`); empty if the vertex has no name of its own.
     pub name: String,
+    /// The instruction as written (`com.docker.dockerfile.v1.command`); empty if the vertex comes from none.
+    pub command: String,
     /// Recorded results are not used.
     pub ignore_cache: bool,
     /// Texts nothing here interprets.
@@ -36,6 +38,9 @@ impl Metadata {
     pub(crate) fn merge(&mut self, other: Self) {
         if !other.name.is_empty() {
             self.name = other.name;
+        }
+        if !other.command.is_empty() {
+            self.command = other.command;
         }
         self.ignore_cache |= other.ignore_cache;
         self.description.extend(other.description);

@@ -78,9 +78,7 @@ impl Pass<'_> {
             .iter()
             .map(|(source, _)| source)
             .filter(is_local);
-        stage
-            .context_paths
-            .extend(local.map(|source| paths::join("/", source)));
+        local.for_each(|source| stage.context_paths.add(paths::join("/", source)));
         Ok(())
     }
 
@@ -124,8 +122,11 @@ impl Pass<'_> {
             .iter()
             .map(|(source, _)| paths::join("/", source));
         match request.from {
-            None => stage.context_paths.extend(used),
-            Some(source) => self.states[source].paths.borrow_mut().extend(used),
+            None => used.for_each(|path| stage.context_paths.add(path)),
+            Some(source) => {
+                let mut paths = self.states[source].paths.borrow_mut();
+                used.for_each(|path| paths.add(path));
+            }
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Pass<'_> {
         run: &Run,
     ) -> Outcome<()> {
         // A process may use any file.
-        stage.paths.borrow_mut().insert("/".to_owned());
+        stage.paths.borrow_mut().add_all();
         let mounts = self.mounts(site, run)?;
         let script = self.script(stage, site, run)?;
         let args = match run.command.form {
@@ -81,16 +81,13 @@ impl Pass<'_> {
                 ..ExecMount::default()
             });
         }
-        let mut metadata = Metadata {
+        spec.metadata = Metadata {
+            command: site.instruction.header.code.clone(),
             ignore_cache: stage.ignore_cache,
             linux_resources: self.options.resources.clone(),
             locations: self.location(site.lines),
             ..Metadata::named(self.run_name(stage, site, &script.shown, &mounts))
         };
-        metadata
-            .description
-            .extend([name::command(&site.instruction.header.code)]);
-        spec.metadata = metadata;
         stage.state.output = Some(self.graph.add(Draft::from(spec)));
         let created_by = format!(
             "RUN {} # buildkit",
@@ -305,10 +302,10 @@ impl Pass<'_> {
         spec.mounts.push(made);
         match source {
             Some(source) if !from.is_empty() => {
-                self.states[source].paths.borrow_mut().insert(selected);
+                self.states[source].paths.borrow_mut().add(selected);
             }
             _ => {
-                stage.context_paths.insert(selected);
+                stage.context_paths.add(selected);
             }
         }
         Ok(())

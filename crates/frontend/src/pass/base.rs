@@ -219,13 +219,11 @@ impl Pass<'_> {
     fn image_source(&mut self, stage: &mut Stage<'_>, platform: &Platform) -> Output {
         let name = format!("FROM {}", stage.base_name);
         let name = name::step(stage, &name, self.shown_platform(Some(platform)), None);
-        let mut metadata = Metadata {
+        let metadata = Metadata {
+            command: stage.code.to_owned(),
             locations: self.location(stage.lines),
             ..Metadata::named(name)
         };
-        if !stage.code.is_empty() {
-            metadata.description.extend([name::command(stage.code)]);
-        }
         let reference = stage.base_name.clone();
         self.image_vertex(reference, platform, metadata)
     }

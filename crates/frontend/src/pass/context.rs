@@ -1,10 +1,8 @@
 //! The main context and the named ones.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use dockerfile::git::{GitRef, GitRefError};
-use dockerfile::paths;
 use dockerfile::{Lines, quote};
 use llb::{Action, Copy, Draft, FileSpec, Location, Metadata, Op, Output, Range, SourceOp, attr};
 use oci::{ImageConfig, Platform, Reference};
@@ -14,7 +12,7 @@ use super::stages::base_error;
 use super::{LocalContext, Pass, SCRATCH, Stage};
 use crate::error::{Outcome, error};
 use crate::git::git_source;
-use crate::state::State;
+use crate::state::{Paths, State};
 use crate::{ContextUse, ImageRequest, MainContext, NamedContext};
 
 /// The name of the main context.
@@ -138,14 +136,14 @@ impl Pass<'_> {
 
     /// Says of every local directory which paths are needed.
     pub(super) fn set_local_paths(&mut self) {
-        let mut used: BTreeSet<String> = BTreeSet::new();
+        let mut used = Paths::default();
         for stage in &mut self.states {
-            used.extend(std::mem::take(&mut stage.context_paths));
+            used.append(std::mem::take(&mut stage.context_paths));
         }
         for local in &self.locals {
             let paths = match &local.paths {
-                None => needed_paths(&used),
-                Some(paths) => needed_paths(&paths.borrow()),
+                None => used.relative(),
+                Some(paths) => paths.borrow().relative(),
             };
             if let (Op::Source(source), false) =
                 (&mut self.graph.draft_mut(local.output).op, paths.is_empty())
@@ -360,16 +358,6 @@ pub(crate) fn inline_file(path: String, mode: u32, data: &str) -> Draft {
         ..llb::MakeFile::default()
     }));
     spec.into_draft(Metadata::named("[internal] preparing inline document"))
-}
-
-/// Returns used paths relative to the tree; none if all of it is used.
-fn needed_paths(used: &BTreeSet<String>) -> Vec<String> {
-    if used.contains("/") {
-        return Vec::new();
-    }
-    let mut paths: Vec<String> = used.iter().map(|path| paths::join(".", path)).collect();
-    paths.sort();
-    paths
 }
 
 /// Returns texts as a JSON array, in Go's bytes.

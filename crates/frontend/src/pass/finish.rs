@@ -10,10 +10,7 @@ use crate::{PlatformBuild, StageRole, StageSummary};
 impl Pass<'_> {
     pub(super) fn finish(&mut self, target: usize, needed: &Needed) -> Result<PlatformBuild, Stop> {
         // All of the target is used: it is the result.
-        self.states[target]
-            .paths
-            .borrow_mut()
-            .insert("/".to_owned());
+        self.states[target].paths.borrow_mut().add_all();
         self.set_local_paths();
         let options = self.options;
         let stage = &self.states[target];

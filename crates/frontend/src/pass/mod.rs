@@ -10,7 +10,7 @@ use llb::{GraphBuilder, Output};
 use oci::{ImageConfig, Platform};
 
 use crate::error::{Outcome, Stop, unexpanded};
-use crate::state::{HistoryLog, Image, State, UsedPaths, Variables};
+use crate::state::{HistoryLog, Image, Paths, State, UsedPaths, Variables};
 use crate::{Answers, ImageRequest, Options, PlatformBuild, Request};
 
 mod base;
@@ -90,7 +90,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) unregistered: bool,
     pub(crate) build_args: Vec<(Rc<str>, Option<Rc<str>>)>,
     /// Paths used of the main context.
-    pub(crate) context_paths: BTreeSet<String>,
+    pub(crate) context_paths: Paths,
     /// Paths others use of this stage.
     pub(crate) paths: UsedPaths,
     pub(crate) ignore_cache: bool,

@@ -13,11 +13,13 @@
 mod build;
 mod cancel;
 mod check;
+pub mod container;
 mod context;
 mod driver;
 mod engine;
 mod error;
 mod export;
+pub mod images;
 mod keys;
 mod matching;
 mod plan;

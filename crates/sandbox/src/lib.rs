@@ -35,6 +35,7 @@ mod serve;
 mod signals;
 mod spec;
 mod sys;
+mod terminal;
 pub mod userns;
 mod users;
 mod wire;
@@ -45,7 +46,8 @@ pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
 pub use names::{hosts_file, resolver_file};
 pub use spec::{
-    Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source, Spec,
-    Upper, User,
+    Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source,
+    Spec, Upper, User,
 };
+pub use terminal::open_terminal;
 pub use users::{Identity, resolve_user};

@@ -362,12 +362,31 @@ impl Store {
                 }
             }
         }
+        self.sweep_containers()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
                 [self.now() - 3600],
             )
         })?;
+        Ok(())
+    }
+
+    /// Removes the folders of containers that were never recorded.
+    fn sweep_containers(&self) -> Result<(), StoreError> {
+        let Ok(entries) = std::fs::read_dir(self.path("containers")) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let Ok(id) = entry.file_name().into_string() else {
+                continue;
+            };
+            if let Some(_lock) = self.try_lock_container(&id)?
+                && self.container(&id)?.is_none()
+            {
+                remove_tree(&entry.path()).map_err(StoreError::io("remove", entry.path()))?;
+            }
+        }
         Ok(())
     }
 

@@ -77,6 +77,8 @@ impl Engine {
                 reason: error.to_string(),
             })?;
         let id = draw_id()?;
+        // A folder without a record and without a lock is rubbish.
+        let _lock = store.try_lock_container(&id)?;
         let folder = store.container_folder(&id);
         let upper = folder.join("fs");
         std::fs::create_dir_all(&upper).map_err(EngineError::io("create", &upper))?;
@@ -128,9 +130,10 @@ impl Engine {
         };
         let fits = |image: &Image| match &platform {
             None => true,
-            Some(wanted) => image.platform.parse().is_ok_and(|found: Platform| {
-                oci::PlatformMatcher::exactly(wanted).matches(&found)
-            }),
+            Some(wanted) => image
+                .platform
+                .parse()
+                .is_ok_and(|found: Platform| oci::PlatformMatcher::exactly(wanted).matches(&found)),
         };
         match found {
             Some(image) if fits(&image) && image.layers.is_some() => Ok(image),

@@ -190,9 +190,7 @@ pub fn find_container(store: &Store, wanted: &str) -> Result<Container, EngineEr
         .filter(|record| !wanted.is_empty() && record.id.starts_with(wanted));
     match (found.next(), found.next()) {
         (Some(record), None) => Container::of_record(store, record),
-        (None, _) => Err(EngineError::Request(format!(
-            "No such container: {wanted}"
-        ))),
+        (None, _) => Err(EngineError::Request(format!("No such container: {wanted}"))),
         (Some(_), Some(_)) => Err(EngineError::Request(format!(
             "{wanted} is the beginning of several container ids; write more of it"
         ))),

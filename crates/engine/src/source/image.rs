@@ -22,6 +22,8 @@ pub(crate) struct PinnedImage {
     pub(crate) digest: Digest,
     /// The digest of the config, which names the content whatever index it came by.
     pub(crate) id: Digest,
+    /// The manifest it was found by, a blob of the store.
+    pub(crate) manifest: Option<Digest>,
     pub(crate) platform: Platform,
     pub(crate) config: Arc<ImageConfig>,
     pub(crate) content: ImageContent,
@@ -155,6 +157,7 @@ impl ImageResolver {
             reference: reference.clone(),
             digest: name.digest.unwrap_or_else(|| image.id.clone()),
             id: image.id.clone(),
+            manifest: image.manifest.clone(),
             platform: config.platform.clone(),
             config: Arc::new(config),
             content: ImageContent::Store(image),
@@ -289,6 +292,7 @@ impl ImageResolver {
             reference: reference.clone(),
             digest: pinned,
             id,
+            manifest: Some(Digest::sha256_of(raw)),
             platform,
             config: Arc::new(config),
             content: ImageContent::Registry(manifest.layers.into_iter().zip(diff_ids).collect()),

@@ -80,11 +80,7 @@ impl Shared {
     pub(crate) fn new_layer(&self, below: &[Layer]) -> Result<MutLayer, EngineError> {
         let layer = self.store.new_layer()?;
         let path = layer.path();
-        match below.last() {
-            Some(top) => copy_root(top.path(), &path),
-            None => std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)),
-        }
-        .map_err(EngineError::io("set the attributes of", &path))?;
+        attributes_of_root(below, &path)?;
         Ok(layer)
     }
 
@@ -197,6 +193,15 @@ impl StepContext {
         rootfs::copy::copy(&source, &dest, &copy)?;
         Ok(())
     }
+}
+
+/// Gives a directory that is to lie over layers the attributes of their root.
+pub(crate) fn attributes_of_root(below: &[Layer], path: &Path) -> Result<(), EngineError> {
+    match below.last() {
+        Some(top) => copy_root(top.path(), path),
+        None => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)),
+    }
+    .map_err(EngineError::io("set the attributes of", path))
 }
 
 fn copy_root(from: &Path, to: &Path) -> std::io::Result<()> {

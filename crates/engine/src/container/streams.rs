@@ -1,0 +1,193 @@
+//! The streams of a command: pipes or a terminal, copied to where they are wanted.
+//!
+//! A command never gets a descriptor of this process: it could do more with a terminal or a file
+//! than read and write.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use sandbox::Stdio;
+
+use super::log::LogWriter;
+use crate::EngineError;
+
+/// Where the streams of a command come from and go to.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Without one the command reads nothing.
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Rows and columns of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// The terminal of a command, seen from outside.
+#[derive(Debug, Clone)]
+pub struct Terminal(Arc<OwnedFd>);
+
+impl Terminal {
+    /// Tells the command of another size.
+    pub fn resize(&self, size: TerminalSize) {
+        // Only its look depends on it.
+        let _ = rustix::termios::tcsetwinsize(
+            &*self.0,
+            rustix::termios::Winsize {
+                ws_row: size.rows,
+                ws_col: size.columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        );
+    }
+}
+
+/// The threads that copy.
+pub(super) struct Copying {
+    outputs: Vec<JoinHandle<()>>,
+    pub(super) terminal: Option<Terminal>,
+}
+
+impl Copying {
+    /// Makes the command's side of the streams, and copies between it and `streams`.
+    ///
+    /// Output goes to `log` too. Input is copied until its end or that of the process: nobody waits for it.
+    pub(super) fn start(
+        streams: Streams,
+        tty: bool,
+        log: Option<LogWriter>,
+    ) -> Result<(Self, Stdio), EngineError> {
+        let log = log.map(|log| Arc::new(Mutex::new(log)));
+        match tty {
+            true => Self::terminal(streams, log),
+            false => Self::pipes(streams, log),
+        }
+    }
+
+    fn pipes(
+        streams: Streams,
+        log: Option<Arc<Mutex<LogWriter>>>,
+    ) -> Result<(Self, Stdio), EngineError> {
+        let mut stdio = Stdio::default();
+        if let Some(input) = streams.stdin {
+            let (read, write) = pipe()?;
+            stdio.stdin = Some(read);
+            copy_input(input, write)?;
+        }
+        let mut outputs = Vec::new();
+        for (target, slot, is_error) in [
+            (streams.stdout, &mut stdio.stdout, false),
+            (streams.stderr, &mut stdio.stderr, true),
+        ] {
+            if target.is_none() && log.is_none() {
+                continue;
+            }
+            let (read, write) = pipe()?;
+            *slot = Some(write);
+            outputs.push(copy_output(read, target, log.clone(), is_error)?);
+        }
+        let copying = Self {
+            outputs,
+            terminal: None,
+        };
+        Ok((copying, stdio))
+    }
+
+    fn terminal(
+        streams: Streams,
+        log: Option<Arc<Mutex<LogWriter>>>,
+    ) -> Result<(Self, Stdio), EngineError> {
+        let (front, back) =
+            sandbox::open_terminal().map_err(EngineError::io("make", "a terminal"))?;
+        let again = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(EngineError::io("copy", "a descriptor"))
+        };
+        if let Some(input) = streams.stdin {
+            copy_input(input, again(&front)?)?;
+        }
+        let output = copy_output(again(&front)?, streams.stdout, log, false)?;
+        let stdio = Stdio {
+            stdin: Some(again(&back)?),
+            stdout: Some(again(&back)?),
+            stderr: Some(back),
+        };
+        let copying = Self {
+            outputs: vec![output],
+            terminal: Some(Terminal(Arc::new(front))),
+        };
+        Ok((copying, stdio))
+    }
+
+    /// Waits until all output has arrived.
+    pub(super) fn finish(self) {
+        for output in self.outputs {
+            let _ = output.join();
+        }
+    }
+}
+
+fn copy_input(input: OwnedFd, to: OwnedFd) -> Result<(), EngineError> {
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || {
+            // Ends with the input, or when the command does not read any more.
+            let is_terminal = rustix::termios::isatty(&to);
+            let copied = std::io::copy(&mut File::from(input), &mut File::from(to.try_clone()?));
+            if copied.is_ok() && is_terminal {
+                // The end of the input of a terminal is a key.
+                File::from(to).write_all(b"\x04")?;
+            }
+            copied
+        })
+        .map(drop)
+        .map_err(|source| EngineError::Thread { source })
+}
+
+fn copy_output(
+    from: OwnedFd,
+    to: Option<OwnedFd>,
+    log: Option<Arc<Mutex<LogWriter>>>,
+    is_error: bool,
+) -> Result<JoinHandle<()>, EngineError> {
+    std::thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            let mut from = File::from(from);
+            let mut to = to.map(File::from);
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let count = match from.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(count) => count,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    // A terminal that the last process has closed.
+                    Err(_) => return,
+                };
+                if let Some(log) = &log {
+                    let mut log = log.lock().unwrap_or_else(|poison| poison.into_inner());
+                    let _ = log.write(is_error, &buffer[..count]);
+                }
+                // When whoever listened has gone, the command is told by its next write.
+                if let Some(file) = &mut to
+                    && file.write_all(&buffer[..count]).is_err()
+                {
+                    return;
+                }
+            }
+        })
+        .map_err(|source| EngineError::Thread { source })
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), EngineError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| EngineError::io("make", "a pipe")(errno.into()))
+}

@@ -1,0 +1,88 @@
+//! Brings images into the store.
+
+use oci::{Digest, Platform, Reference};
+use progress::{Outcome, Sink, Vertex};
+use store::Image;
+
+use crate::{Cancel, Engine, EngineError};
+
+/// An image that was brought in.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    pub reference: Reference,
+    /// What the registry knows it by: the digest of an index, or of a manifest.
+    pub digest: Digest,
+    pub image: Image,
+    /// The store had all of it.
+    pub was_there: bool,
+}
+
+impl Engine {
+    /// Pulls an image for a platform and gives it its name.
+    pub fn pull(
+        &self,
+        name: &str,
+        platform: &Platform,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Pulled, EngineError> {
+        let reference = Reference::parse_normalized(name)
+            .map_err(|error| EngineError::Request(format!("{name}: {error}")))?
+            .or_latest();
+        let shown = format!("pulling {}", reference.familiar());
+        let running = sink.vertex(Vertex::named(shown)).start();
+        let pulled = self.bring(reference, platform, &running, cancel);
+        running.complete(match &pulled {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed {
+                error: crate::error::chain(error),
+            },
+        });
+        pulled
+    }
+
+    fn bring(
+        &self,
+        reference: Reference,
+        platform: &Platform,
+        running: &progress::RunningVertex,
+        cancel: &Cancel,
+    ) -> Result<Pulled, EngineError> {
+        let store = self.store();
+        let pinned = self.shared.images.resolve(&reference, platform, true)?;
+        let before = store.name(&reference.to_string())?;
+        let layers = pinned.unpack(&self.shared, running, cancel)?;
+        let mut size = 0;
+        for layer in &layers {
+            size += store.layer_info(layer.id())?.content;
+        }
+        let image = Image {
+            id: pinned.id.clone(),
+            manifest: pinned.manifest.clone(),
+            layers: Some(layers.iter().map(store::Layer::id).collect()),
+            platform: pinned.platform.to_string(),
+            size,
+            created: pinned.config.created.map_or(0, |time| time.unix_seconds()),
+        };
+        store.put_image(&image)?;
+        // By digest alone it stays without a name that could be listed.
+        if reference.tag().is_some() {
+            store.set_name(&tagged(&reference), &image.id, Some(&pinned.digest))?;
+        }
+        Ok(Pulled {
+            was_there: before.is_some_and(|name| {
+                name.image == image.id && name.digest.as_ref() == Some(&pinned.digest)
+            }),
+            reference,
+            digest: pinned.digest,
+            image,
+        })
+    }
+}
+
+/// Returns a reference with its tag alone.
+fn tagged(reference: &Reference) -> Reference {
+    let tag = reference.tag().unwrap_or("latest");
+    let bare = reference.clone().without_version();
+    bare.clone().with_tag(tag).unwrap_or(bare)
+}

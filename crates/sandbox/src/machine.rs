@@ -35,9 +35,9 @@ impl Machine {
                     .to_owned(),
             );
         }
-        const CGROUP2_MAGIC: i64 = 0x6367_7270;
-        let unified_cgroups = rustix::fs::statfs("/sys/fs/cgroup")
-            .is_ok_and(|found| i64::try_from(found.f_type).is_ok_and(|kind| kind == CGROUP2_MAGIC));
+        const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+        let unified_cgroups =
+            rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == CGROUP2_MAGIC);
         Ok(Machine {
             user_namespace,
             fresh_proc,

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{self, SandboxError, failed};
 use crate::helper::NetworkMode;
+use crate::mounts;
 use crate::names::PASTA_RESOLVER;
 use crate::netlink::Netlink;
 use crate::sys::{self, Cloned, WaitStatus};
@@ -170,8 +171,30 @@ struct Maker {
     socket: OwnedFd,
     kind: Kind,
     /// The other end of each lease, and what serves the namespace.
-    leases: Vec<(OwnedFd, Option<Pid>)>,
+    leases: Vec<(OwnedFd, Option<Server>)>,
+    next_name: u64,
 }
+
+/// A program that serves one namespace.
+struct Server {
+    pid: Pid,
+    /// Where the program found the namespace: a mount that only the maker and its programs see.
+    place: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to end, and it is reaped all the same.
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        let _ = sys::wait_child(Some(self.pid));
+        let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+        let _ = std::fs::remove_file(&self.place);
+    }
+}
+
+/// A directory that programs for networks do without: covered, in the maker's own mount namespace, by a file
+/// system for the namespaces they serve. They give up the rights by which they could open another process's.
+const PLACES: &str = "/dev/shm";
 
 enum Kind {
     Bridge(Bridge),
@@ -200,10 +223,19 @@ impl Maker {
             find_program(name)
                 .ok_or_else(|| SandboxError::Setup(format!("{name} is not installed")))
         };
+        let in_user_space = |program: PathBuf| {
+            rustix::fs::access(
+                "/dev/net/tun",
+                rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+            )
+            .map_err(failed("open /dev/net/tun"))?;
+            make_places().map_err(failed("make a place for network namespaces"))?;
+            Ok(program)
+        };
         let kind = match mode {
             NetworkMode::Bridge => Bridge::open().map(Kind::Bridge),
-            NetworkMode::Pasta => tool("pasta").map(Kind::Pasta),
-            NetworkMode::Slirp => tool("slirp4netns").map(Kind::Slirp),
+            NetworkMode::Pasta => tool("pasta").and_then(in_user_space).map(Kind::Pasta),
+            NetworkMode::Slirp => tool("slirp4netns").and_then(in_user_space).map(Kind::Slirp),
             other => Err(SandboxError::Setup(format!(
                 "the network mode {other:?} needs no namespaces"
             ))),
@@ -213,6 +245,7 @@ impl Maker {
                 socket,
                 kind,
                 leases: Vec::new(),
+                next_name: 0,
             }),
             Err(error) => {
                 // The answer to the request that is under way.
@@ -242,14 +275,7 @@ impl Maker {
                 .collect();
             drop(polled);
             let mut ended = ready[1..].iter();
-            self.leases.retain(|(_, server)| {
-                let over = ended.next() == Some(&true);
-                if let (true, Some(server)) = (over, server) {
-                    let _ = rustix::process::kill_process(*server, Signal::KILL);
-                    let _ = sys::wait_child(Some(*server));
-                }
-                !over
-            });
+            self.leases.retain(|_| ended.next() != Some(&true));
             if ready[0] {
                 let request = wire::receive::<()>(self.socket.as_fd())
                     .map_err(failed("receive a request"))?;
@@ -279,7 +305,7 @@ impl Maker {
     }
 
     /// Makes a namespace in a child that configures it from inside and ends.
-    fn make(&mut self) -> Result<(OwnedFd, Option<Pid>), SandboxError> {
+    fn make(&mut self) -> Result<(OwnedFd, Option<Server>), SandboxError> {
         let (mut wait, mut go) = io::pipe().map_err(failed("make a pipe"))?;
         let (answer, mut answer_writer) = io::pipe().map_err(failed("make a pipe"))?;
         // SAFETY: the maker has one thread.
@@ -312,26 +338,18 @@ impl Maker {
                 if status == WaitStatus::Code(0) {
                     return Ok((namespace, server));
                 }
-                if let Some(server) = server {
-                    let _ = rustix::process::kill_process(server, Signal::KILL);
-                    let _ = sys::wait_child(Some(server));
-                }
                 Err(SandboxError::Setup(reason))
             }
         }
     }
 
-    /// Connects the namespace of `pid` from outside. Returns it with what serves it, and its address and gateway.
-    fn serve(&mut self, pid: Pid) -> Result<(OwnedFd, Option<Pid>, [u8; 8]), SandboxError> {
+    /// Connects the namespace of `pid` from outside. Returns it with what serves it, its address and gateway.
+    fn serve(&mut self, pid: Pid) -> Result<(OwnedFd, Option<Server>, [u8; 8]), SandboxError> {
         let path = format!("/proc/{}/ns/net", pid.as_raw_nonzero());
-        let namespace = rustix::fs::open(
-            path,
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(failed("open the network namespace"))?;
-        let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
-        match &mut self.kind {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())
+            .map_err(failed("open the network namespace"))?;
+        let mut command = match &mut self.kind {
             Kind::Bridge(bridge) => {
                 let address = bridge
                     .connect(namespace.as_fd())
@@ -339,7 +357,7 @@ impl Maker {
                 let mut both = [0; 8];
                 both[..4].copy_from_slice(&address.octets());
                 both[4..].copy_from_slice(&bridge.gateway.octets());
-                Ok((namespace, None, both))
+                return Ok((namespace, None, both));
             }
             Kind::Pasta(program) => {
                 let mut command = Command::new(program);
@@ -352,14 +370,8 @@ impl Maker {
                     "--no-map-gw",
                 ]);
                 command.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
-                command.args([
-                    "--dns-forward",
-                    PASTA_RESOLVER,
-                    "--netns-only",
-                    "--netns",
-                    &path,
-                ]);
-                Ok((namespace, Some(start(command)?), [0; 8]))
+                command.args(["--dns-forward", PASTA_RESOLVER, "--netns-only", "--netns"]);
+                command
             }
             Kind::Slirp(program) => {
                 let mut command = Command::new(program);
@@ -369,11 +381,32 @@ impl Maker {
                     "--disable-host-loopback",
                     "--netns-type=path",
                 ]);
-                command.args([path.as_str(), "tap0"]);
-                Ok((namespace, Some(start(command)?), [0; 8]))
+                command
             }
+        };
+        self.next_name += 1;
+        let place = Path::new(PLACES).join(self.next_name.to_string());
+        std::fs::write(&place, "").map_err(failed("make a place for the network namespace"))?;
+        rustix::mount::mount_bind(&path, &place).map_err(failed("mount the network namespace"))?;
+        command.arg(&place);
+        if matches!(self.kind, Kind::Slirp(_)) {
+            command.arg("tap0");
         }
+        let pid = start(command)?;
+        Ok((namespace, Some(Server { pid, place }), [0; 8]))
     }
+}
+
+/// Covers [`PLACES`] for this process and what it starts.
+fn make_places() -> io::Result<()> {
+    use rustix::mount::{MountAttrFlags, MountPropagationFlags};
+    sys::unshare(libc::CLONE_NEWNS)?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    let places = mounts::tmpfs(Some(1 << 20), 0o755, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    mounts::attach(places.as_fd(), mounts::open_path(PLACES.as_ref())?.as_fd())
 }
 
 fn start(mut command: Command) -> Result<Pid, SandboxError> {

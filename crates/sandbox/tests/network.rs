@@ -159,7 +159,7 @@ fn the_outside_sees_the_machine_and_not_the_step() {
         .write_all(b"go\n")
         .expect("go");
     output.read_exact(&mut word[..3]).expect("up");
-    let script = "for try in 1 2 3 4 5; do nc -w 2 192.0.2.2 80 </dev/null && exit 0; sleep 0.2; done; exit 1";
+    let script = "for try in 1 2 3 4 5; do sleep 1 | nc -w 2 192.0.2.2 80 && exit 0; done; exit 1";
     let spec = Spec {
         network: Network::Default,
         ..bench.shell("step", script)
@@ -185,4 +185,71 @@ fn none_and_host_are_what_they_say() {
     };
     assert_eq!(links(Network::None), "0\nunknown\n0\n");
     assert_eq!(links(Network::Host), "1\nunknown\n1\n");
+}
+
+/// Set for the ordinary user whose machine has a way out and a tunnel device.
+const USER_SPACE: &str = "LAPSTRAKE_TEST_USER_SPACE";
+
+#[test]
+fn networks_in_user_space_hold_for_an_ordinary_user() {
+    if inside() {
+        return;
+    }
+    // A machine with a world behind it, and a tunnel device that the user may open.
+    let script = "\
+        mkdir -p /dev/net; mount -t tmpfs none /mnt; mknod -m 666 /mnt/tun c 10 200; mount --bind /mnt/tun /dev/net/tun
+        ip link set lo up
+        mkfifo /mnt/up
+        unshare -n sh -ec 'echo $$ > /mnt/pid; read go < /mnt/up; ip addr add 192.0.2.2/24 dev world; ip link set world up; \
+            for n in 1 2; do echo through | timeout 20 /bin/busybox nc -l -p 80; done' >/dev/null 2>&1 &
+        while [ ! -s /mnt/pid ]; do :; done
+        ip link add uplink type veth peer name world netns $(cat /mnt/pid)
+        ip addr add 192.0.2.1/24 dev uplink; ip link set uplink up; ip route add default via 192.0.2.2
+        echo go > /mnt/up
+        exec \"$@\"";
+    support::run_as_user(
+        &[
+            "--exact",
+            "a_program_in_user_space_leads_out_but_not_to_loopback",
+        ],
+        script,
+        &[(USER_SPACE, "1")],
+    );
+}
+
+#[test]
+fn a_program_in_user_space_leads_out_but_not_to_loopback() {
+    if std::env::var_os(USER_SPACE).is_none() {
+        return;
+    }
+    for mode in [NetworkMode::Pasta, NetworkMode::Slirp] {
+        let bench = Bench::with(&Options {
+            network: mode,
+            ..Options::default()
+        });
+        if bench.helper.network() != mode {
+            skip(&format!("no {mode:?} here: {:?}", bench.helper.notes()));
+            continue;
+        }
+        let run = |name: &str, script: &str| {
+            let spec = Spec {
+                network: Network::Default,
+                ..bench.shell(name, script)
+            };
+            bench.run(&spec).printed().to_owned()
+        };
+        let reach = "for try in 1 2 3 4 5; do sleep 1 | nc -w 2 192.0.2.2 80 && exit 0; done; exit 1";
+        assert_eq!(run("out", reach), "through", "{mode:?}");
+        // The loopback of the machine, by its own name and by those of the gateways.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let port = listener.local_addr().expect("an address").port();
+        for address in ["127.0.0.1", "10.0.2.2", "192.0.2.2", "169.254.53.53"] {
+            let reached = run(
+                "loopback",
+                &format!("nc -w 1 {address} {port} </dev/null; echo $?"),
+            );
+            assert_eq!(reached, "1", "{mode:?} {address}");
+        }
+        println!("{mode:?} leads out");
+    }
 }

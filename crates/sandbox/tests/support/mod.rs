@@ -25,11 +25,11 @@ static ENTER_BEFORE_THREADS: extern "C" fn() = enter_before_threads;
 /// The test harness starts threads before a test could enter a user namespace.
 extern "C" fn enter_before_threads() {
     sandbox::entry::run_if_requested();
-    if std::env::var_os(ROOTLESS).is_some() {
-        if let Err(error) = sandbox::userns::enter_if_needed(&sandbox::userns::Config::default()) {
-            eprintln!("no user namespace: {}", chain(&error));
-            std::process::exit(3);
-        }
+    if rootless()
+        && let Err(error) = sandbox::userns::enter_if_needed(&sandbox::userns::Config::default())
+    {
+        eprintln!("no user namespace: {}", chain(&error));
+        std::process::exit(3);
     }
 }
 
@@ -40,19 +40,29 @@ pub(crate) fn rootless() -> bool {
 
 /// Runs the tests of this program again as a real ordinary user.
 pub(crate) fn run_rootless(except: &str) {
+    run_as_user(
+        &["--skip", except, "--test-threads", "2"],
+        "ip link set lo up; exec \"$@\"",
+        &[],
+    );
+}
+
+/// Runs this program with arguments as a real ordinary user. `script` is a shell's, as root, in mount and network
+/// namespaces of its own, and ends by executing its arguments.
+pub(crate) fn run_as_user(arguments: &[&str], script: &str, env: &[(&str, &str)]) {
     if rootless() || !able() {
         return;
     }
     if !Path::new("/usr/bin/newuidmap").exists() {
         return skip("rootless tests need newuidmap (package uidmap)");
     }
-    let known = || {
+    let id = || {
         std::process::Command::new("id")
             .arg("-u")
             .arg(USER)
             .output()
-            .is_ok_and(|out| out.status.success())
     };
+    let known = || id().is_ok_and(|output| output.status.success());
     if !known() {
         // Another test program may be adding it at this moment.
         let _ = std::process::Command::new("useradd")
@@ -66,14 +76,17 @@ pub(crate) fn run_rootless(except: &str) {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
     let program = directory.path().join("tests");
     fs::copy("/proc/self/exe", &program).expect("a copy");
-    let output = std::process::Command::new("setpriv")
-        .args(["--reuid", USER, "--regid", USER, "--init-groups"])
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--net", "sh", "-ec", script, "sh"])
+        .args(["setpriv", "--reuid", USER, "--regid", USER, "--init-groups"])
         .arg(&program)
-        .args(["--skip", except, "--nocapture", "--test-threads", "2"])
+        .arg("--nocapture")
+        .args(arguments)
         .env(ROOTLESS, "1")
+        .envs(env.iter().copied())
         .current_dir("/")
         .output()
-        .expect("setpriv");
+        .expect("unshare");
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");

@@ -238,7 +238,8 @@ fn a_program_in_user_space_leads_out_but_not_to_loopback() {
             };
             bench.run(&spec).printed().to_owned()
         };
-        let reach = "for try in 1 2 3 4 5; do sleep 1 | nc -w 2 192.0.2.2 80 && exit 0; done; exit 1";
+        let reach =
+            "for try in 1 2 3 4 5; do sleep 1 | nc -w 2 192.0.2.2 80 && exit 0; done; exit 1";
         assert_eq!(run("out", reach), "through", "{mode:?}");
         // The loopback of the machine, by its own name and by those of the gateways.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");

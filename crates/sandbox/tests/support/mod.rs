@@ -13,7 +13,7 @@ use sandbox::{
 };
 
 /// Set for a test program that is to run as the ordinary user who started it, in its own user namespace.
-const ROOTLESS: &str = "LAPSTRAKE_TEST_ROOTLESS";
+pub(crate) const ROOTLESS: &str = "LAPSTRAKE_TEST_ROOTLESS";
 
 /// The user that rootless tests run as.
 const USER: &str = "lapstrake-test";
@@ -35,7 +35,7 @@ extern "C" fn enter_before_threads() {
 
 /// Whether this is the test program as an ordinary user.
 pub(crate) fn rootless() -> bool {
-    std::env::var_os(ROOTLESS).is_some()
+    std::env::var_os(ROOTLESS).is_some_and(|value| value == "1")
 }
 
 /// Runs the tests of this program again as a real ordinary user.
@@ -49,12 +49,19 @@ pub(crate) fn run_rootless(except: &str) {
 
 /// Runs this program with arguments as a real ordinary user. `script` is a shell's, as root, in mount and network
 /// namespaces of its own, and ends by executing its arguments.
-pub(crate) fn run_as_user(arguments: &[&str], script: &str, env: &[(&str, &str)]) {
+///
+/// Returns what it printed; `None` when this machine has no such user.
+pub(crate) fn run_as_user(
+    arguments: &[&str],
+    script: &str,
+    env: &[(&str, &str)],
+) -> Option<String> {
     if rootless() || !able() {
-        return;
+        return None;
     }
     if !Path::new("/usr/bin/newuidmap").exists() {
-        return skip("rootless tests need newuidmap (package uidmap)");
+        skip("rootless tests need newuidmap (package uidmap)");
+        return None;
     }
     let id = || {
         std::process::Command::new("id")
@@ -70,7 +77,8 @@ pub(crate) fn run_as_user(arguments: &[&str], script: &str, env: &[(&str, &str)]
             .output();
     }
     if !known() {
-        return skip("rootless tests need a user, and useradd made none");
+        skip("rootless tests need a user, and useradd made none");
+        return None;
     }
     let directory = tempfile::tempdir().expect("a directory");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
@@ -91,6 +99,7 @@ pub(crate) fn run_as_user(arguments: &[&str], script: &str, env: &[(&str, &str)]
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     println!("{text}");
+    Some(text)
 }
 
 const BUSYBOX: &str = "/bin/busybox";

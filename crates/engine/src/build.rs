@@ -201,7 +201,8 @@ impl Engine {
                 files: http::pin_all(&self.shared, &build.graph, sink)?,
                 contexts: contexts_of(&self.shared, loaded, build, sink)?,
             };
-            let works = plan::plan(&build.graph, &pinned, &context, sink)?;
+            let works = plan::plan(&build.graph, &pinned, &context, sink)
+                .map_err(|(id, error)| planning_failure(id, error, loaded, &pinned, build))?;
             trees.extend(pinned.contexts.into_values());
             if let Some(edge) = build.graph.root() {
                 roots.push((Arc::clone(&works[edge.vertex]), edge.output));
@@ -281,24 +282,58 @@ fn failure_of(failed: Vec<Failed<VertexWork>>, builds: &[PlatformBuild]) -> Buil
         .into_iter()
         .map(|failed| {
             let id = failed.work.as_ref().map(|work| work.id);
-            let mut lines = None;
-            for build in builds {
-                let vertex = build
-                    .graph
-                    .vertices()
-                    .iter()
-                    .find(|vertex| Some(vertex.id()) == id);
-                let location = vertex.and_then(|vertex| vertex.metadata().locations.last());
-                if let Some(range) = location.and_then(|location| location.ranges.first()) {
-                    lines = Some((range.start.line, range.end.line));
-                }
-            }
             StepFailure {
+                lines: id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id))),
                 name: failed.work.map(|work| work.name.clone()),
-                lines,
+                help: None,
                 error: failed.error,
             }
         })
         .collect();
     BuildFailure::of_steps(steps)
+}
+
+/// Returns the first and last line of a vertex in the Dockerfile.
+fn lines_of(build: &PlatformBuild, id: llb::VertexId) -> Option<(u32, u32)> {
+    let vertex = build
+        .graph
+        .vertices()
+        .iter()
+        .find(|vertex| vertex.id() == id)?;
+    let range = vertex.metadata().locations.last()?.ranges.first()?;
+    Some((range.start.line, range.end.line))
+}
+
+/// Says what a step lacks before it can run, and what was probably meant.
+fn planning_failure(
+    id: llb::VertexId,
+    error: EngineError,
+    loaded: &Loaded,
+    pinned: &Pinned,
+    build: &PlatformBuild,
+) -> BuildFailure {
+    let help = match &error {
+        EngineError::Files(rootfs::Error::NotFound { path }) => {
+            let path = path.trim_start_matches('/');
+            loaded.excluded_by(path).or_else(|| {
+                let known = pinned.contexts.values().flat_map(|tree| tree.paths());
+                let known: Vec<String> = known.collect();
+                let nearest = dockerfile::nearest(path, known.iter().map(String::as_str));
+                nearest.map(|word| format!("did you mean {word}?"))
+            })
+        }
+        _ => None,
+    };
+    let error = match error {
+        EngineError::Files(rootfs::Error::NotFound { path }) => EngineError::Request(format!(
+            "{path}: no such file or directory in the build context"
+        )),
+        error => error,
+    };
+    BuildFailure::of_steps(vec![StepFailure {
+        name: None,
+        lines: lines_of(build, id),
+        help,
+        error: Arc::new(error),
+    }])
 }

@@ -77,6 +77,12 @@ impl ContextTree {
         !self.memo_file.exists()
     }
 
+    /// Returns the paths of all files, for finding the one that was meant.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = String> {
+        let files = self.capture.files();
+        files.map(|file| String::from_utf8_lossy(&file.path).into_owned())
+    }
+
     /// Returns the checksum of what a step takes.
     pub(crate) fn checksum(&self, selection: &Selection) -> Result<[u8; 32], EngineError> {
         Ok(self.capture.checksum(selection, &self.memo)?)

@@ -137,6 +137,8 @@ pub struct StepFailure {
     pub name: Option<String>,
     /// Its first and last line in the Dockerfile.
     pub lines: Option<(u32, u32)>,
+    /// What to do about it.
+    pub help: Option<String>,
     pub error: Arc<EngineError>,
 }
 
@@ -169,6 +171,7 @@ impl From<EngineError> for BuildFailure {
         Self::of_steps(vec![StepFailure {
             name: None,
             lines: None,
+            help: None,
             error: Arc::new(error),
         }])
     }

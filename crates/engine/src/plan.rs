@@ -35,7 +35,7 @@ pub(crate) fn plan(
     pinned: &Pinned,
     context: &Arc<StepContext>,
     sink: &Sink,
-) -> Result<Vec<Arc<VertexWork>>, EngineError> {
+) -> Result<Vec<Arc<VertexWork>>, (VertexId, EngineError)> {
     let nonce = nonce();
     let mut works: Vec<Arc<VertexWork>> = Vec::with_capacity(graph.vertices().len());
     for vertex in graph.vertices() {
@@ -44,8 +44,9 @@ pub(crate) fn plan(
             .iter()
             .map(|edge| (Arc::clone(&works[edge.vertex]), edge.output))
             .collect();
-        let action = action_of(vertex, pinned)?;
-        let operation = operation_key(context, vertex, &action, &inputs)?;
+        let failed = |error| (vertex.id(), error);
+        let action = action_of(vertex, pinned).map_err(failed)?;
+        let operation = operation_key(context, vertex, &action, &inputs).map_err(failed)?;
         let mut record_key = KeyBuilder::new("definition").key("operation", &operation);
         let mut key = KeyBuilder::new("definition").key("operation", &operation);
         for (number, (input, output)) in inputs.iter().enumerate() {

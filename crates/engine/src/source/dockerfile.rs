@@ -289,6 +289,17 @@ impl Loaded {
         &self.ignore
     }
 
+    /// Says which line of the ignore file keeps a path out, if one does.
+    pub(crate) fn excluded_by(&self, path: &str) -> Option<String> {
+        let matcher = self.ignore.matcher().ok()?;
+        let matched = matcher.matched(path).ok()?;
+        let (pattern, line) = matcher.reason(&matched)?;
+        Some(match line {
+            Some(line) => format!("it is excluded by line {line} of the ignore file: {pattern}"),
+            None => format!("it is excluded by the ignore file: {pattern}"),
+        })
+    }
+
     /// Returns the settings of the lowering.
     pub(crate) fn options(&self, request: &BuildRequest) -> Result<Options, EngineError> {
         let network = match request.network.as_str() {

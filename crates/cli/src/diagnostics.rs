@@ -33,10 +33,12 @@ fn failure_text(step: &StepFailure, source: Option<&(String, String)>) -> String
                     let snippet = Snippet::source(text.as_str())
                         .path(name.as_str())
                         .annotation(AnnotationKind::Primary.span(span));
-                    let report = [Level::ERROR
-                        .primary_title(message.as_str())
-                        .element(snippet)];
-                    renderer().render(&report)
+                    let title = Level::ERROR.primary_title(message.as_str());
+                    let mut group: Group<'_> = title.element(snippet);
+                    if let Some(help) = &step.help {
+                        group = group.element(Level::HELP.message(help.as_str()));
+                    }
+                    renderer().render(&[group])
                 }
                 _ => match &step.name {
                     Some(name) => format!("error: {message}\n  in {name}"),

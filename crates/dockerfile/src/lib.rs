@@ -14,6 +14,7 @@ pub mod check;
 pub mod chmod;
 mod diagnostic;
 mod directive;
+mod dump;
 pub mod expand;
 mod flags;
 pub mod git;
@@ -38,6 +39,7 @@ mod words;
 
 pub use diagnostic::{Diagnostic, Label, Severity};
 pub use directive::{Directive, DirectiveName, detect_syntax, find_directive};
+pub use dump::dump;
 pub use heredoc::{HeredocHead, chomp_tabs, parse_heredoc_word};
 pub use instruction::{
     Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Device, Entrypoint, Env, Expose,

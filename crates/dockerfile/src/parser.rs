@@ -79,6 +79,9 @@ pub struct EmptyContinuation {
     pub empty: Vec<Span>,
 }
 
+/// How many errors of a file are gathered.
+pub(crate) const MOST_ERRORS: usize = 1000;
+
 /// Parses a Dockerfile.
 ///
 /// # Errors
@@ -107,7 +110,7 @@ pub fn parse(source: &[u8]) -> Result<Ast, Vec<Diagnostic>> {
     if errors.is_empty() {
         return Ok(ast);
     }
-    errors.extend(crate::typed::instruction_errors(&ast));
+    errors.extend(crate::typed::instruction_errors(&ast).take(MOST_ERRORS));
     Err(errors)
 }
 
@@ -148,7 +151,9 @@ impl<'a> Parser<'a> {
     }
 
     fn run(&mut self) {
-        while let Some((start, raw)) = self.lines.next_line() {
+        while self.errors.len() < MOST_ERRORS
+            && let Some((start, raw)) = self.lines.next_line()
+        {
             let (start, raw) = match raw.strip_prefix('\u{feff}') {
                 Some(rest) if self.lines.count == 1 => (start + raw.len() - rest.len(), rest),
                 _ => (start, raw),
@@ -295,6 +300,7 @@ impl<'a> Parser<'a> {
             escape: self.escape,
             lines,
             span: Span::new(start, end),
+            depth: 0,
         };
         match context.node(0..logical.text.len()) {
             Ok(mut node) => {
@@ -402,7 +408,12 @@ struct LineContext<'a> {
     escape: char,
     lines: Lines,
     span: Span,
+    /// How many instructions this one stands in.
+    depth: usize,
 }
+
+/// How deep instructions are looked into. Only one behind `ONBUILD` is allowed anyway.
+const DEEPEST: usize = 16;
 
 impl LineContext<'_> {
     /// Splits the instruction that stands in a range of the line.
@@ -479,8 +490,16 @@ impl LineContext<'_> {
                 Ok(Args::Plain(whole(range.clone())))
             }
             Some(Keyword::Healthcheck) => self.healthcheck(range),
-            Some(Keyword::Onbuild) if range.is_empty() => Ok(Args::Plain(Vec::new())),
-            Some(Keyword::Onbuild) => Ok(Args::Nested(Box::new(self.node(range)?))),
+            Some(Keyword::Onbuild) if range.is_empty() || self.depth == DEEPEST => {
+                Ok(Args::Plain(Vec::new()))
+            }
+            Some(Keyword::Onbuild) => {
+                let inner = LineContext {
+                    depth: self.depth + 1,
+                    ..*self
+                };
+                Ok(Args::Nested(Box::new(inner.node(range)?)))
+            }
         }
     }
 

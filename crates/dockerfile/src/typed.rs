@@ -5,7 +5,7 @@ use crate::go::{NumberError, equal_fold, parse_duration, parse_i64};
 use crate::heredoc::{chomp_tabs, parse_heredoc_word};
 use crate::keyword::Keyword;
 use crate::mount::parse_device;
-use crate::parser::{Args, Ast, Node};
+use crate::parser::{Args, Ast, MOST_ERRORS, Node};
 use crate::quote::quote;
 use crate::{
     Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Diagnostic, Entrypoint, Env, Expose,
@@ -40,6 +40,9 @@ pub(crate) fn stages(ast: &Ast) -> Result<Stages, Vec<Diagnostic>> {
             }
             Err(error) => errors.push(*error),
         }
+        if errors.len() == MOST_ERRORS {
+            break;
+        }
     }
     if errors.is_empty() {
         Ok(stages)
@@ -49,12 +52,11 @@ pub(crate) fn stages(ast: &Ast) -> Result<Stages, Vec<Diagnostic>> {
 }
 
 /// Returns the errors of each instruction taken alone.
-pub(crate) fn instruction_errors(ast: &Ast) -> Vec<Diagnostic> {
+pub(crate) fn instruction_errors(ast: &Ast) -> impl Iterator<Item = Diagnostic> {
     ast.nodes
         .iter()
         .filter_map(|node| instruction(node).err())
         .map(|error| *error)
-        .collect()
 }
 
 impl Stages {

@@ -225,7 +225,10 @@ impl<'a, 'p> Walker<'a, 'p> {
         if state.declared.contains(name) || BUILDER_ARGS.contains(&name) {
             return;
         }
-        let meant = suggest::nearest(name, state.scope.names()).map(|meant| format!("${meant}"));
+        let meant = match self.plan.guesses.take(state.scope.count()) {
+            true => suggest::nearest(name, state.scope.names()).map(|meant| format!("${meant}")),
+            false => None,
+        };
         let subject = variable_in(&self.place(word), name);
         let header = self.header();
         self.plan

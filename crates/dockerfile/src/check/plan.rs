@@ -34,6 +34,22 @@ pub(super) struct Plan<'a> {
     /// What the ignore file leaves out.
     pub(super) ignore: Option<Matcher>,
     pub(super) linter: &'a mut Linter,
+    pub(super) guesses: Guesses,
+}
+
+/// How many words may still be compared to guess what was meant, so that a file of names alone takes no time.
+#[derive(Debug)]
+pub(super) struct Guesses(usize);
+
+impl Guesses {
+    const ALL: usize = 200_000;
+
+    /// Tells whether that many words may be compared, and counts them.
+    pub(super) fn take(&mut self, words: usize) -> bool {
+        let left = self.0.checked_sub(words);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
+    }
 }
 
 /// A stage, or an image used as a source, as far as it has been walked.
@@ -164,6 +180,7 @@ impl<'a> Plan<'a> {
             options,
             ignore,
             linter,
+            guesses: Guesses(Guesses::ALL),
         };
         for (i, stage) in stages.stages.iter().enumerate() {
             plan.add_stage(i, stage)?;
@@ -221,23 +238,25 @@ impl<'a> Plan<'a> {
         let scope = Recorder::new(&self.globals.scope);
         let expansion = self.expander.word(&word.text, &scope);
         let missed = scope.missed();
-        if !missed.is_empty() {
-            let names = self.globals.names();
-            for name in missed.iter().filter(|name| !names.contains(name.as_str())) {
-                let meant = suggest::nearest(name, names.iter().copied());
-                self.linter
-                    .warn(Rule::UndefinedArgInFrom, &stage.header.comments, || {
-                        let message = format!("FROM argument '{name}' is not declared");
-                        warning(
-                            Rule::UndefinedArgInFrom,
-                            message,
-                            stage.header.lines,
-                            word,
-                            "no ARG above the first FROM",
-                        )
-                        .suggest(meant)
-                    });
-            }
+        for name in missed.iter().filter(|name| !self.globals.has(name)) {
+            let count = self.globals.args.len() + self.globals.scope.count();
+            let meant = self
+                .guesses
+                .take(count)
+                .then(|| suggest::nearest(name, self.globals.names()))
+                .flatten();
+            self.linter
+                .warn(Rule::UndefinedArgInFrom, &stage.header.comments, || {
+                    let message = format!("FROM argument '{name}' is not declared");
+                    warning(
+                        Rule::UndefinedArgInFrom,
+                        message,
+                        stage.header.lines,
+                        word,
+                        "no ARG above the first FROM",
+                    )
+                    .suggest(meant)
+                });
         }
         expansion.map_err(|error| expansion_failure(&error, word))
     }

@@ -55,6 +55,14 @@ impl Scope {
         self.values.get(name).map(|(_, value)| value.as_str())
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.values.len()
+    }
+
     /// Returns the names, the one set last at the end.
     pub(super) fn names(&self) -> Vec<&str> {
         self.entries().into_iter().map(|(name, _)| name).collect()

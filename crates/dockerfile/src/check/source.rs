@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::keyword::Keyword;
-use crate::parser::{Ast, Node};
+use crate::parser::{Ast, MOST_ERRORS, Node};
 use crate::typed::{self, Typed};
 use crate::{Diagnostic, Header, Kind, Severity, Stages, Word, quote};
 
@@ -53,10 +53,8 @@ pub(super) fn stages(ast: &Ast, linter: &mut Linter) -> Result<Stages, Vec<Diagn
             let rest = ast.nodes[i + 1..]
                 .iter()
                 .filter_map(|node| typed::instruction(node).err());
-            return Err(std::iter::once(error)
-                .chain(rest)
-                .map(|error| *error)
-                .collect());
+            let all = std::iter::once(error).chain(rest).take(MOST_ERRORS);
+            return Err(all.map(|error| *error).collect());
         }
     }
     Ok(stages)

@@ -109,6 +109,11 @@ impl Globals {
         Ok(())
     }
 
+    /// Tells whether a `FROM` may use a name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.args.contains_key(name) || self.scope.has(name)
+    }
+
     /// Returns the names a `FROM` may use, those of the file and those that are always there.
     pub(super) fn names(&self) -> BTreeSet<&str> {
         self.args

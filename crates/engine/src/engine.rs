@@ -42,6 +42,10 @@ impl Engine {
     /// Opens the store. Nothing else is started before something needs it.
     pub fn open(settings: EngineSettings) -> Result<Self, EngineError> {
         let store = Store::open(&settings.root, OpenOptions::new(Some(settings.ids)))?;
+        // What a killed builder was writing is of no use to anyone.
+        if let Err(error) = store.sweep_ingest() {
+            tracing::warn!(%error, "leftovers cannot be removed");
+        }
         let shared = Shared::new(store, settings.registries, settings.sandbox);
         Ok(Self {
             shared: Arc::new(shared),

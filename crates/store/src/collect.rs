@@ -341,28 +341,24 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes what writers that died have left: unlocked things in `ingest`, layers without a record.
+    /// Removes what writers that died were writing: what is in `ingest` and not locked.
+    pub fn sweep_ingest(&self) -> Result<(), StoreError> {
+        for path in self.entries("ingest")? {
+            remove_unlocked(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes also layers without a record, and records of layers that were never finished.
     pub(crate) fn sweep(&self) -> Result<(), StoreError> {
-        for folder in ["ingest", "layers"] {
-            let path = self.path(folder);
-            let entries = std::fs::read_dir(&path).map_err(StoreError::io("list", &path))?;
-            for entry in entries {
-                let entry = entry.map_err(StoreError::io("list", &path))?;
-                let name = entry.file_name();
-                let id = name
-                    .to_str()
-                    .and_then(|name| name.parse().ok())
-                    .map(LayerId);
-                let recorded = match (folder, id) {
-                    ("layers", Some(id)) => self.has_record(id)?,
-                    _ => false,
-                };
-                if !recorded {
-                    remove_unlocked(&entry.path())?;
-                }
+        self.sweep_ingest()?;
+        for path in self.entries("layers")? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let id = name.and_then(|name| name.parse().ok()).map(LayerId);
+            if !id.map_or(Ok(false), |id| self.has_record(id))? {
+                remove_unlocked(&path)?;
             }
         }
-        self.sweep_containers()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
@@ -372,22 +368,14 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the folders of containers that were never recorded.
-    fn sweep_containers(&self) -> Result<(), StoreError> {
-        let Ok(entries) = std::fs::read_dir(self.path("containers")) else {
-            return Ok(());
+    fn entries(&self, folder: &str) -> Result<Vec<std::path::PathBuf>, StoreError> {
+        let path = self.path(folder);
+        let list = || {
+            std::fs::read_dir(&path)?
+                .map(|entry| Ok(entry?.path()))
+                .collect()
         };
-        for entry in entries.flatten() {
-            let Ok(id) = entry.file_name().into_string() else {
-                continue;
-            };
-            if let Some(_lock) = self.try_lock_container(&id)?
-                && self.container(&id)?.is_none()
-            {
-                remove_tree(&entry.path()).map_err(StoreError::io("remove", entry.path()))?;
-            }
-        }
-        Ok(())
+        list().map_err(StoreError::io("list", &path))
     }
 
     fn has_record(&self, id: LayerId) -> Result<bool, StoreError> {

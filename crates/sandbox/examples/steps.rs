@@ -12,6 +12,8 @@ const BUSYBOX: &str = "/bin/busybox";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     sandbox::entry::run_if_requested();
+    let isolation = sandbox::userns::enter_if_needed(&sandbox::userns::Config::default())?;
+    println!("isolation: {}", isolation.rung);
     let count = std::env::args()
         .nth(1)
         .map_or(Ok(100), |text| text.parse())?;

@@ -67,6 +67,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) machine: &'a Machine,
     pub(crate) network: StepNetwork,
+    /// `cgroup.procs` of the old control groups that the step has, when it has groups of its own.
+    pub(crate) groups: Option<&'a [OwnedFd]>,
 }
 
 /// The network of one step.
@@ -112,9 +114,11 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
         filter,
         machine,
         network,
+        groups,
     } = plan;
     let build = |report: &OwnedFd| -> Result<Pid, SandboxError> {
         isolate(spec, liveness, &network)?;
+        join_groups(groups)?;
         let host_network = matches!(network, StepNetwork::Host);
         let world = World {
             spec,
@@ -170,6 +174,16 @@ fn isolate(
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .map_err(failed("make the mounts private"))
+}
+
+/// Enters the old control groups; then what the step sees of control groups begins at its own.
+fn join_groups(groups: Option<&[OwnedFd]>) -> Result<(), SandboxError> {
+    let Some(groups) = groups else { return Ok(()) };
+    for procs in groups {
+        // 0 is the process that writes.
+        rustix::io::write(procs, b"0").map_err(failed("enter the control group"))?;
+    }
+    sys::unshare(libc::CLONE_NEWCGROUP).map_err(failed("make a control group namespace"))
 }
 
 /// Sees to it that this process does not outlive the helper.

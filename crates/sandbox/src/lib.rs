@@ -17,6 +17,7 @@
 
 mod bytes;
 mod capabilities;
+mod cgroups;
 mod child;
 mod command;
 mod enter;

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
 
 use crate::capabilities::Set;
+use crate::cgroups::{Group, Hierarchies};
 use crate::child::{self, Plan, Prepared, Report, StepNetwork};
 use crate::enter;
 use crate::error::{self, SandboxError, failed};
@@ -44,6 +45,9 @@ struct Server {
     machine: Machine,
     filter: Filter,
     network: NetworkMode,
+    cgroup_parent: Option<String>,
+    /// Looked for when the first step with limits comes.
+    hierarchies: Option<Hierarchies>,
     /// Ready network namespaces, where the mode has any.
     pool: Option<Pool>,
     /// The helper alone holds the writing end: children see a hang-up when it dies.
@@ -60,6 +64,7 @@ struct Step {
     /// What keeps the step's network served.
     network: Option<OwnedFd>,
     host_network: bool,
+    group: Option<Group>,
 }
 
 impl Server {
@@ -87,6 +92,8 @@ impl Server {
             machine,
             filter,
             network: NetworkMode::Host,
+            cgroup_parent: None,
+            hierarchies: None,
             pool: None,
             liveness,
             steps: BTreeMap::new(),
@@ -173,6 +180,7 @@ impl Server {
     }
 
     fn start(&mut self, options: &Options) -> Result<(), SandboxError> {
+        self.cgroup_parent.clone_from(&options.cgroup_parent);
         let mut notes = self.machine.notes().to_vec();
         let candidates: &[NetworkMode] = match options.network {
             NetworkMode::Auto if self.machine.user_namespace => {
@@ -239,20 +247,24 @@ impl Server {
             .map_err(|error| SandboxError::io("make a pipe", error))?;
         let (network, lease) = self.network_for(spec.network)?;
         let host_network = matches!(network, StepNetwork::Host);
-        let mut flags = libc::CLONE_NEWPID
-            | libc::CLONE_NEWNS
-            | libc::CLONE_NEWIPC
-            | libc::CLONE_NEWUTS
-            | libc::CLONE_NEWCGROUP;
+        let group = self.group_for(id, spec);
+        let mut flags =
+            libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        if group.is_none() {
+            flags |= libc::CLONE_NEWCGROUP;
+        }
         if matches!(network, StepNetwork::Loopback) {
             flags |= libc::CLONE_NEWNET;
         }
+        let unified = group
+            .as_ref()
+            .and_then(|group| group.unified.as_ref())
+            .map(AsFd::as_fd);
         // SAFETY: the helper has one thread.
-        match unsafe { sys::clone_process(flags, None) }
-            .map_err(|error| SandboxError::io("clone the step", error))?
-        {
+        match unsafe { sys::clone_process(flags, unified) }.map_err(failed("clone the step"))? {
             Cloned::Child => {
                 drop((report, tree, sources, lease));
+                let groups = group.as_ref().map(|group| group.old.as_slice());
                 self.run_child(Plan {
                     spec,
                     prepared,
@@ -264,6 +276,7 @@ impl Server {
                     filter: Some(&self.filter),
                     machine: &self.machine,
                     network,
+                    groups,
                 })
             }
             Cloned::Parent { pid, pidfd } => {
@@ -275,6 +288,7 @@ impl Server {
                         report,
                         tree,
                         network: lease,
+                        group,
                         host_network,
                     },
                 );
@@ -338,12 +352,24 @@ impl Server {
                         report,
                         tree: None,
                         network: None,
+                        group: None,
                         host_network,
                     },
                 );
                 Ok(())
             }
         }
+    }
+
+    /// Makes the control groups of a step that has limits.
+    fn group_for(&mut self, id: u64, spec: &Spec) -> Option<Group> {
+        if spec.limits.is_empty() {
+            return None;
+        }
+        let hierarchies = self
+            .hierarchies
+            .get_or_insert_with(|| Hierarchies::find(self.cgroup_parent.as_deref()));
+        Some(hierarchies.make(id, &spec.limits))
     }
 
     /// Finds the network of a step, and what must be kept as long as the step uses it.
@@ -448,6 +474,7 @@ impl Step {
         if let Some(tree) = &self.tree {
             resolve::remove_stubs(tree.as_fd(), &stubs);
         }
+        let counts = self.group.as_ref().map(Group::counts).unwrap_or_default();
         if let Some(reason) = failed {
             return Err(SandboxError::Setup(reason));
         }
@@ -463,15 +490,19 @@ impl Step {
         };
         Ok(Exit {
             status: not_started.unwrap_or(status),
-            out_of_memory: false,
+            out_of_memory: counts.out_of_memory,
             usage: Usage {
                 user: duration(usage.ru_utime),
                 system: duration(usage.ru_stime),
-                peak_memory,
+                peak_memory: counts.peak_memory.unwrap_or(peak_memory),
                 // Blocks of 512 bytes, whatever the device (getrusage(2)).
                 read: u64::try_from(usage.ru_inblock).unwrap_or(0) * 512,
                 written: u64::try_from(usage.ru_oublock).unwrap_or(0) * 512,
-                unset_limits: Vec::new(),
+                unset_limits: self
+                    .group
+                    .as_ref()
+                    .map(|group| group.unset.clone())
+                    .unwrap_or_default(),
             },
         })
     }

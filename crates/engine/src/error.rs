@@ -116,9 +116,23 @@ impl EngineError {
             | EngineError::Io { .. }
             | EngineError::Thread { .. }
             | EngineError::Panic(_) => Blame::Builder,
+            _ if is_out_of_room(self) => Blame::Builder,
             _ => Blame::Build,
         }
     }
+}
+
+/// Tells whether the state directory has no room left: no Dockerfile can be blamed for that.
+fn is_out_of_room(error: &EngineError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return matches!(io.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Why a build failed.
@@ -191,4 +205,23 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_never_the_builds_failure() {
+        let unpacking = |kind: std::io::ErrorKind| {
+            EngineError::Registry(registry::RegistryError::Io {
+                action: "write",
+                path: PathBuf::from("blob"),
+                source: kind.into(),
+            })
+            .blame()
+        };
+        assert_eq!(unpacking(std::io::ErrorKind::StorageFull), Blame::Builder);
+        assert_eq!(unpacking(std::io::ErrorKind::NotFound), Blame::Build);
+    }
 }

@@ -86,7 +86,7 @@ impl Engine {
         let options = loaded.options(request)?;
         let ast = dockerfile::parse(&loaded.bytes).map_err(wrong)?;
         let stages = ast.stages().map_err(wrong)?;
-        let lowering = Lowering::new(&ast, &stages, &options);
+        let mut lowering = Lowering::new(&ast, &stages, &options);
         let mut answers = Answers::default();
         loop {
             let requests = match lowering.step(&answers).map_err(wrong)? {

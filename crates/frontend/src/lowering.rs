@@ -7,7 +7,7 @@ use oci::Platform;
 
 use crate::error::Stop;
 use crate::pass::{Pass, PlatformChoice};
-use crate::{Answers, Lowered, Options, Request};
+use crate::{Answers, Lowered, Options, PlatformBuild, Request};
 
 /// A Dockerfile on its way to graphs.
 ///
@@ -20,11 +20,18 @@ use crate::{Answers, Lowered, Options, Request};
 ///     }
 /// };
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Lowering<'a> {
-    ast: &'a Ast,
-    stages: &'a Stages,
-    options: &'a Options,
+    multi_platform: bool,
+    /// One for each platform, until it is done.
+    passes: Vec<Progress<'a>>,
+}
+
+/// The lowering for one platform.
+#[derive(Debug)]
+enum Progress<'a> {
+    Underway(Box<Pass<'a>>),
+    Done(Box<PlatformBuild>),
 }
 
 /// How far a lowering has come.
@@ -38,50 +45,48 @@ pub enum Step {
 impl<'a> Lowering<'a> {
     /// Begins to lower a file: `stages` are those of `ast`.
     pub fn new(ast: &'a Ast, stages: &'a Stages, options: &'a Options) -> Self {
-        Self {
-            ast,
-            stages,
-            options,
-        }
-    }
-
-    /// Returns what the builder runs on, best first.
-    fn build_platforms(&self) -> Vec<Platform> {
-        match self.options.build_platforms.is_empty() {
-            false => self.options.build_platforms.clone(),
+        let build = match options.build_platforms.is_empty() {
+            false => options.build_platforms.clone(),
             true => vec![Platform::host()],
-        }
-    }
-
-    /// Goes as far as the answers lead.
-    ///
-    /// Nothing is kept from step to step but the answers, so that any set of them may be tried.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with the file, as far as it is known: the first of the list is what the reference reports.
-    pub fn step(&self, answers: &Answers) -> Result<Step, Vec<Diagnostic>> {
-        let options = self.options;
-        let build = self.build_platforms();
+        };
         let multi = options.multi_platform || options.platforms.len() > 1;
         let asked: Vec<Option<&Platform>> = match options.platforms.is_empty() {
             true => vec![None],
             false => options.platforms.iter().map(Some).collect(),
         };
-        let mut requests = BTreeSet::new();
-        let mut builds = Vec::new();
-        for platform in asked {
+        let passes = asked.into_iter().map(|platform| {
             let choice = PlatformChoice {
-                target: platform.unwrap_or(&build[0]).clone(),
+                target: platform.map_or_else(|| build[0].clone(), Platform::normalized),
                 build: build.clone(),
                 implicit: platform.is_none(),
                 multi,
             };
-            let mut pass = Pass::new(self.ast, self.stages, options, answers, choice);
-            let outcome = pass.run();
+            Progress::Underway(Box::new(Pass::new(ast, stages, options, choice)))
+        });
+        Self {
+            multi_platform: multi,
+            passes: passes.collect(),
+        }
+    }
+
+    /// Goes as far as the answers lead.
+    ///
+    /// Answers that were there at one step must be there at the next.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, as far as it is known: the first of the list is what the reference reports.
+    /// The lowering has failed then.
+    pub fn step(&mut self, answers: &Answers) -> Result<Step, Vec<Diagnostic>> {
+        let mut requests = BTreeSet::new();
+        for progress in &mut self.passes {
+            let Progress::Underway(pass) = progress else {
+                continue;
+            };
+            let outcome = pass.run(answers);
             requests.append(&mut pass.requests);
             match outcome {
-                Ok(build) => builds.push(build),
+                Ok(build) => *progress = Progress::Done(Box::new(build)),
                 Err(Stop::Unanswered) => {}
                 Err(Stop::Errors(errors)) => return Err(errors),
             }
@@ -89,9 +94,14 @@ impl<'a> Lowering<'a> {
         if !requests.is_empty() {
             return Ok(Step::Resolve(requests.into_iter().collect()));
         }
+        let done = std::mem::take(&mut self.passes).into_iter();
+        let builds = done.filter_map(|progress| match progress {
+            Progress::Done(build) => Some(*build),
+            Progress::Underway(_) => None,
+        });
         Ok(Step::Done(Box::new(Lowered {
-            builds,
-            multi_platform: multi,
+            builds: builds.collect(),
+            multi_platform: self.multi_platform,
         })))
     }
 }

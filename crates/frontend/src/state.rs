@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dockerfile::{expand, paths};
 use llb::Output;
@@ -116,7 +117,7 @@ pub(crate) struct State {
     pub(crate) directory: Rc<str>,
     pub(crate) user: Rc<str>,
     /// What the tree is for; `None` is the target platform.
-    pub(crate) platform: Option<Rc<Platform>>,
+    pub(crate) platform: Option<Arc<Platform>>,
 }
 
 impl Default for State {
@@ -137,7 +138,7 @@ impl State {
     }
 
     pub(crate) fn with_platform(mut self, platform: &Platform) -> Self {
-        self.platform = Some(Rc::new(platform.normalized()));
+        self.platform = Some(Arc::new(platform.normalized()));
         self
     }
 

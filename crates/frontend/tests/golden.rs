@@ -175,7 +175,7 @@ impl Case {
             Ok(stages) => stages,
             Err(errors) => return diagnostics(&errors),
         };
-        let lowering = Lowering::new(&ast, &stages, &self.options);
+        let mut lowering = Lowering::new(&ast, &stages, &self.options);
         let mut answers = Answers::default();
         let mut text = String::new();
         loop {

@@ -1,5 +1,7 @@
 //! Drafts of process and file vertices without counting inputs by hand.
 
+use std::sync::Arc;
+
 use oci::Platform;
 
 use crate::{
@@ -23,7 +25,7 @@ pub struct ExecSpec {
     pub network: NetworkMode,
     pub security: SecurityMode,
     pub cdi_devices: Vec<CdiDevice>,
-    pub platform: Option<Platform>,
+    pub platform: Option<Arc<Platform>>,
     pub metadata: Metadata,
 }
 

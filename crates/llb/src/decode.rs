@@ -175,6 +175,7 @@ impl<'a> Definition<'a> {
             encode::operation(
                 &mut ours,
                 &op,
+                inputs.len(),
                 named,
                 wire.platform.as_ref(),
                 &wire.constraints,
@@ -189,7 +190,7 @@ impl<'a> Definition<'a> {
                 })
             });
             let draft = Draft {
-                platform: wire.platform,
+                platform: wire.platform.map(Arc::new),
                 constraints: wire.constraints,
                 metadata,
                 ..Draft::new(op, inputs)

@@ -19,15 +19,15 @@ pub(crate) const CUSTOM_NAME: &str = "llb.customname";
 /// The key under which the instruction of a vertex stands in its description.
 pub(crate) const COMMAND: &str = "com.docker.dockerfile.v1.command";
 
-/// Appends the encoding of a vertex, its inputs named by the given ids.
+/// Appends the encoding of a vertex, its inputs named by the given ids; `count` is the number it has.
 pub(crate) fn operation(
     buffer: &mut Vec<u8>,
     op: &Op,
+    count: usize,
     inputs: impl Iterator<Item = (VertexId, usize)>,
     platform: Option<&Platform>,
     constraints: &[String],
 ) {
-    let count = inputs.size_hint().0;
     let mut writer = Writer::new(buffer);
     write_inputs(&mut writer, inputs);
     if let Some(platform) = platform {
@@ -382,10 +382,11 @@ impl Graph {
             return foreign.bytes.clone();
         }
         let mut encoded = Vec::new();
-        let platform = vertex.platform.as_ref();
+        let platform = vertex.platform.as_deref();
         operation(
             &mut encoded,
             &vertex.op,
+            vertex.inputs.len(),
             inputs,
             platform,
             &vertex.constraints,

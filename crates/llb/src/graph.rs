@@ -84,7 +84,7 @@ pub struct Vertex {
     pub(crate) id: VertexId,
     pub(crate) op: Op,
     pub(crate) inputs: Vec<Edge>,
-    pub(crate) platform: Option<Platform>,
+    pub(crate) platform: Option<Arc<Platform>>,
     pub(crate) constraints: Vec<String>,
     pub(crate) metadata: Metadata,
     pub(crate) foreign: Option<Arc<Foreign>>,
@@ -119,7 +119,7 @@ impl Vertex {
 
     /// Returns what a process runs on or an image is chosen for; `None` where it makes no difference.
     pub fn platform(&self) -> Option<&Platform> {
-        self.platform.as_ref()
+        self.platform.as_deref()
     }
 
     /// Returns filters for the worker that may run the vertex.
@@ -134,8 +134,8 @@ impl Vertex {
     /// Returns the SHA-256 of what the vertex does, whatever its inputs are; proxies are no part of it.
     pub fn operation_digest(&self) -> [u8; 32] {
         let mut buffer = Vec::new();
-        let none = std::iter::empty();
-        let platform = self.platform.as_ref();
+        let (count, none) = (self.inputs.len(), std::iter::empty());
+        let platform = self.platform.as_deref();
         match &self.op {
             Op::Exec(exec) if exec.meta.proxy_env.is_some() => {
                 let mut exec = exec.clone();
@@ -143,12 +143,13 @@ impl Vertex {
                 encode::operation(
                     &mut buffer,
                     &Op::Exec(exec),
+                    count,
                     none,
                     platform,
                     &self.constraints,
                 );
             }
-            op => encode::operation(&mut buffer, op, none, platform, &self.constraints),
+            op => encode::operation(&mut buffer, op, count, none, platform, &self.constraints),
         }
         Sha256::digest(&buffer).into()
     }
@@ -206,7 +207,7 @@ impl Output {
 pub struct Draft {
     pub op: Op,
     pub inputs: Vec<Output>,
-    pub platform: Option<Platform>,
+    pub platform: Option<Arc<Platform>>,
     pub constraints: Vec<String>,
     pub metadata: Metadata,
 }
@@ -237,6 +238,11 @@ pub(crate) struct Pending {
 }
 
 impl GraphBuilder {
+    /// Makes room for so many more vertices.
+    pub fn reserve(&mut self, count: usize) {
+        self.drafts.reserve(count);
+    }
+
     /// Adds a source file and returns its number for [`crate::Location::source`].
     pub fn source(&mut self, file: SourceFile) -> usize {
         self.sources.push(file);
@@ -280,8 +286,8 @@ impl GraphBuilder {
         let mut assembly = Assembly {
             placed: vec![Place::Unseen; drafts.len()],
             by_id: HashMap::with_capacity(drafts.len()),
+            vertices: Vec::with_capacity(drafts.len()),
             drafts,
-            vertices: Vec::new(),
             buffer: Vec::new(),
         };
         assembly.walk(root.draft)?;
@@ -395,8 +401,15 @@ impl Assembly {
         let named = inputs
             .iter()
             .map(|edge| (self.vertices[edge.vertex].id, edge.output));
-        let platform = draft.platform.as_ref();
-        encode::operation(&mut buffer, &draft.op, named, platform, &draft.constraints);
+        let platform = draft.platform.as_deref();
+        encode::operation(
+            &mut buffer,
+            &draft.op,
+            inputs.len(),
+            named,
+            platform,
+            &draft.constraints,
+        );
         let mut id = VertexId::of(&buffer);
         self.buffer = buffer;
         if let Some(foreign) = foreign

@@ -19,8 +19,8 @@ pub struct Metadata {
     /// Capabilities asked of the builder beyond those the op itself needs.
     pub caps: BTreeMap<String, bool>,
     /// Vertices shown as one.
-    pub progress_group: Option<ProgressGroup>,
-    pub linux_resources: Option<LinuxResources>,
+    pub progress_group: Option<Box<ProgressGroup>>,
+    pub linux_resources: Option<Box<LinuxResources>>,
     /// The places in the source files it comes from.
     pub locations: Vec<Location>,
 }

@@ -7,6 +7,11 @@ use llb::{
     SecretFile, SecretMount, SourceFile, SourceOp, SshMount, Symlink, UserRef,
 };
 use oci::{Digest, Platform};
+use std::sync::Arc;
+
+fn platform(os: &str, architecture: &str, variant: &str) -> Arc<Platform> {
+    Arc::new(Platform::new(os, architecture, variant))
+}
 
 fn source(builder: &mut GraphBuilder, identifier: &str) -> Output {
     let source = SourceOp {
@@ -18,7 +23,7 @@ fn source(builder: &mut GraphBuilder, identifier: &str) -> Output {
 
 fn image(builder: &mut GraphBuilder, identifier: &str) -> Output {
     let output = source(builder, identifier);
-    builder.draft_mut(output).platform = Some(Platform::new("linux", "amd64", ""));
+    builder.draft_mut(output).platform = Some(platform("linux", "amd64", ""));
     output
 }
 
@@ -132,21 +137,21 @@ fn everything() -> Graph {
         id: "s".to_owned(),
         ..SecretEnv::default()
     }];
-    spec.platform = Some(Platform::new("linux", "arm", "v7"));
-    spec.metadata.linux_resources = Some(LinuxResources {
+    spec.platform = Some(platform("linux", "arm", "v7"));
+    spec.metadata.linux_resources = Some(Box::new(LinuxResources {
         cpu_quota: -1,
         ..LinuxResources::default()
-    });
+    }));
     let ran = builder.add(Draft::from(spec));
     let merge = MergeOp {
         inputs: vec![Some(0), Some(1)],
     };
     let merged = builder.add(Draft {
         metadata: Metadata {
-            progress_group: Some(ProgressGroup {
+            progress_group: Some(Box::new(ProgressGroup {
                 id: "g".to_owned(),
                 ..ProgressGroup::default()
-            }),
+            })),
             export_cache: Some(false),
             ..Metadata::default()
         },
@@ -202,7 +207,7 @@ fn identity_is_what_a_vertex_does_and_nothing_beside_it() {
     assert_eq!(plain, id(|draft| draft.metadata.ignore_cache = true));
     assert_ne!(
         plain,
-        id(|draft| draft.platform = Some(Platform::new("linux", "amd64", "")))
+        id(|draft| draft.platform = Some(platform("linux", "amd64", "")))
     );
     assert_ne!(plain, id(|draft| draft.constraints.push("x".to_owned())));
     assert_ne!(

@@ -16,7 +16,7 @@ pub(crate) fn image(ast: &Ast, stages: &Stages) -> Value {
         build_platforms: vec![platform.clone()],
         ..Options::default()
     };
-    let lowering = Lowering::new(ast, stages, &options);
+    let mut lowering = Lowering::new(ast, stages, &options);
     let mut answers = Answers::default();
     loop {
         match lowering.step(&answers) {
@@ -26,7 +26,11 @@ pub(crate) fn image(ast: &Ast, stages: &Stages) -> Value {
                 };
                 let lines = first.lines.iter().flat_map(|lines| lines.iter());
                 let lines: Vec<Value> = lines.map(|line| json!([line, line])).collect();
-                return json!({ "error": { "message": first.full_message(), "lines": lines } });
+                let mut error = json!({ "message": first.full_message() });
+                if !lines.is_empty() {
+                    error["lines"] = lines.into();
+                }
+                return json!({ "error": error });
             }
             Ok(Step::Resolve(requests)) => {
                 for request in requests {

@@ -222,11 +222,11 @@ impl Pass<'_> {
             let link = name::repeated_step(stage, &link, shown_platform, Some(&site.variables));
             let group = |weak| {
                 let id = format!("link-{number}-{}", stage.command_index);
-                Some(ProgressGroup {
+                Some(Box::new(ProgressGroup {
                     id,
                     name: step.clone(),
                     weak,
-                })
+                }))
             };
             made.metadata.progress_group = group(true);
             let merged = Metadata {

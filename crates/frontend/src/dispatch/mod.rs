@@ -189,5 +189,5 @@ impl Pass<'_> {
 
 /// Returns the platform of a stage.
 fn platform<'s>(stage: &'s Stage<'_>, target: &'s Platform) -> &'s Platform {
-    stage.platform.as_ref().unwrap_or(target)
+    stage.platform.as_deref().unwrap_or(target)
 }

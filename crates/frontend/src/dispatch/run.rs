@@ -58,7 +58,7 @@ impl Pass<'_> {
                 SecurityMode::Insecure => llb::SecurityMode::Insecure,
             },
             platform: Some(match &stage.state.platform {
-                Some(platform) => (**platform).clone(),
+                Some(platform) => platform.clone(),
                 None => self.target_platform.clone(),
             }),
             ..ExecSpec::default()
@@ -84,7 +84,7 @@ impl Pass<'_> {
         spec.metadata = Metadata {
             command: site.instruction.header.code.clone(),
             ignore_cache: stage.ignore_cache,
-            linux_resources: self.options.resources.clone(),
+            linux_resources: self.options.resources.clone().map(Box::new),
             locations: self.location(site.lines),
             ..Metadata::named(self.run_name(stage, site, &script.shown, &mounts))
         };

@@ -1,6 +1,7 @@
 //! Base images: asking for them and taking them over.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dockerfile::check::parse_reference;
 use dockerfile::quote;
@@ -12,7 +13,7 @@ use super::{Pass, SCRATCH, Stage};
 use crate::error::{Outcome, Stop};
 use crate::name;
 use crate::state::{Image, State};
-use crate::{ImageRequest, Request, ResolveMode};
+use crate::{Answers, ImageRequest, Request, ResolveMode};
 
 /// Images whose names are suggested for misspelt ones.
 const COMMON_IMAGES: [&str; 7] = [
@@ -29,7 +30,7 @@ impl Pass<'_> {
     /// Gives every stage that begins with an image its tree and image.
     ///
     /// The names of images that are not needed are checked all the same.
-    pub(super) fn resolve_bases(&mut self, needed: &Needed) -> Result<(), Stop> {
+    pub(super) fn resolve_bases(&mut self, needed: &Needed, answers: &Answers) -> Result<(), Stop> {
         let mut errors = Vec::new();
         for number in 0..self.states.len() {
             let stage = &self.states[number];
@@ -37,9 +38,12 @@ impl Pass<'_> {
                 continue;
             }
             let is_needed = needed.get(number).copied().unwrap_or(false);
+            if stage.written.is_some() && !is_needed {
+                continue;
+            }
             let mut stage = std::mem::take(&mut self.states[number]);
-            let outcome = self.resolve_base(&mut stage, is_needed);
-            stage.resolved = is_needed;
+            let outcome = self.resolve_base(&mut stage, is_needed, answers);
+            stage.resolved = is_needed && matches!(outcome, Ok(Found::Yes(())));
             self.states[number] = stage;
             if let Err(error) = outcome {
                 // The reference resolves all at once and mostly reports the one begun last.
@@ -55,45 +59,59 @@ impl Pass<'_> {
         }
     }
 
-    fn resolve_base(&mut self, stage: &mut Stage<'_>, is_needed: bool) -> Outcome<()> {
+    fn resolve_base(
+        &mut self,
+        stage: &mut Stage<'_>,
+        is_needed: bool,
+        answers: &Answers,
+    ) -> Outcome<Found<()>> {
         if stage.base_name == SCRATCH && stage.named_context.is_none() {
             stage.state = State::default();
             stage.image = Image::empty(&self.target_platform);
             stage.platform = Some(self.target_platform.clone());
             stage.dispatched |= stage.unregistered;
-            return Ok(());
+            return Ok(Found::Yes(()));
         }
-        stage.dispatched |= stage.unregistered;
-        let written = stage.base_name.clone();
+        let written = stage.written.take();
+        let written = written.unwrap_or_else(|| stage.base_name.clone());
         let reference = parse_reference(&written).map_err(|problem| {
             let message = format!("failed to parse stage name {}: {problem}", quote(&written));
             base_error("image-name", message, stage)
         })?;
         let reference = reference.or_latest();
         stage.base_name = reference.to_string();
+        stage.written = Some(written.clone());
         if !is_needed {
-            return Ok(());
+            return Ok(Found::NotYet);
         }
-        let platform = stage
-            .platform
-            .clone()
-            .unwrap_or_else(|| self.target_platform.clone());
-        if let Some(key) = stage.named_context.clone() {
-            return self.replace_stage(stage, &key);
+        let platform = stage.platform.clone();
+        let platform = platform.unwrap_or_else(|| self.target_platform.clone());
+        let found = if let Some(key) = stage.named_context.clone() {
+            self.replace_stage(stage, &key, answers)?
+        } else {
+            let context = self.named_context(&stage.base_name, Some(&platform), stage.lines)?;
+            match context.map(str::to_owned) {
+                Some(key) => self.replace_base(stage, &key, &platform, answers)?,
+                None => self.take_image(stage, &written, reference, platform, answers)?,
+            }
+        };
+        if let Found::Yes(()) = found {
+            stage.dispatched |= stage.unregistered;
         }
-        let context = self.named_context(&stage.base_name, Some(&platform), stage.lines)?;
-        if let Some(key) = context.map(str::to_owned) {
-            return self.replace_base(stage, &key, &platform);
-        }
-        self.take_image(stage, &written, reference, platform)
+        Ok(found)
     }
 
     /// A named context with the name of a stage stands for all of it.
-    fn replace_stage(&mut self, stage: &mut Stage<'_>, key: &str) -> Outcome<()> {
+    fn replace_stage(
+        &mut self,
+        stage: &mut Stage<'_>,
+        key: &str,
+        answers: &Answers,
+    ) -> Outcome<Found<()>> {
         let platform = stage.platform.clone();
-        let loaded = self.load_context(key, platform.as_ref(), stage)?;
+        let loaded = self.load_context(key, platform.as_deref(), stage, answers)?;
         let Found::Yes((state, image)) = loaded else {
-            return Ok(());
+            return Ok(Found::NotYet);
         };
         stage.dispatched = true;
         stage.state = state;
@@ -101,10 +119,10 @@ impl Pass<'_> {
             stage.image = self.history.image(&image);
             let platform = &image.platform;
             if !platform.architecture.is_empty() && !platform.os.is_empty() {
-                stage.platform = Some(platform.clone());
+                stage.platform = Some(Arc::new(platform.clone()));
             }
         }
-        Ok(())
+        Ok(Found::Yes(()))
     }
 
     /// A named context with the name of an image stands for the image.
@@ -112,11 +130,12 @@ impl Pass<'_> {
         &mut self,
         stage: &mut Stage<'_>,
         key: &str,
-        platform: &Platform,
-    ) -> Outcome<()> {
-        let loaded = self.load_context(key, Some(platform), stage)?;
+        platform: &Arc<Platform>,
+        answers: &Answers,
+    ) -> Outcome<Found<()>> {
+        let loaded = self.load_context(key, Some(platform), stage, answers)?;
         let Found::Yes((state, image)) = loaded else {
-            return Ok(());
+            return Ok(Found::NotYet);
         };
         stage.image = match &image {
             Some(image) => self.history.image(image),
@@ -126,7 +145,7 @@ impl Pass<'_> {
         stage.base_image = Some(image);
         stage.state = state.with_platform(platform);
         stage.platform = Some(platform.clone());
-        Ok(())
+        Ok(Found::Yes(()))
     }
 
     fn take_image(
@@ -134,8 +153,9 @@ impl Pass<'_> {
         stage: &mut Stage<'_>,
         written: &str,
         reference: Reference,
-        platform: Platform,
-    ) -> Outcome<()> {
+        platform: Arc<Platform>,
+        answers: &Answers,
+    ) -> Outcome<Found<()>> {
         let prefix = match self.multi_platform {
             true => format!("[{} internal]", platform.full()),
             false => "[internal]".to_owned(),
@@ -143,15 +163,15 @@ impl Pass<'_> {
         let request = ImageRequest {
             name: format!("{prefix} load metadata for {reference}"),
             reference: reference.to_string(),
-            platform: platform.clone(),
+            platform: (*platform).clone(),
             mode: self.options.resolve_mode,
             store: None,
         };
-        let Found::Yes((image, config)) = self.find_image(&request, written, stage)? else {
-            return Ok(());
+        let Found::Yes((image, config)) = self.find_image(&request, written, stage, answers)?
+        else {
+            return Ok(Found::NotYet);
         };
-        let answer = self
-            .answers
+        let answer = answers
             .images
             .get(&request)
             .and_then(|answer| answer.as_ref().ok());
@@ -180,7 +200,7 @@ impl Pass<'_> {
         stage.image = image;
         stage.base_image = Some(config);
         stage.platform = Some(platform);
-        Ok(())
+        Ok(Found::Yes(()))
     }
 
     /// Returns an image that was asked for, or asks for it.
@@ -189,11 +209,12 @@ impl Pass<'_> {
         request: &ImageRequest,
         written: &str,
         stage: &Stage<'_>,
+        answers: &Answers,
     ) -> Outcome<Found<(Image, Rc<ImageConfig>)>> {
         if let Some((image, config)) = self.images.get(request) {
             return Ok(Found::Yes((image.clone(), config.clone())));
         }
-        match self.answers.images.get(request) {
+        match answers.images.get(request) {
             None => {
                 self.requests.insert(Request::Image(request.clone()));
                 Ok(Found::NotYet)
@@ -216,7 +237,7 @@ impl Pass<'_> {
         }
     }
 
-    fn image_source(&mut self, stage: &mut Stage<'_>, platform: &Platform) -> Output {
+    fn image_source(&mut self, stage: &mut Stage<'_>, platform: &Arc<Platform>) -> Output {
         let name = format!("FROM {}", stage.base_name);
         let name = name::step(stage, &name, self.shown_platform(Some(platform)), None);
         let metadata = Metadata {
@@ -231,7 +252,7 @@ impl Pass<'_> {
     pub(super) fn image_vertex(
         &mut self,
         reference: String,
-        platform: &Platform,
+        platform: &Arc<Platform>,
         metadata: Metadata,
     ) -> Output {
         let mut source = SourceOp {
@@ -252,7 +273,7 @@ impl Pass<'_> {
     }
 
     /// Returns the platform of an image where none was asked for, if the builder runs it.
-    fn detected_platform(&self, image: &Platform, target: Platform) -> Platform {
+    fn detected_platform(&self, image: &Platform, target: Arc<Platform>) -> Arc<Platform> {
         let same = |platform: &Platform| {
             platform.os == image.os && platform.architecture == image.architecture
         };
@@ -260,7 +281,7 @@ impl Pass<'_> {
             return target;
         }
         let supported = self.build_platforms.iter().find(|platform| same(platform));
-        supported.cloned().unwrap_or(target)
+        supported.cloned().map_or(target, Arc::new)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The main context and the named ones.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dockerfile::git::{GitRef, GitRefError};
 use dockerfile::{Lines, quote};
@@ -13,7 +14,7 @@ use super::{LocalContext, Pass, SCRATCH, Stage};
 use crate::error::{Outcome, error};
 use crate::git::git_source;
 use crate::state::{Paths, State};
-use crate::{ContextUse, ImageRequest, MainContext, NamedContext};
+use crate::{Answers, ContextUse, ImageRequest, MainContext, NamedContext};
 
 /// The name of the main context.
 const CONTEXT: &str = "context";
@@ -216,13 +217,14 @@ impl Pass<'_> {
         key: &str,
         platform: Option<&Platform>,
         stage: &Stage<'_>,
+        answers: &Answers,
     ) -> Outcome<Found<(State, Option<Rc<ImageConfig>>)>> {
         let options = self.options;
         let Some(context) = options.named_contexts.get(key) else {
             let message = format!("context {} could not be found", quote(key));
             return Err(base_error("context", message, stage));
         };
-        let platform = platform.unwrap_or(&self.target_platform).clone();
+        let platform = Arc::new(platform.unwrap_or(&self.target_platform).clone());
         match context {
             NamedContext::Image(name) if name == SCRATCH => {
                 Ok(Found::Yes((State::default(), None)))
@@ -234,15 +236,15 @@ impl Pass<'_> {
                 let request = ImageRequest {
                     name: format!("[context {key}] load metadata for {name}"),
                     reference: reference.to_string(),
-                    platform: platform.clone(),
+                    platform: (*platform).clone(),
                     mode: options.resolve_mode,
                     store: None,
                 };
-                let Found::Yes((_, config)) = self.find_image(&request, name, stage)? else {
+                let Found::Yes((_, config)) = self.find_image(&request, name, stage, answers)?
+                else {
                     return Ok(Found::NotYet);
                 };
-                let answer = self
-                    .answers
+                let answer = answers
                     .images
                     .get(&request)
                     .and_then(|found| found.as_ref().ok());
@@ -266,11 +268,12 @@ impl Pass<'_> {
                 let request = ImageRequest {
                     name: format!("[context {key}] load metadata for {reference}"),
                     reference: reference.to_string(),
-                    platform: platform.clone(),
+                    platform: (*platform).clone(),
                     mode: options.resolve_mode,
                     store: Some(store.clone()),
                 };
-                let Found::Yes((_, config)) = self.find_image(&request, key, stage)? else {
+                let Found::Yes((_, config)) = self.find_image(&request, key, stage, answers)?
+                else {
                     return Ok(Found::NotYet);
                 };
                 let mut source = SourceOp {

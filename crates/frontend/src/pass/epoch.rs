@@ -10,13 +10,13 @@ use super::{Pass, SCRATCH};
 use crate::error::{Outcome, Stop, error, nowhere};
 use crate::git::git_source;
 use crate::state::Variables;
-use crate::{MainContext, NamedContext, Request, SourceRequest};
+use crate::{Answers, MainContext, NamedContext, Request, SourceRequest};
 
 pub(super) const NAME: &str = "SOURCE_DATE_EPOCH";
 
 impl Pass<'_> {
     /// Finds the time all files and history entries get, and puts it in place of what names it.
-    pub(super) fn resolve_epoch(&mut self) -> Result<(), Stop> {
+    pub(super) fn resolve_epoch(&mut self, answers: &Answers) -> Result<(), Stop> {
         let given = self.build_args.get(NAME).map(String::as_str);
         let global = || self.global.value(NAME).filter(|value| !value.is_empty());
         let Some(value) = given.or_else(global).map(str::to_owned) else {
@@ -25,7 +25,7 @@ impl Pass<'_> {
         self.epoch = match (value.as_str(), value.parse()) {
             ("", _) => None,
             (_, Ok(seconds)) => Some(seconds),
-            (value, Err(_)) => self.source_time(value)?,
+            (value, Err(_)) => self.source_time(value, answers)?,
         };
         let text = self.epoch.map(|seconds| seconds.to_string());
         if self.build_args.contains_key(NAME) {
@@ -45,7 +45,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn source_time(&mut self, value: &str) -> Result<Option<i64>, Stop> {
+    fn source_time(&mut self, value: &str, answers: &Answers) -> Result<Option<i64>, Stop> {
         let (name, source) = match self.epoch_source(value)? {
             Some(found) => found,
             None => return Ok(None),
@@ -58,7 +58,7 @@ impl Pass<'_> {
             attrs,
             name,
         };
-        match self.answers.source_times.get(&request) {
+        match answers.source_times.get(&request) {
             Some(Ok(time)) => Ok(*time),
             Some(Err(problem)) => {
                 let message = format!("failed to find the time of {value}: {problem}");

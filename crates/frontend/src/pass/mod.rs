@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dockerfile::expand::{Expander, Expansion};
 use dockerfile::{Ast, Instruction, Lines, Stages, Word};
@@ -27,9 +29,8 @@ pub(crate) const SCRATCH: &str = "scratch";
 pub(crate) struct Pass<'a> {
     pub(crate) stages: &'a Stages,
     pub(crate) options: &'a Options,
-    pub(crate) answers: &'a Answers,
     pub(crate) expander: Expander,
-    pub(crate) target_platform: Platform,
+    pub(crate) target_platform: Arc<Platform>,
     pub(crate) build_platforms: Vec<Platform>,
     /// No platform was asked for.
     pub(crate) implicit_platform: bool,
@@ -43,6 +44,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) source_file: usize,
     pub(crate) history: HistoryLog,
     pub(crate) states: Vec<Stage<'a>>,
+    /// Known once the stages are.
+    target: Option<usize>,
     by_name: HashMap<String, usize>,
     main_context: Option<Output>,
     locals: Vec<LocalContext>,
@@ -73,7 +76,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) code: &'a str,
     pub(crate) lines: Lines,
     pub(crate) base_span: dockerfile::Span,
-    pub(crate) platform: Option<Platform>,
+    pub(crate) platform: Option<Arc<Platform>>,
     pub(crate) base: Option<usize>,
     /// Stages used by instructions, with the lines of one that does.
     pub(crate) dependencies: Vec<(usize, Lines)>,
@@ -85,6 +88,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) named_context: Option<String>,
     pub(crate) dispatched: bool,
     pub(crate) resolved: bool,
+    /// The base as it is written, once it is known to be the name of an image.
+    pub(crate) written: Option<String>,
     pub(crate) triggers_done: bool,
     /// Not a stage of the file: an image or context that an instruction names.
     pub(crate) unregistered: bool,
@@ -104,11 +109,29 @@ pub(crate) struct Stage<'a> {
 /// An instruction of a stage and the stages it uses.
 #[derive(Debug)]
 pub(crate) struct Command<'a> {
-    pub(crate) instruction: Cow<'a, Instruction>,
+    pub(crate) instruction: Text<'a>,
     /// One for COPY with `--from`; one for each mount of RUN.
     pub(crate) sources: Vec<usize>,
     /// It comes from an ONBUILD of the base.
     pub(crate) is_trigger: bool,
+}
+
+/// An instruction, wherever it stands.
+#[derive(Debug)]
+pub(crate) enum Text<'a> {
+    File(&'a Instruction),
+    Trigger(Box<Instruction>),
+}
+
+impl Deref for Text<'_> {
+    type Target = Instruction;
+
+    fn deref(&self) -> &Instruction {
+        match self {
+            Self::File(instruction) => instruction,
+            Self::Trigger(instruction) => instruction,
+        }
+    }
 }
 
 /// What a platform's lowering is made of.
@@ -125,7 +148,6 @@ impl<'a> Pass<'a> {
         ast: &'a Ast,
         stages: &'a Stages,
         options: &'a Options,
-        answers: &'a Answers,
         choice: PlatformChoice,
     ) -> Self {
         let mut graph = GraphBuilder::default();
@@ -138,9 +160,8 @@ impl<'a> Pass<'a> {
         Self {
             stages,
             options,
-            answers,
             expander: Expander::new(ast.escape),
-            target_platform: choice.target,
+            target_platform: Arc::new(choice.target),
             build_platforms: choice.build,
             implicit_platform: choice.implicit,
             multi_platform: choice.multi,
@@ -151,6 +172,7 @@ impl<'a> Pass<'a> {
             source_file,
             history: HistoryLog::default(),
             states: Vec::with_capacity(stages.stages.len()),
+            target: None,
             by_name: HashMap::new(),
             main_context: None,
             locals: Vec::new(),
@@ -159,16 +181,29 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Lowers the file; what is asked for meanwhile is in `requests`.
-    pub(crate) fn run(&mut self) -> Result<PlatformBuild, Stop> {
+    /// Goes on with the file as far as the answers lead; what is asked for meanwhile is in `requests`.
+    ///
+    /// Once it is done, or has failed, it must not be called again.
+    pub(crate) fn run(&mut self, answers: &Answers) -> Result<PlatformBuild, Stop> {
+        self.requests.clear();
+        let target = match self.target {
+            Some(target) => target,
+            None => self.begin_stages(answers)?,
+        };
+        let needed = self.resolve(target, answers)?;
+        self.dispatch_all(&needed)?;
+        self.finish(target, &needed)
+    }
+
+    /// Finds all that the file itself says of its stages.
+    fn begin_stages(&mut self, answers: &Answers) -> Result<usize, Stop> {
         self.set_global_arguments()?;
-        self.resolve_epoch()?;
+        self.resolve_epoch(answers)?;
         self.make_states()?;
         let target = self.find_target()?;
         self.connect()?;
-        let needed = self.resolve(target)?;
-        self.dispatch_all(&needed)?;
-        self.finish(target, &needed)
+        self.target = Some(target);
+        Ok(target)
     }
 
     /// Expands a word of the file.

@@ -1,11 +1,12 @@
 //! The stages of a file, what they use, and which of them are needed.
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
 use dockerfile::{Diagnostic, Instruction, Kind, Lines, parse_trigger, quote};
 use oci::Platform;
 
-use super::{Command, Pass, SCRATCH, Stage};
+use super::{Command, Pass, SCRATCH, Stage, Text};
+use crate::Answers;
 use crate::error::{Outcome, Stop, error, nowhere};
 
 /// Which stages are needed, by number.
@@ -84,7 +85,7 @@ impl<'a> Pass<'a> {
                 ..Stage::default()
             };
             if !state.name.is_empty() {
-                let context = self.named_context(&state.name, state.platform.as_ref(), lines)?;
+                let context = self.named_context(&state.name, state.platform.as_deref(), lines)?;
                 state.named_context = context.map(str::to_owned);
             }
             if state.name.is_empty() {
@@ -110,7 +111,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn stage_platform(&self, stage: &dockerfile::Stage) -> Outcome<Option<Platform>> {
+    fn stage_platform(&self, stage: &dockerfile::Stage) -> Outcome<Option<Arc<Platform>>> {
         let Some(word) = stage.platform.as_ref().filter(|word| !word.text.is_empty()) else {
             return Ok(None);
         };
@@ -138,12 +139,15 @@ impl<'a> Pass<'a> {
             let error = error.label(word.span, "nothing is left of this after expansion");
             return Err(Box::new(error.suggest(suggestion())));
         }
-        expansion.text.parse().map(Some).map_err(|problem| {
-            let message = format!("failed to parse platform {word}: {problem}");
-            let error = Diagnostic::error("invalid-platform", message, lines);
-            let error = error.label(word.span, format!("this is {}", quote(&expansion.text)));
-            Box::new(error.suggest(suggestion()))
-        })
+        let platform: Result<Platform, _> = expansion.text.parse();
+        platform
+            .map(|platform| Some(Arc::new(platform)))
+            .map_err(|problem| {
+                let message = format!("failed to parse platform {word}: {problem}");
+                let error = Diagnostic::error("invalid-platform", message, lines);
+                let error = error.label(word.span, format!("this is {}", quote(&expansion.text)));
+                Box::new(error.suggest(suggestion()))
+            })
     }
 
     /// Adds a state; its base is a stage of that name, if there is one before it.
@@ -200,7 +204,7 @@ impl<'a> Pass<'a> {
         for (number, stage) in stages.stages.iter().enumerate() {
             let mut commands = Vec::with_capacity(stage.instructions.len());
             for instruction in &stage.instructions {
-                commands.push(self.command(number, Cow::Borrowed(instruction), false)?);
+                commands.push(self.command(number, Text::File(instruction), false)?);
             }
             self.states[number].commands = commands;
         }
@@ -214,7 +218,7 @@ impl<'a> Pass<'a> {
     fn command(
         &mut self,
         stage: usize,
-        instruction: Cow<'a, Instruction>,
+        instruction: Text<'a>,
         is_trigger: bool,
     ) -> Outcome<Command<'a>> {
         let sources = self.sources(&instruction)?;
@@ -338,10 +342,10 @@ impl<'a> Pass<'a> {
     }
 
     /// Resolves the bases of the needed stages, again as triggers bring new needs.
-    pub(super) fn resolve(&mut self, target: usize) -> Result<Needed, Stop> {
+    pub(super) fn resolve(&mut self, target: usize, answers: &Answers) -> Result<Needed, Stop> {
         loop {
             let needed = self.needed(target);
-            self.resolve_bases(&needed)?;
+            self.resolve_bases(&needed, answers)?;
             let mut is_new = false;
             for (number, _) in needed.iter().enumerate().filter(|(_, needed)| **needed) {
                 self.inherit(number);
@@ -412,7 +416,7 @@ impl<'a> Pass<'a> {
         let mut commands = Vec::new();
         for trigger in triggers {
             let instruction = parse_trigger(&trigger, lines)?;
-            commands.push(self.command(number, Cow::Owned(instruction), true)?);
+            commands.push(self.command(number, Text::Trigger(Box::new(instruction)), true)?);
         }
         let is_new = commands.iter().any(|command| !command.sources.is_empty());
         let stage = &mut self.states[number];

@@ -1,0 +1,8 @@
+//! Layers: unpacking what others and enemies write, writing what others read, and both in a circle.
+
+mod compress;
+mod forms;
+mod hostile;
+mod mend;
+mod round_trip;
+mod support;

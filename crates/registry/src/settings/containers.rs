@@ -181,9 +181,10 @@ fn matched_length(prefix: &str, name: &str) -> Option<usize> {
     (rest.is_empty() || rest.starts_with(['/', ':', '@'])).then_some(prefix.len())
 }
 
+/// Splits a location; the registry itself has no path.
 fn split(name: &str) -> Option<(&str, &str)> {
-    let (host, path) = name.split_once('/')?;
-    (is_authority(host) && !path.is_empty()).then_some((host, path))
+    let (host, path) = name.split_once('/').unwrap_or((name, ""));
+    is_authority(host).then_some((host, path))
 }
 
 fn located(host: &str, repository: &str, insecure: bool) -> Host {
@@ -297,6 +298,23 @@ mod tests {
         );
         check("other.example/b", tag, &["Https other.example/v2/b push"]);
         check("bad.example/xy", tag, &["Https bad.example/v2/xy push"]);
+    }
+
+    #[test]
+    fn a_registry_is_found_without_a_repository() {
+        check(
+            "other.example/",
+            By::Digest,
+            &["Https other.example/v2/ push"],
+        );
+        check(
+            "docker.io/",
+            By::Tag("latest"),
+            &[
+                "Https m.example/v2/hub/",
+                "Https registry-1.docker.io/v2/ push",
+            ],
+        );
     }
 
     #[test]

@@ -359,6 +359,7 @@ impl Store {
                 remove_unlocked(&path)?;
             }
         }
+        self.sweep_containers()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
@@ -370,12 +371,30 @@ impl Store {
 
     fn entries(&self, folder: &str) -> Result<Vec<std::path::PathBuf>, StoreError> {
         let path = self.path(folder);
-        let list = || {
+        let list = || -> std::io::Result<Vec<std::path::PathBuf>> {
             std::fs::read_dir(&path)?
                 .map(|entry| Ok(entry?.path()))
                 .collect()
         };
         list().map_err(StoreError::io("list", &path))
+    }
+
+    /// Removes the folders of containers that were never recorded.
+    fn sweep_containers(&self) -> Result<(), StoreError> {
+        let Ok(entries) = std::fs::read_dir(self.path("containers")) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            let Ok(id) = entry.file_name().into_string() else {
+                continue;
+            };
+            if let Some(_lock) = self.try_lock_container(&id)?
+                && self.container(&id)?.is_none()
+            {
+                remove_tree(&entry.path()).map_err(StoreError::io("remove", entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     fn has_record(&self, id: LayerId) -> Result<bool, StoreError> {

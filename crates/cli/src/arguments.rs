@@ -48,6 +48,33 @@ pub(crate) enum Command {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<commands::build::Build>),
+    /// Run a command in a new container
+    Run(Box<commands::run::Run>),
+    /// Create a container without running it
+    Create(Box<commands::run::Create>),
+    /// Start containers that do not run
+    Start(commands::run::Start),
+    /// Stop containers
+    Stop(commands::container::Stop),
+    /// Send a signal to containers
+    Kill(commands::container::Kill),
+    /// Run a command in a container that runs
+    Exec(commands::run::Exec),
+    /// Show what a container has printed
+    Logs(commands::container::Logs),
+    /// Wait for containers to end and print their exit codes
+    Wait(commands::container::Wait),
+    /// Copy files between a container and this machine
+    Cp(commands::container::Cp),
+    /// List containers
+    Ps(commands::container::List),
+    /// Remove containers
+    Rm(commands::container::Remove),
+    /// Give a container another name
+    Rename(commands::container::Rename),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(commands::container::Containers),
     /// List images
     Images(commands::images::Images),
     /// Remove images

@@ -27,6 +27,19 @@ pub(crate) mod exit {
         Failure::Plain { code: 2, error }
     }
 
+    /// The code that says whose failure it is.
+    pub(crate) fn engine(error: engine::EngineError) -> Failure {
+        let code = match error.blame() {
+            engine::Blame::Build => 1,
+            engine::Blame::Builder => 3,
+            engine::Blame::Canceled => 130,
+        };
+        Failure::Plain {
+            code,
+            error: error.into(),
+        }
+    }
+
     pub(crate) fn builder(error: impl Into<anyhow::Error>) -> Failure {
         Failure::Plain {
             code: 3,
@@ -44,6 +57,15 @@ impl Failure {
                 Blame::Builder => 3,
                 Blame::Canceled => 130,
             },
+        }
+    }
+
+    /// Returns what went wrong, in one line.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Failure::Said(code) => format!("code {code}"),
+            Failure::Plain { error, .. } => format!("{error:#}"),
+            Failure::Build(failure) => format!("{failure:?}"),
         }
     }
 

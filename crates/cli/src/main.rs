@@ -5,6 +5,7 @@
 //! *Not here*: building; it is the engine's.
 
 mod arguments;
+mod attach;
 mod build_request;
 mod commands;
 mod diagnostics;
@@ -12,6 +13,7 @@ mod failure;
 mod glob;
 mod output;
 mod places;
+mod screen;
 mod settings;
 mod signals;
 mod table;
@@ -41,6 +43,19 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let global = arguments.global;
     match arguments.command {
         Command::Build(build) => commands::build::run(&build, &global),
+        Command::Run(command) => command.run(&global),
+        Command::Create(command) => command.run(&global),
+        Command::Start(command) => command.run(&global),
+        Command::Stop(command) => command.run(&global),
+        Command::Kill(command) => command.run(&global),
+        Command::Exec(command) => command.run(&global),
+        Command::Logs(command) => command.run(&global),
+        Command::Wait(command) => command.run(&global),
+        Command::Cp(command) => command.run(&global),
+        Command::Ps(command) => command.run(&global),
+        Command::Rm(command) => command.run(&global),
+        Command::Rename(command) => command.run(&global),
+        Command::Container(command) => command.run(&global),
         Command::Images(images) => images
             .run(&settings::open_records(&global)?)
             .map_err(exit::usage),

@@ -13,6 +13,18 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Asks before something is removed; who cannot answer has not agreed.
+pub(crate) fn confirm(warning: &str) -> bool {
+    use std::io::IsTerminal;
+    if !std::io::stdin().is_terminal() {
+        return false;
+    }
+    eprint!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    read.is_ok() && answer.trim().eq_ignore_ascii_case("y")
+}
+
 /// Writes a time as Docker's listings do, in UTC.
 pub(crate) fn date(seconds: i64) -> String {
     let format = time::macros::format_description!(

@@ -15,14 +15,19 @@ pub(crate) fn open_records(global: &Global) -> Result<Store, Failure> {
     Store::open(&root, OpenOptions::new(None)).map_err(exit::builder)
 }
 
+/// Opens the store to change files in it: in the namespaces they were written in.
+pub(crate) fn open_for_files(global: &Global) -> Result<Store, Failure> {
+    let root = places::root(global).map_err(exit::usage)?;
+    enter(global)?;
+    let ids = ids().map_err(exit::builder)?;
+    Store::open(&root, OpenOptions::new(Some(ids))).map_err(exit::builder)
+}
+
 /// Enters the namespaces a build needs and opens the engine. To be called before any thread starts.
 pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
     let root = places::root(global).map_err(exit::usage)?;
     let registries = registries(global).map_err(exit::usage)?;
-    let config = userns::Config {
-        minimum: minimum_isolation(global).map_err(exit::usage)?,
-    };
-    userns::enter_if_needed(&config).map_err(exit::builder)?;
+    enter(global)?;
     let settings = EngineSettings {
         root,
         ids: ids().map_err(exit::builder)?,
@@ -30,6 +35,14 @@ pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
         sandbox: sandbox::Options::default(),
     };
     Engine::open(settings).map_err(exit::builder)
+}
+
+fn enter(global: &Global) -> Result<(), Failure> {
+    let config = userns::Config {
+        minimum: minimum_isolation(global).map_err(exit::usage)?,
+    };
+    userns::enter_if_needed(&config).map_err(exit::builder)?;
+    Ok(())
 }
 
 fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {

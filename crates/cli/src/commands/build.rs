@@ -197,9 +197,15 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
 }
 
 fn renderer(build: &Build) -> Box<dyn Render + Send> {
+    renderer_of(match build.quiet {
+        true => ProgressMode::Quiet,
+        false => build.progress,
+    })
+}
+
+pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
     let stderr = std::io::stderr;
-    let mode = match build.progress {
-        _ if build.quiet => ProgressMode::Quiet,
+    let mode = match mode {
         ProgressMode::Auto if stderr().is_terminal() => ProgressMode::Tty,
         ProgressMode::Auto => ProgressMode::Plain,
         mode => mode,

@@ -21,9 +21,9 @@ use crate::{Engine, EngineError};
 
 pub use control::{Control, ExecRequest};
 pub use copy::{CopyOptions, CopySource, CopyTarget};
-pub use create::{CreateRequest, PullPolicy};
+pub use create::{CreateRequest, PullPolicy, signal_number};
 pub use log::{LogEntry, LogReader};
-pub use run::{RunningContainer, Streams};
+pub use run::{ContainerHandle, RunningContainer, Streams, exec};
 pub use streams::{Terminal, TerminalSize};
 
 /// A container of the store.
@@ -233,6 +233,16 @@ pub fn remove_container(
     store.remove_container(&container.id)?;
     drop(lock);
     Ok(())
+}
+
+/// Gives a container another name.
+pub fn rename_container(
+    store: &Store,
+    container: &Container,
+    name: &str,
+) -> Result<(), EngineError> {
+    let name = create::checked_name(name)?;
+    Ok(store.rename_container(&container.id, name)?)
 }
 
 /// Waits for the end of a container and returns how it ended.

@@ -9,8 +9,8 @@ use crate::expand::{Expander, Expansion};
 use crate::go::parse_i64;
 use crate::ignore::Matcher;
 use crate::{
-    Diagnostic, Instruction, Keyword, Kind, Lines, Span, Stage, Stages, Word, parse_trigger, quote,
-    suggest,
+    Diagnostic, Header, Instruction, Keyword, Kind, Lines, Span, Stage, Stages, Word,
+    parse_trigger, quote, suggest,
 };
 
 use super::config::Linter;
@@ -64,8 +64,8 @@ pub(super) struct State<'a> {
     /// The name in messages: `stage-N` if it has none of its own.
     pub(super) name: String,
     pub(super) commands: Vec<Command<'a>>,
-    /// The states it takes files from, each once, with the lines of the last instruction that does.
-    pub(super) sources: Vec<(usize, Lines)>,
+    /// The states it takes files from, each once, with the place of the last instruction that does.
+    pub(super) sources: Vec<(usize, Place)>,
     source_places: HashMap<usize, usize>,
     named_context: Option<BaseImage>,
     pub(super) is_dispatched: bool,
@@ -107,7 +107,22 @@ pub(super) enum Source<'a> {
     Trigger(Rc<Instruction>, Span),
 }
 
+/// Where an instruction is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    lines: Lines,
+    span: Span,
+}
+
 impl Source<'_> {
+    fn place(&self) -> Place {
+        let Header { lines, span, .. } = self.get().header;
+        match self {
+            Source::File(_) => Place { lines, span },
+            Source::Trigger(_, from) => Place { lines, span: *from },
+        }
+    }
+
     pub(super) fn get(&self) -> &Instruction {
         match self {
             Source::File(instruction) => instruction,
@@ -149,12 +164,12 @@ impl<'a> State<'a> {
             .map_or("", |platform| platform.os.as_str())
     }
 
-    fn add_source(&mut self, source: usize, lines: Lines) {
+    fn add_source(&mut self, source: usize, place: Place) {
         match self.source_places.get(&source) {
-            Some(place) => self.sources[*place].1 = lines,
+            Some(known) => self.sources[*known].1 = place,
             None => {
                 self.source_places.insert(source, self.sources.len());
-                self.sources.push((source, lines));
+                self.sources.push((source, place));
             }
         }
     }
@@ -421,7 +436,7 @@ impl<'a> Plan<'a> {
             _ => Vec::new(),
         };
         for source in &sources {
-            self.states[at].add_source(*source, lines);
+            self.states[at].add_source(*source, instruction.place());
         }
         self.states[at].commands.push(Command {
             instruction,
@@ -489,10 +504,14 @@ impl<'a> Plan<'a> {
                         self.states[start].name
                     );
                     let mut error = failure("circular-dependency", message);
-                    error.lines = path
-                        .iter()
-                        .map(|(at, tried)| self.states[*at].sources[*tried - 1].1)
-                        .collect();
+                    for (at, tried) in &path {
+                        let place = self.states[*at].sources[*tried - 1].1;
+                        error.lines.push(place.lines);
+                        error = error.label(
+                            place.span,
+                            format!("stage {} takes files here", self.states[*at].name),
+                        );
+                    }
                     return Err(Box::new(error));
                 }
                 if !visited[source] {
@@ -651,7 +670,12 @@ impl<'a> Plan<'a> {
     }
 
     /// Puts the instructions that the base brings along before those of the stage; tells whether they need more states.
+    ///
+    /// An image that is only a source runs nothing. Its triggers, which may name it again, would never end.
     fn add_triggers(&mut self, at: usize) -> Result<bool> {
+        let Some(stage) = self.states[at].stage else {
+            return Ok(false);
+        };
         let mut triggers = std::mem::take(&mut self.states[at].image.onbuild);
         let state = &self.states[at];
         if let Some(base) = state.base.filter(|_| !state.has_triggers) {
@@ -666,10 +690,7 @@ impl<'a> Plan<'a> {
         if triggers.is_empty() {
             return Ok(false);
         }
-        let (lines, span) = match self.states[at].stage {
-            Some(stage) => (stage.header.lines, stage.base.span),
-            None => (Lines::default(), Span::default()),
-        };
+        let (lines, span) = (stage.header.lines, stage.base.span);
         let own = std::mem::take(&mut self.states[at].commands);
         for trigger in triggers {
             let instruction = parse_trigger(&trigger, lines)?;

@@ -71,6 +71,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         })?;
         print(name, &times);
     }
+    at_once(count, directory.path(), &lower)
+}
+
+/// Measures the throughput of steps that run beside each other.
+fn at_once(count: usize, directory: &Path, lower: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    const THREADS: usize = 8;
+    let helper = Helper::start(&Options {
+        network: NetworkMode::Host,
+        ..Options::default()
+    })?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let helper = &helper;
+            scope.spawn(move || {
+                for index in 0..count / THREADS {
+                    let name = format!("together-{thread}-{index}");
+                    step(helper, directory, lower, &name, Network::None).expect("a step");
+                }
+            });
+        }
+    });
+    let steps = count / THREADS * THREADS;
+    let each = start.elapsed().as_secs_f64() * 1000.0 / steps as f64;
+    println!("{steps} steps, {THREADS} at once: {each:.2} ms each");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::spec::Limits;
 
 /// Where groups may be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hierarchies {
     /// The builder's group in the unified hierarchy, and the top of what is mounted of it.
     unified: Option<(PathBuf, PathBuf)>,

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -207,6 +207,8 @@ struct Bridge {
     index: u32,
     gateway: Ipv4Addr,
     next: u16,
+    /// nft, until the first namespace is made.
+    rules: Option<Child>,
 }
 
 /// The bridge that all builders of a machine share; like the masquerading beside it, it stays.
@@ -288,7 +290,14 @@ impl Maker {
     }
 
     fn answer(&mut self) -> Result<(), SandboxError> {
-        match self.make() {
+        let mut made = self.make();
+        if let Kind::Bridge(Bridge { rules, .. }) = &mut self.kind
+            && let Some(rules) = rules.take()
+            && let Err(error) = finish_rules(rules)
+        {
+            made = Err(error);
+        }
+        match made {
             Ok((namespace, server)) => {
                 let (lease, other) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
                     .map_err(failed("make a pipe"))?;
@@ -504,13 +513,14 @@ impl Bridge {
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         };
-        masquerade(gateway)?;
+        let rules = Some(masquerade(gateway)?);
         let next = u16::try_from(std::process::id() % 60000).unwrap_or(0);
         Ok(Bridge {
             netlink,
             index,
             gateway,
             next,
+            rules,
         })
     }
 
@@ -565,7 +575,9 @@ fn overlaps(routes: &str, address: Ipv4Addr) -> bool {
 }
 
 /// Has the machine forward for the bridge's network. Said again by every builder, with the same effect.
-fn masquerade(gateway: Ipv4Addr) -> Result<(), SandboxError> {
+///
+/// Returns nft at work, so that the first namespace is made beside it.
+fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
     let forward = "/proc/sys/net/ipv4/ip_forward";
     if std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "0") {
         std::fs::write(forward, "1").map_err(failed("allow forwarding"))?;
@@ -592,14 +604,18 @@ fn masquerade(gateway: Ipv4Addr) -> Result<(), SandboxError> {
             .write_all(rules.as_bytes())
             .map_err(failed("give nft its rules"))?;
     }
-    let output = child.wait_with_output().map_err(failed("wait for nft"))?;
+    Ok(child)
+}
+
+fn finish_rules(rules: Child) -> Result<(), SandboxError> {
+    let output = rules.wait_with_output().map_err(failed("wait for nft"))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
+    let reason = text.lines().next().unwrap_or_default();
     Err(SandboxError::Setup(format!(
-        "nft refused the masquerading: {}",
-        text.lines().next().unwrap_or_default()
+        "nft refused the masquerading: {reason}"
     )))
 }
 

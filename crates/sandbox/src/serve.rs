@@ -46,8 +46,7 @@ struct Server {
     filter: Filter,
     network: NetworkMode,
     cgroup_parent: Option<String>,
-    /// Looked for when the first step with limits comes.
-    hierarchies: Option<Hierarchies>,
+    hierarchies: Hierarchies,
     /// Ready network namespaces, where the mode has any.
     pool: Option<Pool>,
     /// The helper alone holds the writing end: children see a hang-up when it dies.
@@ -82,6 +81,8 @@ impl Server {
         // One keyring for all steps of a build: they must not see the user's, and one a step would use up
         // the user's quota. A kernel without keyrings has none to hide.
         let _ = sys::join_new_session_keyring();
+        // When memory runs out the steps go before the builder. Where it may not be said, chance decides.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "100");
         let socket = take_socket().map_err(failed("take the socket"))?;
         let liveness = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(failed("make a pipe"))?;
@@ -93,7 +94,7 @@ impl Server {
             filter,
             network: NetworkMode::Host,
             cgroup_parent: None,
-            hierarchies: None,
+            hierarchies: Hierarchies::default(),
             pool: None,
             liveness,
             steps: BTreeMap::new(),
@@ -217,7 +218,10 @@ impl Server {
         self.send(&Event::Ready {
             network: self.network,
             notes,
-        })
+        })?;
+        // While the builder prepares its first step: this also removes the groups that killed builders left.
+        self.hierarchies = Hierarchies::find(self.cgroup_parent.as_deref());
+        Ok(())
     }
 
     fn spawn(
@@ -362,14 +366,11 @@ impl Server {
     }
 
     /// Makes the control groups of a step that has limits.
-    fn group_for(&mut self, id: u64, spec: &Spec) -> Option<Group> {
+    fn group_for(&self, id: u64, spec: &Spec) -> Option<Group> {
         if spec.limits.is_empty() {
             return None;
         }
-        let hierarchies = self
-            .hierarchies
-            .get_or_insert_with(|| Hierarchies::find(self.cgroup_parent.as_deref()));
-        Some(hierarchies.make(id, &spec.limits))
+        Some(self.hierarchies.make(id, &spec.limits))
     }
 
     /// Finds the network of a step, and what must be kept as long as the step uses it.

@@ -217,9 +217,8 @@ async fn debians_registry_over_a_bad_connection_is_right_or_fails_clearly() {
         let authority = tls.then(Authority::new);
         let debian = start(&program, authority.as_ref()).await;
         let proxy = troublesome(debian.authority.clone(), 7, 450_000).await;
-        let (mut right, mut failed) = (0, Vec::new());
+        let mut images = tokio::task::JoinSet::new();
         for number in 0..IMAGES {
-            let (raw, blobs) = image(5000 + number);
             let name = format!("{proxy}/image-{number}:1");
             let mut settings = if tls {
                 secure(&debian, &proxy)
@@ -228,35 +227,45 @@ async fn debians_registry_over_a_bad_connection_is_right_or_fails_clearly() {
             };
             settings.timeouts.silence = Duration::from_millis(250);
             settings.timeouts.commit = Duration::from_millis(500);
-            let form = if number % 2 == 0 {
-                UploadForm::Monolithic
-            } else {
-                UploadForm::Chunked(100_000)
-            };
-            let options = PushOptions {
-                form,
-                ..PushOptions::default()
-            };
-            let outcome = async {
-                push(
-                    &Client::new(settings.clone()),
-                    &name,
-                    &raw,
-                    &blobs,
-                    &options,
-                )
-                .await?;
-                pull(&Client::new(settings), &name).await
-            };
-            match outcome.await {
-                Ok((found, contents)) => {
-                    assert!(found == raw && contents == blobs, "{name} is wrong");
-                    right += 1;
-                }
+            images.spawn(there_and_back(settings, name, number));
+        }
+        let (mut right, mut failed) = (0, Vec::new());
+        for outcome in images.join_all().await {
+            match outcome {
+                Ok(()) => right += 1,
                 Err(error) => failed.push(error.to_string()),
             }
         }
         println!("tls {tls}: {right} of {IMAGES} right, the others: {failed:#?}");
         assert!(right > IMAGES * 3 / 5, "{failed:#?}");
     }
+}
+
+/// Pushes an image and pulls it with another client; it must be the same.
+async fn there_and_back(
+    settings: Settings,
+    name: String,
+    number: u64,
+) -> Result<(), registry::RegistryError> {
+    let (raw, blobs) = image(5000 + number * 10);
+    let form = if number.is_multiple_of(2) {
+        UploadForm::Monolithic
+    } else {
+        UploadForm::Chunked(100_000)
+    };
+    let options = PushOptions {
+        form,
+        ..PushOptions::default()
+    };
+    push(
+        &Client::new(settings.clone()),
+        &name,
+        &raw,
+        &blobs,
+        &options,
+    )
+    .await?;
+    let (found, contents) = pull(&Client::new(settings), &name).await?;
+    assert!(found == raw && contents == blobs, "{name} is wrong");
+    Ok(())
 }

@@ -14,9 +14,6 @@ const SMALL: usize = 128 << 10;
 /// One path in so many ends a block.
 const ONE_IN: u64 = 16;
 
-/// A block's buffer has room for the largest one: one that is full but for a byte, and headers.
-pub(crate) const CAPACITY: usize = MOST + LARGE as usize + (64 << 10);
-
 /// What is to be hashed beside the tar itself, for the content id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Note {

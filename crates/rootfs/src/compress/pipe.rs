@@ -39,6 +39,7 @@ pub(crate) fn run<T: Send>(
     writer: &mut dyn Write,
 ) -> Result<(T, Piped)> {
     let threads = options.threads.get();
+    let compression = options.compression.clamped();
     // Enough that no thread waits for a slow block elsewhere, few enough that memory stays small.
     let ahead = (threads + 2).min(16);
     let pool = &Pool::default();
@@ -47,14 +48,14 @@ pub(crate) fn run<T: Send>(
         let (to_write, written) = bounded::<Pending>(ahead);
         let (to_deflate, deflated) = bounded::<(Arc<Block>, Sender<Deflated>)>(ahead);
         let hashing = scope.spawn(move || hash(&hashed, pool, observe));
-        if let Compression::Gzip { level } = options.compression {
+        if let Compression::Gzip { level } = compression {
             for _ in 0..threads {
                 let (blocks, memo) = (deflated.clone(), options.memo);
                 scope.spawn(move || deflate(&blocks, pool, Deflater::new(level, memo)));
             }
         }
         drop(deflated);
-        let is_gzip = matches!(options.compression, Compression::Gzip { .. });
+        let is_gzip = matches!(compression, Compression::Gzip { .. });
         let producing = scope.spawn(move || {
             let mut output = |block: Block| {
                 let block = Arc::new(block);
@@ -132,7 +133,7 @@ fn write(
     blob: &mut Blob<'_>,
 ) -> Result<()> {
     let failed = |source| Error::WriteLayer { source };
-    match options.compression {
+    match options.compression.clamped() {
         Compression::Uncompressed => {
             while let Some(Pending::Raw(block)) = blocks.receive() {
                 blob.write_all(&block.bytes).map_err(failed)?;

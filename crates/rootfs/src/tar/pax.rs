@@ -37,7 +37,7 @@ pub(crate) fn parse(mut body: &[u8]) -> Result<Records, &'static str> {
     let mut records = Records::default();
     let mut archive_xattrs = Vec::new();
     while !body.is_empty() {
-        let (key, value, rest) = record(body)?;
+        let [key, value, rest] = record(body)?;
         body = rest;
         take(&mut records, &mut archive_xattrs, key, value)?;
         if records.xattrs.len().max(archive_xattrs.len()) > MOST_XATTRS {
@@ -54,8 +54,8 @@ pub(crate) fn parse(mut body: &[u8]) -> Result<Records, &'static str> {
     Ok(records)
 }
 
-/// Splits one record, `LENGTH KEY=VALUE\n`, off.
-fn record(body: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Splits one record, `LENGTH KEY=VALUE\n`, off; returns its key, its value and what follows.
+fn record(body: &[u8]) -> Result<[&[u8]; 3], &'static str> {
     const MALFORMED: &str = "an extended header record is malformed";
     let space = body
         .iter()
@@ -77,7 +77,7 @@ fn record(body: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
     if key.is_empty() || key.contains(&0) {
         return Err(MALFORMED);
     }
-    Ok((key, value, rest))
+    Ok([key, value, rest])
 }
 
 fn take(

@@ -52,10 +52,6 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
-
     /// Returns the input, to read what follows the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input

@@ -215,7 +215,8 @@ fn after_a_change_only_the_blocks_around_it_are_compressed() {
     assert!(first == write(dir.path(), &remembering).0);
     assert_eq!(memo.counts(), (blocks, 0));
 
-    let changes: [(&str, &dyn Fn(&Path)); 4] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+    let changes: [Change<'_>; 4] = [
         ("a file changed", &|root| {
             fs::write(root.join("d1/file 8"), "other").unwrap()
         }),

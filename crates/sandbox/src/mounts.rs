@@ -258,3 +258,83 @@ fn mount_here(options: &std::ffi::CStr) -> io::Result<OwnedFd> {
     )?;
     bind(top.as_fd())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Upper;
+
+    /// Set for the process in a mount namespace of its own, where mounts may be made.
+    const INSIDE: &str = "LAPSTRAKE_TEST_MOUNTS";
+
+    #[test]
+    fn an_overlay_with_its_options_in_one_page_is_the_same() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root");
+        }
+        let name = "mounts::tests::an_overlay_is_made_in_both_ways";
+        let output = std::process::Command::new("unshare")
+            .arg("--mount")
+            .arg(std::env::current_exe().expect("this program"))
+            .args(["--exact", name, "--nocapture"])
+            .env(INSIDE, "1")
+            .output()
+            .expect("unshare");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    #[test]
+    fn an_overlay_is_made_in_both_ways() {
+        if std::env::var_os(INSIDE).is_none() {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        for name in ["one", "two:odd,\\name", "upper", "work", "upper2", "work2"] {
+            std::fs::create_dir(path(name)).expect("a directory");
+            std::fs::write(path(name).join("file"), name).expect("a file");
+        }
+        for name in ["work", "work2", "upper", "upper2"] {
+            std::fs::remove_file(path(name).join("file")).expect("removed");
+        }
+        let upper = |upper: &str, work: &str| {
+            Some(Upper {
+                upper: path(upper),
+                work: path(work),
+            })
+        };
+        let lowers = vec![path("one"), path("two:odd,\\name")];
+        let check =
+            |overlay: Overlay, make: fn(&Overlay, bool, MountAttrFlags) -> io::Result<OwnedFd>| {
+                let mount = make(&overlay, false, MountAttrFlags::empty()).expect("an overlay");
+                let read = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty())
+                    .expect("a file");
+                assert_eq!(
+                    io::read_to_string(std::fs::File::from(read)).expect("text"),
+                    "two:odd,\\name"
+                );
+                let flags = OFlags::WRONLY | OFlags::CREATE;
+                rustix::fs::openat(&mount, "new", flags, Mode::from_raw_mode(0o644))
+                    .expect("a new file");
+            };
+        check(
+            Overlay {
+                lowers: lowers.clone(),
+                upper: upper("upper", "work"),
+            },
+            overlay_options,
+        );
+        check(
+            Overlay {
+                lowers,
+                upper: upper("upper2", "work2"),
+            },
+            overlay_by_page,
+        );
+        assert!(path("upper/new").exists() && path("upper2/new").exists());
+    }
+}

@@ -66,11 +66,12 @@ fn filter(text: &str, mode: NetworkMode) -> String {
     };
     let all = servers(text).collect::<Vec<_>>();
     let mut kept: Vec<&str> = all.iter().copied().filter(reachable).collect();
-    match mode {
-        NetworkMode::Pasta => kept = vec![PASTA_RESOLVER],
-        NetworkMode::Slirp => kept = vec![SLIRP_RESOLVER],
-        _ if kept.is_empty() => kept = PUBLIC_SERVERS.to_vec(),
-        _ => {}
+    if kept.is_empty() {
+        kept = match mode {
+            NetworkMode::Pasta => vec![PASTA_RESOLVER],
+            NetworkMode::Slirp => vec![SLIRP_RESOLVER],
+            _ => PUBLIC_SERVERS.to_vec(),
+        };
     }
     let mut result: String = kept
         .iter()
@@ -134,7 +135,7 @@ mod tests {
             "nameserver 169.254.53.53\n",
         );
         check(
-            "nameserver 1.1.1.1\n",
+            "nameserver 127.0.0.1\n",
             NetworkMode::Slirp,
             "nameserver 10.0.2.3\n",
         );

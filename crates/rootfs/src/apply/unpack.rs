@@ -20,6 +20,9 @@ use crate::tar::{EPOCH, Kind, Xattr};
 use crate::tree::timestamps;
 use crate::{Error, Result, RootPath};
 
+/// The longest name of a file, as the kernel has it.
+const LONGEST_NAME: usize = 255;
+
 /// What was unpacked.
 pub(super) struct Unpacked {
     pub(super) entries: u64,
@@ -86,6 +89,9 @@ impl<'a> Unpacker<'a> {
         if entry.path.contains(&0) || entry.link.contains(&0) {
             return Err(refused(&entry.path, "its name has a NUL byte"));
         }
+        if let Some((parent, name)) = self.long_whiteout(&entry.path)? {
+            return self.whiteout(parent.relative(), name);
+        }
         let path = RootPath::new(&entry.path)?;
         if path.as_bytes().len() > LONGEST_PATH {
             return Err(refused(&entry.path, "its path is too long"));
@@ -105,6 +111,25 @@ impl<'a> Unpacker<'a> {
             Kind::Symlink => self.symlink(parent, name, &entry),
             Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => self.node(parent, name, &entry),
         }
+    }
+
+    /// Splits the path of a whiteout whose own name is longer than a file name can be; the name it hides need not be.
+    fn long_whiteout<'p>(&self, path: &'p [u8]) -> Result<Option<(RootPath, &'p [u8])>> {
+        let start = path
+            .iter()
+            .rposition(|byte| *byte == b'/')
+            .map_or(0, |slash| slash + 1);
+        let (parent, name) = path.split_at(start);
+        let is_long =
+            name.len() > LONGEST_NAME && name.len() <= LONGEST_NAME + WHITEOUT_PREFIX.len();
+        if self.options.form == Form::Plain || !is_long || !name.starts_with(WHITEOUT_PREFIX) {
+            return Ok(None);
+        }
+        let parent = RootPath::new(parent)?;
+        if parent.as_bytes().len() + name.len() > LONGEST_PATH {
+            return Err(refused(path, "its path is too long"));
+        }
+        Ok(Some((parent, name)))
     }
 
     fn root(&mut self, entry: &Entry) -> Result<()> {

@@ -4,7 +4,7 @@ use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
 use sha2::{Digest as _, Sha256};
 
-use super::{BlockKey, BlockMemo};
+use super::{BlockKey, BlockMemo, CompressedBlock};
 
 /// What stands for the compressor in a block's key: another one makes other bytes of the same block.
 const COMPRESSOR: &str = "zlib-rs 0.6.8, raw deflate, sync flush, level ";
@@ -20,6 +20,8 @@ pub(super) struct Deflated {
     /// The checksum and size of what it was.
     pub(super) checksum: Hasher,
     pub(super) raw_size: u64,
+    /// What it is known by, where blocks are remembered.
+    pub(super) key: Option<BlockKey>,
 }
 
 /// Compresses blocks, one by one.
@@ -44,30 +46,17 @@ impl<'a> Deflater<'a> {
         let mut checksum = Hasher::new();
         checksum.update(raw);
         let raw_size = raw.len() as u64;
-        let Some(memo) = self.memo else {
-            return Deflated {
-                bytes: self.deflate(raw).to_vec(),
-                checksum,
-                raw_size,
-            };
+        let key = self.memo.map(|_| key(self.level, raw));
+        let remembered = self.memo.zip(key).and_then(|(memo, key)| memo.lookup(&key));
+        let bytes = match remembered.and_then(whole) {
+            Some(bytes) => bytes,
+            None => self.deflate(raw).to_vec(),
         };
-        let key = key(self.level, raw);
-        if let Some(bytes) = memo.lookup(&key).and_then(unsealed) {
-            return Deflated {
-                bytes,
-                checksum,
-                raw_size,
-            };
-        }
-        let mut bytes = self.deflate(raw).to_vec();
-        let seal = crc32fast::hash(&bytes).to_le_bytes();
-        bytes.extend_from_slice(&seal);
-        memo.store(&key, &bytes);
-        bytes.truncate(bytes.len() - seal.len());
         Deflated {
             bytes,
             checksum,
             raw_size,
+            key,
         }
     }
 
@@ -106,12 +95,8 @@ fn key(level: u32, raw: &[u8]) -> BlockKey {
     }
 }
 
-/// Takes the checksum off a remembered block; `None` when it is not what was stored.
-fn unsealed(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-    let end = bytes.len().checked_sub(4)?;
-    if crc32fast::hash(&bytes[..end]).to_le_bytes() != bytes[end..] {
-        return None;
-    }
-    bytes.truncate(end);
-    Some(bytes)
+/// Returns a remembered block; `None` when it is not what was written once.
+fn whole(block: CompressedBlock) -> Option<Vec<u8>> {
+    (crc32fast::hash(&block.bytes) == block.checksum && !block.bytes.is_empty())
+        .then_some(block.bytes)
 }

@@ -64,7 +64,7 @@ pub struct CompressOptions<'a> {
     pub compression: Compression,
     /// Threads that compress; the others only carry.
     pub threads: NonZeroUsize,
-    /// Blocks compressed before, for gzip.
+    /// Blocks compressed before; for gzip only. Without it no keys are computed and no places are told.
     pub memo: Option<&'a dyn BlockMemo>,
 }
 
@@ -90,16 +90,21 @@ impl fmt::Debug for CompressOptions<'_> {
     }
 }
 
-/// Remembers compressed blocks by what they were made from.
+/// Finds blocks that were compressed before, in the blobs they went into.
 ///
-/// Called from several threads. A lookup may miss at any time, and failing to store is no error. What comes back goes
-/// into a blob after a look at its checksum only: a memo must be as private as the blobs are.
+/// Called from several threads. What comes back goes into the new blob as it is after a look at its checksum, so it must
+/// come from a place as private as the blobs are.
 pub trait BlockMemo: Sync {
-    /// Returns what was stored under `key`.
-    fn lookup(&self, key: &BlockKey) -> Option<Vec<u8>>;
+    /// Returns the compressed block that was once made under `key`; it may be gone at any time.
+    fn lookup(&self, key: &BlockKey) -> Option<CompressedBlock>;
+}
 
-    /// Stores `sealed`, a compressed block and its checksum, under `key`.
-    fn store(&self, key: &BlockKey, sealed: &[u8]);
+/// A compressed block, as it stands in a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompressedBlock {
+    pub bytes: Vec<u8>,
+    /// The checksum that [`BlockPlace`] gave for it.
+    pub checksum: u32,
 }
 
 /// What a compressed block was made from, and by what.
@@ -107,6 +112,18 @@ pub trait BlockMemo: Sync {
 pub struct BlockKey {
     /// The SHA-256 of the compressor's name and version, its level and the raw block.
     pub digest: [u8; 32],
+}
+
+/// Where a block lies in the blob that was written.
+///
+/// To be remembered beside the blob, for a [`BlockMemo`] to find it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockPlace {
+    pub key: BlockKey,
+    pub offset: u64,
+    pub length: u64,
+    /// The CRC-32 of the compressed bytes.
+    pub checksum: u32,
 }
 
 /// A blob made from another.

@@ -10,7 +10,7 @@ use super::block::Block;
 use super::decode::joined;
 use super::gzip::{self, Deflated, Deflater};
 use super::queue::{Receiver, Sender, bounded};
-use super::{CompressOptions, Compression};
+use super::{BlockPlace, CompressOptions, Compression};
 use crate::{Error, Result};
 
 /// Bytes that a thread of zstd compresses at a time. It is part of what the bytes depend on.
@@ -25,6 +25,8 @@ pub(crate) struct Piped {
     pub(crate) size: u64,
     pub(crate) blob: Digest,
     pub(crate) blob_size: u64,
+    /// Where blocks lie in the blob, where they are remembered.
+    pub(crate) blocks: Vec<BlockPlace>,
 }
 
 /// Takes a full block and returns an empty one, or `None` when no more are wanted.
@@ -75,6 +77,7 @@ pub(crate) fn run<T: Send>(
             writer,
             digester: None,
             size: 0,
+            blocks: Vec::new(),
         };
         let outcome = write(&written, pool, options, &mut blob);
         drop(written);
@@ -93,6 +96,7 @@ pub(crate) fn run<T: Send>(
             size,
             blob: digest,
             blob_size: blob.size,
+            blocks: blob.blocks,
         };
         Ok((produced, piped))
     })
@@ -149,6 +153,14 @@ fn write(
                 let Some(deflated) = pending.receive() else {
                     break;
                 };
+                if let Some(key) = deflated.key {
+                    blob.blocks.push(BlockPlace {
+                        key,
+                        offset: blob.size,
+                        length: deflated.bytes.len() as u64,
+                        checksum: crc32fast::hash(&deflated.bytes),
+                    });
+                }
                 blob.write_all(&deflated.bytes).map_err(failed)?;
                 size += deflated.raw_size;
                 checksum.combine(&deflated.checksum);
@@ -184,6 +196,7 @@ struct Blob<'a> {
     /// None where the blob is the tar, whose digest is computed anyway.
     digester: Option<Digester>,
     size: u64,
+    blocks: Vec<BlockPlace>,
 }
 
 impl Write for Blob<'_> {

@@ -18,8 +18,10 @@ use crate::Result;
 use assemble::{Assembler, ContentHash};
 use walk::Walk;
 
-/// Entries that the walk may be ahead of the reading of files; each may hold a file open.
-const AHEAD: usize = 64;
+/// Entries that go from the walk to the reading of files at a time.
+const BATCH: usize = 32;
+/// Batches that the walk may be ahead; each of their entries may hold a file open.
+const AHEAD: usize = 3;
 
 /// Writes `layer` as a blob.
 ///
@@ -47,6 +49,7 @@ pub fn write_layer(
         },
         blob: piped.blob,
         blob_size: piped.blob_size,
+        blocks: piped.blocks,
     })
 }
 
@@ -65,12 +68,22 @@ fn produce(
     std::thread::scope(|scope| {
         let (to_read, found) = queue::bounded(AHEAD);
         let walking = scope.spawn(move || {
-            Walk::new(options.form, |item| to_read.send(item).is_ok()).run(layer, lowers)
+            let mut batch = Vec::with_capacity(BATCH);
+            let walk = Walk::new(options.form, |item| {
+                batch.push(item);
+                batch.len() < BATCH || to_read.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_ok()
+            });
+            walk.run(layer, lowers)?;
+            // Nobody may want it any more, if something failed there.
+            let _ = to_read.send(batch);
+            Ok(())
         });
         let mut assembler = Assembler::new(options, output);
-        while let Some(item) = found.receive() {
-            if !assembler.item(item)? {
-                break;
+        'items: while let Some(batch) = found.receive() {
+            for item in batch {
+                if !assembler.item(item)? {
+                    break 'items;
+                }
             }
         }
         // The walk may still be waiting for room.

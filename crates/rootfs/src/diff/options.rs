@@ -2,6 +2,7 @@
 
 use oci::Digest;
 
+use crate::compress::BlockPlace;
 use crate::layer::Form;
 
 /// How exact the modification times in a tar are.
@@ -57,4 +58,6 @@ pub struct Written {
     /// The digest and size of the bytes that went out.
     pub blob: Digest,
     pub blob_size: u64,
+    /// Where compressed blocks lie in the blob, when they were looked up: to be remembered.
+    pub blocks: Vec<BlockPlace>,
 }

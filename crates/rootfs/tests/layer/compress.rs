@@ -6,10 +6,11 @@ use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rootfs::compress::{BlockKey, BlockMemo, CompressOptions, Compression, recompress};
+use rootfs::compress::{
+    BlockKey, BlockMemo, BlockPlace, CompressOptions, CompressedBlock, Compression, recompress,
+};
 use rootfs::diff::{DiffOptions, Written, write_layer};
 use rootfs::{Error, Form, LayerDir};
 
@@ -165,9 +166,11 @@ fn gzip_itself_finds_no_fault() {
     }
 }
 
+/// Remembers blocks where they lie in blobs.
 #[derive(Default)]
 struct Memo {
-    blocks: Mutex<HashMap<BlockKey, Vec<u8>>>,
+    blobs: Vec<Vec<u8>>,
+    places: HashMap<BlockKey, (usize, BlockPlace)>,
     hits: AtomicUsize,
     misses: AtomicUsize,
 }
@@ -180,11 +183,31 @@ impl Memo {
             self.misses.swap(0, Ordering::SeqCst),
         )
     }
+
+    /// Writes a layer with what is remembered, and remembers what was written.
+    fn write(&mut self, layer: &Path, compression: Compression) -> Vec<u8> {
+        let remembering = CompressOptions {
+            memo: Some(&*self),
+            ..options(compression, 2)
+        };
+        let (blob, written) = write(layer, &remembering);
+        for place in written.blocks {
+            self.places.insert(place.key, (self.blobs.len(), place));
+        }
+        self.blobs.push(blob.clone());
+        blob
+    }
 }
 
 impl BlockMemo for Memo {
-    fn lookup(&self, key: &BlockKey) -> Option<Vec<u8>> {
-        let found = self.blocks.lock().unwrap().get(key).cloned();
+    fn lookup(&self, key: &BlockKey) -> Option<CompressedBlock> {
+        let found = self.places.get(key).map(|(blob, place)| {
+            let start = place.offset as usize;
+            CompressedBlock {
+                bytes: self.blobs[*blob][start..start + place.length as usize].to_vec(),
+                checksum: place.checksum,
+            }
+        });
         let count = if found.is_some() {
             &self.hits
         } else {
@@ -193,26 +216,18 @@ impl BlockMemo for Memo {
         count.fetch_add(1, Ordering::SeqCst);
         found
     }
-
-    fn store(&self, key: &BlockKey, sealed: &[u8]) {
-        self.blocks.lock().unwrap().insert(*key, sealed.to_vec());
-    }
 }
 
 #[test]
 fn after_a_change_only_the_blocks_around_it_are_compressed() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path(), 400);
-    let memo = Memo::default();
-    let remembering = CompressOptions {
-        memo: Some(&memo),
-        ..options(Compression::GZIP, 2)
-    };
-    let (first, _) = write(dir.path(), &remembering);
+    let mut memo = Memo::default();
+    let first = memo.write(dir.path(), Compression::GZIP);
     let (_, blocks) = memo.counts();
     assert!(blocks > 15, "{blocks}");
     assert!(first == write(dir.path(), &options(Compression::GZIP, 2)).0);
-    assert!(first == write(dir.path(), &remembering).0);
+    assert!(first == memo.write(dir.path(), Compression::GZIP));
     assert_eq!(memo.counts(), (blocks, 0));
 
     type Change<'a> = (&'a str, &'a dyn Fn(&Path));
@@ -241,7 +256,7 @@ fn after_a_change_only_the_blocks_around_it_are_compressed() {
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
                 .unwrap();
         }
-        let (again, _) = write(dir.path(), &remembering);
+        let again = memo.write(dir.path(), Compression::GZIP);
         let (hits, misses) = memo.counts();
         assert!(
             (1..=4).contains(&misses),
@@ -259,36 +274,24 @@ fn after_a_change_only_the_blocks_around_it_are_compressed() {
 fn a_damaged_block_is_compressed_again() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path(), 60);
-    let memo = Memo::default();
-    let remembering = CompressOptions {
-        memo: Some(&memo),
-        ..options(Compression::GZIP, 2)
-    };
-    let (first, _) = write(dir.path(), &remembering);
-    for (number, block) in memo.blocks.lock().unwrap().values_mut().enumerate() {
-        match number % 3 {
-            0 => block[5] ^= 1,
-            1 => block.truncate(3),
-            _ => block.extend_from_slice(b"more"),
-        }
+    let mut memo = Memo::default();
+    let first = memo.write(dir.path(), Compression::GZIP);
+    for byte in memo.blobs[0].iter_mut().step_by(1000) {
+        *byte ^= 1;
     }
-    assert!(first == write(dir.path(), &remembering).0);
-    let (again, _) = write(dir.path(), &remembering);
-    assert!(first == again);
+    assert!(first == memo.write(dir.path(), Compression::GZIP));
 }
 
 #[test]
 fn a_level_is_part_of_what_a_block_is_known_by() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path(), 30);
-    let memo = Memo::default();
+    let mut memo = Memo::default();
     for level in [6, 1] {
         let compression = Compression::Gzip { level };
-        let remembering = CompressOptions {
-            memo: Some(&memo),
-            ..options(compression, 1)
-        };
-        assert!(write(dir.path(), &remembering).0 == write(dir.path(), &options(compression, 1)).0);
+        assert!(
+            memo.write(dir.path(), compression) == write(dir.path(), &options(compression, 1)).0
+        );
         assert_eq!(memo.counts().0, 0);
     }
 }

@@ -290,6 +290,12 @@ fn whiteouts_take_overlays_form() {
         Tar::new().file(".wh.s", "").symlink("s", "t"),
         "s l 0:0 t\n",
     );
+    // The name of a whiteout is longer than the one it hides.
+    let name = "n".repeat(255);
+    check(
+        Tar::new().pax(&[format!("path=.wh.{name}")]).file("x", ""),
+        &format!("{name} c 0 0:0 0:0\n"),
+    );
     // aufs kept its own things under such names.
     check(Tar::new().file(".wh..wh.aufs", "").dir(".wh..wh.plnk"), "");
     let place = Place::new();

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<commands::build::Build>),
+    /// Check a Dockerfile without building it
+    Check(commands::check::Check),
     /// Run a command in a new container
     Run(Box<commands::run::Run>),
     /// Create a container without running it

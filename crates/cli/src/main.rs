@@ -43,6 +43,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let global = arguments.global;
     match arguments.command {
         Command::Build(build) => commands::build::run(&build, &global),
+        Command::Check(check) => check.run(),
         Command::Run(command) => command.run(&global),
         Command::Create(command) => command.run(&global),
         Command::Start(command) => command.run(&global),

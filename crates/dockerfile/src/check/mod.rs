@@ -10,7 +10,9 @@ mod dispatch;
 mod epoch;
 mod outline;
 mod plan;
+mod render;
 mod rule;
+mod sarif;
 mod scope;
 mod source;
 mod stages;
@@ -21,7 +23,9 @@ use oci::Platform;
 
 pub use config::CheckConfig;
 pub use outline::{Outline, OutlineArg, OutlineMount};
+pub use render::{check_json, check_text, outline_json, outline_text, targets_json, targets_text};
 pub use rule::Rule;
+pub use sarif::check_sarif;
 pub use stages::parse_reference;
 
 use crate::expand::{ExpandError, Expander};

@@ -52,6 +52,8 @@ struct From {
     /// The name it has in a directory; `None` for the contents of a directory.
     name: Option<String>,
     is_dir: bool,
+    /// A symlink stands for what it points to.
+    follow: bool,
     _held: Held,
 }
 
@@ -169,6 +171,7 @@ impl Engine {
             path: clean.to_string(),
             name: name.filter(|_| !ends.dot),
             is_dir,
+            follow: follow == Follow::Last,
             _held: Held {
                 _layers: layers,
                 ..Held::default()
@@ -215,6 +218,7 @@ impl Engine {
             path: "/".to_owned(),
             name: None,
             is_dir: true,
+            follow: false,
             _held: Held {
                 _temporary: Some(layer),
                 ..Held::default()
@@ -227,7 +231,7 @@ impl Engine {
         let layer = self.store().new_layer()?;
         let path = layer.path();
         let mut wanted = Copy::new(from.path.clone(), "/");
-        wanted.link = rootfs::copy::LinkPolicy::Never;
+        wanted.follow_symlink = from.follow;
         wanted.dir_contents = from.name.is_none();
         let report = rootfs::copy::copy(&from.tree, &Tree::open(&path)?, &wanted)?;
         let dir = rootfs::LayerDir::open(&path)?;
@@ -251,6 +255,7 @@ fn transfer(from: &From, into: &Into, owner: Option<Owner>) -> Result<u64, Engin
     };
     let mut wanted = Copy::new(from.path.clone(), into.path.clone());
     wanted.owner = owner;
+    wanted.follow_symlink = from.follow;
     wanted.dir_contents = true;
     match (from.is_dir, found_dir) {
         (true, Some(false)) => {
@@ -361,6 +366,7 @@ fn from_local(path: &Path, options: CopyOptions) -> Result<From, EngineError> {
         path: inner,
         name: shown.filter(|_| !ends.dot),
         is_dir,
+        follow: false,
         _held: Held::default(),
     })
 }

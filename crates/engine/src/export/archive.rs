@@ -16,12 +16,12 @@ use crate::request::{ArchiveOutput, BuildRequest, Destination};
 use crate::step::Shared;
 
 /// A layout that appears under its name only once it is whole.
-struct Begun {
-    writer: LayoutWriter,
+pub(crate) struct Begun {
+    pub(crate) writer: LayoutWriter,
     rename: Option<(tempfile::TempPath, std::path::PathBuf)>,
 }
 
-fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
+pub(crate) fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
     let path = match &output.destination {
         Destination::Stdout => {
             return Ok(Begun {
@@ -61,7 +61,7 @@ fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
     })
 }
 
-fn finish(begun: Begun) -> Result<(), EngineError> {
+pub(crate) fn finish(begun: Begun) -> Result<(), EngineError> {
     begun.writer.finish()?;
     match begun.rename {
         None => Ok(()),
@@ -85,7 +85,11 @@ fn write_image(
 }
 
 /// Names a descriptor in an index as BuildKit does: once for each name.
-fn named(descriptor: &Descriptor, names: &[Reference], created: Option<&str>) -> Vec<Descriptor> {
+pub(crate) fn named(
+    descriptor: &Descriptor,
+    names: &[Reference],
+    created: Option<&str>,
+) -> Vec<Descriptor> {
     let stamp = |descriptor: Descriptor| match created {
         Some(created) => descriptor.with_annotation(layout::ANNOTATION_CREATED, created),
         None => descriptor,

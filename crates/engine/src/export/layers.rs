@@ -9,6 +9,7 @@ use rootfs::diff::{DiffOptions, Diffed};
 use rootfs::{Form, LayerDir};
 use store::{Encoding, Layer};
 
+use super::blocks::{self, StoredBlocks};
 use super::image::layer_type;
 use crate::EngineError;
 use crate::build::Built;
@@ -59,6 +60,36 @@ pub(crate) fn encode_all(
         let clamp = clamp(request, built, from_image);
         let below = &built.layers[..index];
         encode(shared, below, layer, clamp, options, naming)
+    })
+}
+
+/// Returns the layers of an image of the store as blobs; their tars are those its config names.
+///
+/// `epoch` is the time the image may have been made for.
+pub(crate) fn encode_stored(
+    shared: &Shared,
+    layers: &[Layer],
+    diff_ids: &[Digest],
+    epoch: Option<i64>,
+    options: &LayerOptions,
+    naming: Naming,
+) -> Result<Vec<EncodedLayer>, EngineError> {
+    in_parallel(layers, |index, layer| {
+        let below = &layers[..index];
+        let clamps = std::iter::once(None).chain(epoch.map(Some));
+        for clamp in clamps {
+            if measure(shared, below, layer, clamp)?.diff_id != diff_ids[index] {
+                continue;
+            }
+            let encoded = encode(shared, below, layer, clamp, options, naming)?;
+            if encoded.tar.diff_id == diff_ids[index] {
+                return Ok(encoded);
+            }
+        }
+        Err(EngineError::Image {
+            subject: format!("layer {}", diff_ids[index]),
+            reason: "its tar is not in the store any more; pull the image again".to_owned(),
+        })
     })
 }
 
@@ -239,10 +270,13 @@ fn encode(
     let lowers = shared.tree(below)?;
     let diff = diff_options(shared, clamp);
     let mut blob = shared.store.blobs().writer()?;
-    let compress = CompressOptions::new(compression);
+    let memo = StoredBlocks { shared };
+    let mut compress = CompressOptions::new(compression);
+    compress.memo = Some(&memo);
     let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, &mut blob)?;
     let tar = remember_tar(shared, layer, clamp, &written.layer)?;
     let (digest, size) = blob.commit(Some((&written.blob, written.blob_size)))?;
+    blocks::remember(shared, &digest, &written.blocks)?;
     let encoding = Encoding {
         media_type: layer_type(Naming::Oci, compression.format()).to_owned(),
         digest,

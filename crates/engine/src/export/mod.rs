@@ -1,11 +1,12 @@
 //! Takes the result of a build to where it is wanted.
 
-mod archive;
+pub(crate) mod archive;
+mod blocks;
 mod files;
 mod image;
 pub(crate) mod layers;
-mod layout;
-mod push;
+pub(crate) mod layout;
+pub(crate) mod push;
 
 use oci::Digest;
 use progress::{Outcome, Sink, Vertex};

@@ -76,7 +76,7 @@ pub(crate) fn push(
     })
 }
 
-fn push_blobs(
+pub(crate) fn push_blobs(
     shared: &Shared,
     name: &Reference,
     blobs: &[(Descriptor, BlobSource)],
@@ -118,7 +118,7 @@ fn push_blobs(
     }
 }
 
-fn push_manifests(
+pub(crate) fn push_manifests(
     shared: &Shared,
     name: &Reference,
     manifests: &[(Descriptor, Vec<u8>)],

@@ -1,12 +1,16 @@
 //! Images of the store as things of their own: found, pulled, pushed, saved, loaded.
 
+mod load;
 mod pull;
+mod save;
+mod stored;
 
 use oci::Reference;
 use store::{Image, ImageName, Store};
 
 use crate::EngineError;
 
+pub use load::Loaded;
 pub use pull::Pulled;
 
 /// Returns the image of a name or of an id, which may be shortened, and the name if it was one.

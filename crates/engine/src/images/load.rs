@@ -1,0 +1,356 @@
+//! Reads images out of archives: Docker's, old and new, and OCI layouts.
+//!
+//! Every file of the archive becomes a blob, named by what it is, whatever the archive calls it;
+//! what no image needs goes with the next collection.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Component, Path};
+
+use oci::media_type::{self, Kind, Naming};
+use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
+use progress::{Outcome, Sink, Vertex};
+use serde::Deserialize;
+use store::{Image, Layer};
+
+use crate::{Cancel, Engine, EngineError};
+
+/// An image that was loaded.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub image: Image,
+    pub names: Vec<Reference>,
+}
+
+/// A document larger than this is no document.
+const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// Links that may follow each other in an old archive.
+const MAX_LINKS: usize = 8;
+
+/// What an archive holds.
+#[derive(Default)]
+struct Files {
+    files: BTreeMap<String, (Digest, u64)>,
+    links: BTreeMap<String, String>,
+}
+
+/// One entry of Docker's `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Vec<String>,
+}
+
+/// An image of an archive, before it is unpacked.
+struct Found {
+    config: Digest,
+    layers: Vec<Descriptor>,
+    manifest: Option<Digest>,
+    names: Vec<Reference>,
+}
+
+impl Engine {
+    /// Loads all images of an archive, which may be compressed with gzip or zstd.
+    pub fn load(
+        &self,
+        archive: impl Read,
+        platform: Option<&Platform>,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Vec<Loaded>, EngineError> {
+        let running = sink.vertex(Vertex::named("loading images")).start();
+        let work = || -> Result<Vec<Loaded>, EngineError> {
+            let files = self.read_archive(archive, cancel)?;
+            let found = match files.get("manifest.json") {
+                Some(file) => self.by_docker(&files, file)?,
+                None => self.by_index(&files, platform)?,
+            };
+            found
+                .into_iter()
+                .map(|found| self.unpack_loaded(found, &running, cancel))
+                .collect()
+        };
+        let result = work();
+        running.complete(match &result {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed {
+                error: crate::error::chain(error),
+            },
+        });
+        result
+    }
+
+    fn read_archive(&self, archive: impl Read, cancel: &Cancel) -> Result<Files, EngineError> {
+        let failed = || EngineError::io("read", "the archive");
+        let mut reader = BufReader::with_capacity(1 << 18, archive);
+        let start = reader.fill_buf().map_err(failed())?;
+        let plain: Box<dyn Read> = match start {
+            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+                Box::new(zstd::Decoder::with_buffer(reader).map_err(failed())?)
+            }
+            _ => Box::new(reader),
+        };
+        let mut archive = tar::Archive::new(plain);
+        let mut files = Files::default();
+        for entry in archive.entries().map_err(not_an_archive)? {
+            if cancel.is_requested() {
+                return Err(EngineError::Canceled);
+            }
+            let mut entry = entry.map_err(not_an_archive)?;
+            let Some(name) = clean(&entry.path().map_err(not_an_archive)?) else {
+                return Err(wrong("a name in it leads out of it"));
+            };
+            match entry.header().entry_type() {
+                tar::EntryType::Regular | tar::EntryType::Continuous => {
+                    let mut writer = self.store().blobs().writer()?;
+                    std::io::copy(&mut entry, &mut writer).map_err(failed())?;
+                    let file = writer.commit(None)?;
+                    files.files.insert(name, file);
+                }
+                tar::EntryType::Symlink | tar::EntryType::Link => {
+                    let is_hard = entry.header().entry_type() == tar::EntryType::Link;
+                    let target = entry.link_name().map_err(not_an_archive)?;
+                    let folder = match is_hard {
+                        true => None,
+                        false => Path::new(&name).parent(),
+                    };
+                    let target = target
+                        .and_then(|target| clean(&folder.unwrap_or(Path::new("")).join(target)));
+                    if let Some(target) = target {
+                        files.links.insert(name, target);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+
+    fn document<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        (digest, size): &(Digest, u64),
+    ) -> Result<T, EngineError> {
+        if *size > MAX_DOCUMENT {
+            return Err(wrong(&format!("its {what} has {size} bytes")));
+        }
+        let raw = self.store().blobs().read(digest)?;
+        serde_json::from_slice(&raw).map_err(|error| wrong(&format!("its {what}: {error}")))
+    }
+
+    fn by_docker(
+        &self,
+        files: &Files,
+        manifest: &(Digest, u64),
+    ) -> Result<Vec<Found>, EngineError> {
+        let entries: Vec<Entry> = self.document("manifest.json", manifest)?;
+        let mut found = Vec::new();
+        for entry in entries {
+            let (config, _) = files.need(&entry.config)?;
+            let layers = entry.layers.iter().map(|path| {
+                let (digest, size) = files.need(path)?;
+                let kind = Naming::Docker.layer(media_type::Compression::None);
+                Ok(Descriptor::new(kind, digest.clone(), *size))
+            });
+            let names = entry.repo_tags.unwrap_or_default();
+            let names = names.iter().map(|name| {
+                Reference::parse_normalized(name)
+                    .map(Reference::or_latest)
+                    .map_err(|error| wrong(&error.to_string()))
+            });
+            found.push(Found {
+                config: config.clone(),
+                layers: layers.collect::<Result<_, EngineError>>()?,
+                manifest: None,
+                names: names.collect::<Result<_, _>>()?,
+            });
+        }
+        Ok(found)
+    }
+
+    fn by_index(
+        &self,
+        files: &Files,
+        platform: Option<&Platform>,
+    ) -> Result<Vec<Found>, EngineError> {
+        let Some(file) = files.get(oci::layout::INDEX_FILE) else {
+            return Err(wrong(
+                "it has neither manifest.json nor index.json; is it an image?",
+            ));
+        };
+        let index: Index = self.document("index.json", file)?;
+        let mut found: Vec<Found> = Vec::new();
+        for entry in &index.manifests {
+            if entry.is_attestation() {
+                continue;
+            }
+            let names = name_in(entry);
+            let manifest = self.manifest_below(files, entry, platform)?;
+            match found
+                .iter_mut()
+                .find(|known| known.manifest.as_ref() == Some(&manifest))
+            {
+                Some(known) => known.names.extend(names),
+                None => {
+                    let size = self.store().blobs().size(&manifest).unwrap_or(0);
+                    let parsed: Manifest = self.document("manifest", &(manifest.clone(), size))?;
+                    found.push(Found {
+                        config: parsed.config.digest,
+                        layers: parsed.layers,
+                        manifest: Some(manifest),
+                        names: names.into_iter().collect(),
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Follows indexes to the manifest for a platform.
+    fn manifest_below(
+        &self,
+        files: &Files,
+        descriptor: &Descriptor,
+        platform: Option<&Platform>,
+    ) -> Result<Digest, EngineError> {
+        let mut descriptor = descriptor.clone();
+        for _ in 0..4 {
+            let file = files.need(&oci::layout::blob_path(&descriptor.digest))?;
+            if file.0 != descriptor.digest {
+                return Err(wrong(&format!(
+                    "{} is {} in truth",
+                    descriptor.digest, file.0
+                )));
+            }
+            if descriptor.kind() != Kind::Index {
+                return Ok(descriptor.digest);
+            }
+            let index: Index = self.document("index", file)?;
+            let host = Platform::host();
+            let matcher = PlatformMatcher::runnable(platform.unwrap_or(&host));
+            let chosen = index
+                .candidates(&matcher)
+                .into_iter()
+                .find(|entry| files.get(&oci::layout::blob_path(&entry.digest)).is_some());
+            descriptor = chosen
+                .ok_or_else(|| wrong("it has no image for this platform"))?
+                .clone();
+        }
+        Err(wrong("its indexes are nested too deeply"))
+    }
+
+    fn unpack_loaded(
+        &self,
+        found: Found,
+        running: &progress::RunningVertex,
+        cancel: &Cancel,
+    ) -> Result<Loaded, EngineError> {
+        let store = self.store();
+        let size = store.blobs().size(&found.config).unwrap_or(0);
+        let config: ImageConfig = self.document("config", &(found.config.clone(), size))?;
+        let diff_ids = config.rootfs.diff_ids.clone();
+        if diff_ids.len() != found.layers.len() {
+            return Err(wrong(&format!(
+                "it has {} layers, its config {}",
+                found.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        let pairs: Vec<(Descriptor, Digest)> = found.layers.into_iter().zip(diff_ids).collect();
+        for (layer, _) in &pairs {
+            // Nothing is fetched from anywhere for an archive.
+            if store.blobs().size(&layer.digest) != Some(layer.size) {
+                return Err(wrong(&format!("layer {} is not in it", layer.digest)));
+            }
+        }
+        let shown = match found.names.first() {
+            Some(name) => name.clone(),
+            None => Reference::parse_normalized("loaded").expect("a plain name"),
+        };
+        let layers = crate::source::pull::pull(&self.shared, &shown, &pairs, running, cancel)?;
+        let mut content = 0;
+        for layer in &layers {
+            content += store.layer_info(layer.id())?.content;
+        }
+        let image = Image {
+            id: found.config,
+            manifest: found.manifest.clone(),
+            layers: Some(layers.iter().map(Layer::id).collect()),
+            platform: config.platform.to_string(),
+            size: content,
+            created: config.created.map_or(0, |time| time.unix_seconds()),
+        };
+        store.put_image(&image)?;
+        for name in &found.names {
+            store.set_name(name, &image.id, found.manifest.as_ref())?;
+        }
+        Ok(Loaded {
+            image,
+            names: found.names,
+        })
+    }
+}
+
+impl Files {
+    fn get(&self, name: &str) -> Option<&(Digest, u64)> {
+        let mut name = name;
+        for _ in 0..MAX_LINKS {
+            if let Some(file) = self.files.get(name) {
+                return Some(file);
+            }
+            name = self.links.get(name)?;
+        }
+        None
+    }
+
+    fn need(&self, name: &str) -> Result<&(Digest, u64), EngineError> {
+        let clean = clean(Path::new(name)).unwrap_or_default();
+        self.get(&clean)
+            .ok_or_else(|| wrong(&format!("{name:?} is not in it")))
+    }
+}
+
+/// Returns a path in an archive without `.` and `..`; `None` for one that leads out of it.
+fn clean(path: &Path) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => parts.push(name.to_str()?),
+            Component::ParentDir => drop(parts.pop()?),
+            Component::CurDir | Component::RootDir => {}
+            Component::Prefix(_) => return None,
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Returns the full name that an entry of a layout has; a bare tag is none.
+fn name_in(entry: &Descriptor) -> Option<Reference> {
+    let annotation = |name| entry.annotations.get(name);
+    let text = match annotation(oci::layout::ANNOTATION_CONTAINERD_NAME) {
+        Some(text) => text,
+        None => {
+            annotation(oci::layout::ANNOTATION_REF_NAME).filter(|text| text.contains([':', '/']))?
+        }
+    };
+    Reference::parse_normalized(text)
+        .ok()
+        .map(Reference::or_latest)
+}
+
+fn not_an_archive(error: std::io::Error) -> EngineError {
+    wrong(&error.to_string())
+}
+
+fn wrong(reason: &str) -> EngineError {
+    EngineError::Image {
+        subject: "archive".to_owned(),
+        reason: reason.to_owned(),
+    }
+}

@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sandbox::{Helper, Network, NetworkMode, Options, Overlay, Root, Spec, Status, Stdio, Upper};
+use sandbox::{
+    Content, Helper, Mount, Network, NetworkMode, Options, Overlay, Root, Source, Spec, Status,
+    Stdio, Upper,
+};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -117,6 +120,21 @@ fn step(
     let spec = Spec {
         network,
         ..Spec::new(Root::Overlay(overlay), vec!["/bin/true".to_owned()])
+    };
+    // As every RUN has them.
+    let file = |target: &str| Mount {
+        target: target.to_owned(),
+        source: Source::File {
+            content: Content(b"127.0.0.1 localhost\n".to_vec()),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+        },
+        read_only: true,
+    };
+    let spec = Spec {
+        mounts: vec![file("/etc/hosts"), file("/etc/resolv.conf")],
+        ..spec
     };
     let exit = helper
         .spawn(&spec, Stdio::default(), Vec::new(), Vec::new())?

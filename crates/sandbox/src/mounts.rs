@@ -85,6 +85,17 @@ pub(crate) fn attach_over_root(mount: BorrowedFd<'_>) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
+/// Attaches a detached mount where nothing needs to be found any more: in `/sys` of the old root.
+///
+/// A part of a mount can only be cloned while it has a place. The old root takes it along when it goes; over
+/// the root itself it would have to be taken off by itself, and each such unmount waits for all processors.
+pub(crate) fn attach_aside(mount: BorrowedFd<'_>) -> io::Result<()> {
+    match open_path("/sys".as_ref()) {
+        Ok(place) => attach(mount, place.as_fd()),
+        Err(_) => attach_over_root(mount),
+    }
+}
+
 /// Makes the attached mount the root of this mount namespace and lets go of everything else.
 pub(crate) fn pivot_to(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::process::fchdir(root)?;

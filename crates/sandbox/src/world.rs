@@ -11,7 +11,7 @@ use crate::error::SandboxError;
 use crate::machine::Machine;
 use crate::mounts;
 use crate::resolve::{self, Kind, Stub};
-use crate::spec::{Content, Root, Security, Source, Spec, User};
+use crate::spec::{Content, Mount, Root, Security, Source, Spec, User};
 use crate::sys;
 use crate::users::{self, Identity};
 
@@ -190,25 +190,45 @@ impl World<'_> {
     fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
         let prepared = std::mem::take(&mut self.prepared);
         let no_devices = self.no_devices();
+        let replaced = |place: &str| {
+            self.spec
+                .mounts
+                .iter()
+                .any(|mount| clean(&mount.target) == place)
+        };
+        let mut bases = Vec::new();
+        for (target, base) in BASE.into_iter().filter(|(target, _)| !replaced(target)) {
+            let what = self.base(base).map_err(|error| {
+                SandboxError::io(format!("make the file system for {target}"), error)
+            })?;
+            bases.extend(what.map(|what| Entry {
+                target: target.to_owned(),
+                what,
+            }));
+        }
+        // From here on `/sys` of the host may be covered.
+        let mut files = None;
         let mut own = Vec::new();
         for (mount, prepared) in self.spec.mounts.iter().zip(prepared) {
             let target = clean(&mount.target);
-            let what = self.detached(&mount.source, prepared).and_then(|detached| {
-                let read_only = if mount.read_only {
-                    mounts::READ_ONLY
-                } else {
-                    0
-                };
-                match read_only | no_devices {
-                    0 => {}
-                    attributes => sys::mount_setattr(detached.as_fd(), attributes, true)?,
-                }
-                Ok(if is_directory(detached.as_fd())? {
-                    What::Tree(detached)
-                } else {
-                    What::File(detached)
-                })
-            });
+            let what = self
+                .detached(&mount.source, prepared, &mut files)
+                .and_then(|detached| {
+                    let read_only = if mount.read_only {
+                        mounts::READ_ONLY
+                    } else {
+                        0
+                    };
+                    match read_only | no_devices {
+                        0 => {}
+                        attributes => sys::mount_setattr(detached.as_fd(), attributes, true)?,
+                    }
+                    Ok(if is_directory(detached.as_fd())? {
+                        What::Tree(detached)
+                    } else {
+                        What::File(detached)
+                    })
+                });
             let what = what.map_err(|error| {
                 SandboxError::io(format!("open the source of the mount at {target}"), error)
             })?;
@@ -216,18 +236,12 @@ impl World<'_> {
         }
         own.sort_by(|left, right| left.target.split('/').cmp(right.target.split('/')));
         let mut entries = Vec::new();
-        for (target, base) in BASE {
-            if let Some(at) = own.iter().position(|entry| entry.target == target) {
-                entries.push(own.remove(at));
-                continue;
+        let mut bases = bases.into_iter().peekable();
+        for (target, _) in BASE {
+            match own.iter().position(|entry| entry.target == target) {
+                Some(at) => entries.push(own.remove(at)),
+                None => entries.extend(bases.next_if(|base| base.target == target)),
             }
-            let what = self.base(base).map_err(|error| {
-                SandboxError::io(format!("make the file system for {target}"), error)
-            })?;
-            entries.extend(what.map(|what| Entry {
-                target: target.to_owned(),
-                what,
-            }));
         }
         entries.extend(own);
         Ok(entries)
@@ -291,7 +305,12 @@ impl World<'_> {
         Ok(Some(What::Tree(mount)))
     }
 
-    fn detached(&self, source: &Source, prepared: Option<Prepared>) -> io::Result<OwnedFd> {
+    fn detached(
+        &self,
+        source: &Source,
+        prepared: Option<Prepared>,
+        files: &mut Option<Files>,
+    ) -> io::Result<OwnedFd> {
         match source {
             Source::Bind { path, subpath } => {
                 let base = mounts::open_path(path)?;
@@ -306,8 +325,7 @@ impl World<'_> {
                 if clean(subpath) == "/" {
                     return Ok(mount);
                 }
-                // A part can only be cloned from a mount that has a place; the old root takes it along.
-                mounts::attach_over_root(mount.as_fd())?;
+                mounts::attach_aside(mount.as_fd())?;
                 mounts::bind(beneath(mount, subpath)?.as_fd())
             }
             Source::Tmpfs { size, mode } => {
@@ -318,7 +336,13 @@ impl World<'_> {
                 mode,
                 uid,
                 gid,
-            } => memory_file(content, *mode, *uid, *gid),
+            } => {
+                let files = match files {
+                    Some(files) => files,
+                    None => files.insert(Files::new(self.spec)?),
+                };
+                files.add(content, *mode, *uid, *gid)
+            }
         }
     }
 
@@ -526,31 +550,43 @@ pub(crate) fn working_directory(root: BorrowedFd<'_>, path: &str) -> Result<Owne
     Ok(cwd)
 }
 
-fn memory_file(content: &Content, mode: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
-    use rustix::fs::{Gid, Uid};
-    // Room for the file, its page-rounded content and the directory.
-    let size = (content.0.len() as u64).next_multiple_of(4096) + 16384;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = mounts::tmpfs(Some(size), 0o700, attributes)?;
-    // A file can only be cloned from a mount that has a place; the old root takes it along.
-    mounts::attach_over_root(mount.as_fd())?;
-    let fd = make_file(mount.as_fd(), "file", 0o600)?;
-    let mut rest = content.0.as_slice();
-    while !rest.is_empty() {
-        let written = rustix::io::retry_on_intr(|| rustix::io::write(&fd, rest))?;
-        rest = rest.get(written..).unwrap_or_default();
+/// A file system in memory for all files of a step, each of which is then mounted by itself.
+struct Files {
+    mount: OwnedFd,
+    count: usize,
+}
+
+impl Files {
+    fn new(spec: &Spec) -> io::Result<Files> {
+        // Room for each file, its content in whole pages, and for the directory.
+        let room = |mount: &Mount| match &mount.source {
+            Source::File { content, .. } => (content.0.len() as u64).next_multiple_of(4096) + 8192,
+            _ => 0,
+        };
+        let size = spec.mounts.iter().map(room).sum::<u64>() + 16384;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mount = mounts::tmpfs(Some(size), 0o700, attributes)?;
+        mounts::attach_aside(mount.as_fd())?;
+        Ok(Files { mount, count: 0 })
     }
-    rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-    let place = rustix::fs::openat(
-        &mount,
-        "file",
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    mounts::bind(place.as_fd())
+
+    /// Makes one file and returns a mount of it.
+    fn add(&mut self, content: &Content, mode: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+        use rustix::fs::{Gid, Uid};
+        let name = self.count.to_string();
+        self.count += 1;
+        let fd = make_file(self.mount.as_fd(), &name, 0o600)?;
+        let mut rest = content.0.as_slice();
+        while !rest.is_empty() {
+            let written = rustix::io::retry_on_intr(|| rustix::io::write(&fd, rest))?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+        mounts::bind(fd.as_fd())
+    }
 }
 
 /// Opens `subpath` inside `base`; `base` itself when there is none.

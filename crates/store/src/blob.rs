@@ -24,9 +24,20 @@ impl Blobs<'_> {
         path
     }
 
-    /// Returns the size of a blob that is there.
+    /// Returns the size of a blob that is there and whole.
+    ///
+    /// What was not surely on the disk when the machine went down is not there any more.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        std::fs::metadata(self.path(digest)).ok().map(|m| m.len())
+        let known: bool = self
+            .store
+            .database()
+            .prepare_cached("SELECT 1 FROM blob WHERE digest = ?1 AND boot IN ('', ?2)")
+            .and_then(|mut statement| {
+                statement.exists(rusqlite::params![digest.as_str(), self.store.inner.boot])
+            })
+            .unwrap_or(false);
+        let size = std::fs::metadata(self.path(digest)).ok()?.len();
+        known.then_some(size)
     }
 
     /// Opens a blob.
@@ -123,6 +134,28 @@ impl BlobWriter {
 
     /// Publishes the blob under its digest, synced, after it was compared with what is expected.
     pub fn commit(self, expected: Option<(&Digest, u64)>) -> Result<(Digest, u64), StoreError> {
+        self.file
+            .as_file()
+            .sync_data()
+            .map_err(StoreError::io("sync", self.file.path()))?;
+        self.publish(expected, "")
+    }
+
+    /// Publishes a blob that can be made or fetched again: after a crash of the machine it counts as
+    /// lost, so nothing waits for the disk now.
+    pub fn commit_volatile(
+        self,
+        expected: Option<(&Digest, u64)>,
+    ) -> Result<(Digest, u64), StoreError> {
+        let boot = self.store.inner.boot.clone();
+        self.publish(expected, &boot)
+    }
+
+    fn publish(
+        self,
+        expected: Option<(&Digest, u64)>,
+        boot: &str,
+    ) -> Result<(Digest, u64), StoreError> {
         let hash: [u8; 32] = self.hash.finalize().into();
         let digest = Digest::from_sha256(hash);
         if let Some((wanted, size)) = expected {
@@ -142,20 +175,21 @@ impl BlobWriter {
         }
         let path = self.store.blobs().path(&digest);
         self.file
-            .as_file()
-            .sync_data()
-            .map_err(StoreError::io("sync", self.file.path()))?;
-        self.file
             .persist(&path)
             .map_err(|error| StoreError::io("rename a blob to", &path)(error.error))?;
         let now = self.store.now();
         self.store.write("add a blob", |transaction| {
             transaction
                 .prepare_cached(
-                    "INSERT INTO blob(digest, size, created, used) VALUES(?1, ?2, ?3, ?3)
-                     ON CONFLICT(digest) DO UPDATE SET size = ?2, used = ?3",
+                    "INSERT INTO blob(digest, size, created, used, boot) VALUES(?1, ?2, ?3, ?3, ?4)
+                     ON CONFLICT(digest) DO UPDATE SET size = ?2, used = ?3, boot = ?4",
                 )?
-                .execute(rusqlite::params![digest.to_string(), self.size as i64, now])
+                .execute(rusqlite::params![
+                    digest.to_string(),
+                    self.size as i64,
+                    now,
+                    boot
+                ])
         })?;
         Ok((digest, self.size))
     }

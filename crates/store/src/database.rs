@@ -25,7 +25,8 @@ CREATE TABLE layer(
 );
 CREATE INDEX layer_by_diff_id ON layer(diff_id);
 CREATE TABLE blob(
-  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL
+  digest TEXT PRIMARY KEY, size INTEGER NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL,
+  boot TEXT NOT NULL           -- boot id while it may not have reached the disk, else empty
 ) WITHOUT ROWID;
 CREATE TABLE encoding(         -- blobs that hold a layer's tar, compressed or not
   diff_id TEXT NOT NULL, form TEXT NOT NULL, media_type TEXT NOT NULL,

@@ -275,7 +275,7 @@ fn encode(
     compress.memo = Some(&memo);
     let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, &mut blob)?;
     let tar = remember_tar(shared, layer, clamp, &written.layer)?;
-    let (digest, size) = blob.commit(Some((&written.blob, written.blob_size)))?;
+    let (digest, size) = blob.commit_volatile(Some((&written.blob, written.blob_size)))?;
     blocks::remember(shared, &digest, &written.blocks)?;
     let encoding = Encoding {
         media_type: layer_type(Naming::Oci, compression.format()).to_owned(),

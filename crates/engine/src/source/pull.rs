@@ -222,7 +222,7 @@ fn download(
         return Err(EngineError::Canceled);
     }
     let applied = check_blob(descriptor, applied?)?;
-    writer.commit(Some((&descriptor.digest, descriptor.size)))?;
+    writer.commit_volatile(Some((&descriptor.digest, descriptor.size)))?;
     status.finish(descriptor.size);
     Ok(applied)
 }

@@ -20,6 +20,23 @@ pub struct Label {
     pub text: String,
 }
 
+/// A piece of the source and what should stand in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    pub span: Span,
+    pub text: String,
+}
+
+impl Edit {
+    /// Returns an edit that puts `text` in place of a piece of the source.
+    pub fn new(span: Span, text: impl Into<String>) -> Self {
+        Edit {
+            span,
+            text: text.into(),
+        }
+    }
+}
+
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
@@ -38,6 +55,8 @@ pub struct Diagnostic {
     pub helps: Vec<String>,
     /// The word that was probably meant instead of the subject.
     pub suggestion: Option<String>,
+    /// What mends it, where that takes no thought.
+    pub edits: Vec<Edit>,
 }
 
 impl Diagnostic {
@@ -60,6 +79,7 @@ impl Diagnostic {
             notes: Vec::new(),
             helps: Vec::new(),
             suggestion: None,
+            edits: Vec::new(),
         }
     }
 
@@ -84,6 +104,13 @@ impl Diagnostic {
     #[must_use]
     pub fn suggest(mut self, word: Option<impl Into<String>>) -> Self {
         self.suggestion = word.map(Into::into);
+        self
+    }
+
+    /// Returns the diagnostic with what mends it.
+    #[must_use]
+    pub fn edits(mut self, edits: impl IntoIterator<Item = Edit>) -> Self {
+        self.edits.extend(edits);
         self
     }
 

@@ -1,6 +1,6 @@
 //! The flags of an instruction: `--name`, `--name=value`.
 
-use crate::{Diagnostic, Lines, Span, Word, suggest};
+use crate::{Diagnostic, Lines, Word, suggest};
 
 /// What a flag takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,10 +43,7 @@ impl Flags {
                     format!("arg should start with -- : {}", flag.text),
                 )));
             };
-            let name_span = Span::new(
-                flag.span.start,
-                (flag.span.start + name.len()).min(flag.span.end),
-            );
+            let (name_span, value_span) = flag.split_span(name.len(), 1);
             let Some((known, kind)) = specs.iter().find(|(known, _)| *known == bare) else {
                 let error = error("unknown-flag", format!("unknown flag: {name}"))
                     .label(name_span, "no such flag");
@@ -96,15 +93,7 @@ impl Flags {
                 (FlagKind::Value | FlagKind::Values, Some(value)) => value.to_owned(),
                 (FlagKind::Value | FlagKind::Values, None) => return Err(missing()),
             };
-            let start = if flag.text.contains('=') {
-                name_span.end + 1
-            } else {
-                flag.span.start
-            };
-            given.push((
-                known,
-                Word::new(value, Span::new(start.min(flag.span.end), flag.span.end)),
-            ));
+            given.push((known, Word::new(value, value_span)));
         }
         Ok(Flags { given })
     }

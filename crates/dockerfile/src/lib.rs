@@ -37,7 +37,7 @@ mod suggest;
 mod typed;
 mod words;
 
-pub use diagnostic::{Diagnostic, Label, Severity};
+pub use diagnostic::{Diagnostic, Edit, Label, Severity};
 pub use directive::{Directive, DirectiveName, detect_syntax, find_directive};
 pub use dump::dump;
 pub use heredoc::{HeredocHead, chomp_tabs, parse_heredoc_word};

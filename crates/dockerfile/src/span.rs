@@ -94,6 +94,20 @@ impl Word {
         }
     }
 
+    /// Splits the place at a byte of the text: before it, and after the separator of `skip` bytes there.
+    ///
+    /// Where the text is not the source's, both halves have the whole place.
+    pub(crate) fn split_span(&self, at: usize, skip: usize) -> (Span, Span) {
+        let Span { start, end } = self.span;
+        if end - start != self.text.len() || !self.text.is_ascii() {
+            return (self.span, self.span);
+        }
+        (
+            Span::new(start, start + at),
+            Span::new((start + at + skip).min(end), end),
+        )
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -466,13 +466,8 @@ impl Reader<'_> {
                 None => (word.clone(), None),
                 Some(("", _)) => return Err(self.blank_name("ARG", word)),
                 Some((key, value)) => {
-                    let middle = (word.span.start + key.len()).min(word.span.end);
-                    let key = Word::new(key, crate::Span::new(word.span.start, middle));
-                    let start = (middle + 1).min(word.span.end);
-                    (
-                        key,
-                        Some(Word::new(value, crate::Span::new(start, word.span.end))),
-                    )
+                    let (key_span, value_span) = word.split_span(key.len(), 1);
+                    (Word::new(key, key_span), Some(Word::new(value, value_span)))
                 }
             };
             let doc = doc_comment(&self.node.comments, &key.text);

@@ -234,24 +234,18 @@ impl Walker<'_, '_> {
         if !matched.is_ignored() {
             return Ok(());
         }
-        let help = match matcher.reason(&matched) {
-            Some((pattern, Some(line))) => {
-                format!("excluded by `{pattern}` in line {line} of the ignore file")
-            }
-            _ => String::new(),
-        };
         let instruction = if transfer.is_add { "Add" } else { "Copy" };
         let message = format!(
             "Attempting to {instruction} file {} that is excluded by .dockerignore",
             quote(&path)
         );
-        self.warn(
-            Rule::CopyIgnoredFile,
-            word,
-            message,
-            "not in the context",
-            &help,
-        );
+        let mut finding = self.finding(Rule::CopyIgnoredFile, word, message, "not in the context");
+        if let Some((pattern, Some(line))) = matcher.reason(&matched) {
+            finding = finding.help(format!(
+                "excluded by `{pattern}` in line {line} of the ignore file"
+            ));
+        }
+        self.warn(Rule::CopyIgnoredFile, finding);
         Ok(())
     }
 

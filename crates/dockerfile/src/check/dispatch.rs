@@ -10,10 +10,11 @@ use crate::expand::Expander;
 use crate::ports::parse_port;
 use crate::signal::is_signal;
 use crate::{
-    Arg, CommandForm, CommandLine, Diagnostic, Header, KeyValue, Keyword, Kind, Lines, Mount,
+    Arg, CommandForm, CommandLine, Diagnostic, Edit, Header, KeyValue, Keyword, Kind, Mount,
     MountKind, Run, Span, Word, paths, quote, suggest,
 };
 
+use super::fix::with_equals_sign;
 use super::plan::{Command, Plan, Source, State};
 use super::scope::Recorder;
 use super::stages::ArgInfo;
@@ -159,35 +160,31 @@ impl<'a, 'p> Walker<'a, 'p> {
         }
     }
 
-    pub(super) fn warn(
-        &mut self,
+    /// Returns a finding about a word of this instruction.
+    pub(super) fn finding(
+        &self,
         rule: Rule,
         subject: &Word,
         message: String,
         label: &str,
-        help: &str,
-    ) {
-        self.warn_at(rule, self.header().lines, subject, message, label, help);
+    ) -> Diagnostic {
+        warning(
+            rule,
+            message,
+            self.header().lines,
+            &self.place(subject),
+            label,
+        )
     }
 
-    fn warn_at(
-        &mut self,
-        rule: Rule,
-        lines: Lines,
-        subject: &Word,
-        message: String,
-        label: &str,
-        help: &str,
-    ) {
-        let subject = self.place(subject);
-        self.plan.linter.warn(rule, &self.header().comments, || {
-            let warning = warning(rule, message, lines, &subject, label);
-            if help.is_empty() {
-                warning
-            } else {
-                warning.help(help)
-            }
-        });
+    /// Adds a finding. An instruction that an image brings along cannot be mended here.
+    pub(super) fn warn(&mut self, rule: Rule, mut finding: Diagnostic) {
+        if matches!(self.command.instruction, Source::Trigger(..)) {
+            finding.edits.clear();
+        }
+        self.plan
+            .linter
+            .warn(rule, &self.header().comments, || finding);
     }
 
     /// Expands a word, and warns of variables that are not set.
@@ -287,13 +284,12 @@ impl<'a, 'p> Walker<'a, 'p> {
             "put a = between the name and its value, and quotes around a value with spaces: {name} {}=...",
             pair.key.text
         );
-        self.warn(
-            Rule::LegacyKeyValueFormat,
-            &subject,
-            message,
-            "no = here",
-            &help,
-        );
+        let edits = with_equals_sign(pair, self.plan.globals.escape);
+        let finding = self
+            .finding(Rule::LegacyKeyValueFormat, &subject, message, "no = here")
+            .help(help)
+            .edits(edits);
+        self.warn(Rule::LegacyKeyValueFormat, finding);
     }
 
     fn warn_of_secret(&mut self, instruction: &str, name: &str, word: &Word) {
@@ -305,13 +301,15 @@ impl<'a, 'p> Walker<'a, 'p> {
             quote(name)
         );
         let help = "a secret stays out of the image with RUN --mount=type=secret";
-        self.warn(
-            Rule::SecretsUsedInArgOrEnv,
-            word,
-            message,
-            "this stays readable in the image",
-            help,
-        );
+        let finding = self
+            .finding(
+                Rule::SecretsUsedInArgOrEnv,
+                word,
+                message,
+                "this stays readable in the image",
+            )
+            .help(help);
+        self.warn(Rule::SecretsUsedInArgOrEnv, finding);
     }
 
     fn arg(&mut self, arg: &Arg) -> Result<()> {
@@ -362,13 +360,10 @@ impl<'a, 'p> Walker<'a, 'p> {
                 quote(&path)
             );
             let help = format!("begin with an absolute path: WORKDIR /{path}");
-            self.warn(
-                Rule::WorkdirRelativePath,
-                word,
-                message,
-                "not absolute",
-                &help,
-            );
+            let finding = self
+                .finding(Rule::WorkdirRelativePath, word, message, "not absolute")
+                .help(help);
+            self.warn(Rule::WorkdirRelativePath, finding);
         }
         self.state().has_workdir = true;
         self.plan.set_workdir(self.at, &path)
@@ -420,13 +415,14 @@ impl<'a, 'p> Walker<'a, 'p> {
                 let message =
                     format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
                 let help = format!("write {}", port.to_lowercase());
-                self.warn(
-                    Rule::ExposeProtoCasing,
-                    word,
-                    message,
-                    "not in lower case",
-                    &help,
-                );
+                let finding = self
+                    .finding(Rule::ExposeProtoCasing, word, message, "not in lower case")
+                    .help(help);
+                let is_as_written =
+                    word.text == port && word.span.end - word.span.start == port.len();
+                let finding =
+                    finding.edits(is_as_written.then(|| Edit::new(word.span, port.to_lowercase())));
+                self.warn(Rule::ExposeProtoCasing, finding);
             }
             if is_mapping {
                 let message = format!(
@@ -434,13 +430,15 @@ impl<'a, 'p> Walker<'a, 'p> {
                 );
                 let help =
                     "name the port in the container alone; it is mapped when the container is run";
-                self.warn(
-                    Rule::ExposeInvalidFormat,
-                    word,
-                    message,
-                    "more than a port of the container",
-                    help,
-                );
+                let finding = self
+                    .finding(
+                        Rule::ExposeInvalidFormat,
+                        word,
+                        message,
+                        "more than a port of the container",
+                    )
+                    .help(help);
+                self.warn(Rule::ExposeInvalidFormat, finding);
             }
             if let Err(error) = parsed {
                 let error =
@@ -461,13 +459,15 @@ impl<'a, 'p> Walker<'a, 'p> {
             );
             let subject = command.args.first().unwrap_or(&header.keyword);
             let help = "write it as [\"program\", \"argument\"], or name a SHELL to say that one is wanted";
-            self.warn(
-                Rule::JsonArgsRecommended,
-                subject,
-                message,
-                "run by a shell, which gets the signals",
-                help,
-            );
+            let finding = self
+                .finding(
+                    Rule::JsonArgsRecommended,
+                    subject,
+                    message,
+                    "run by a shell, which gets the signals",
+                )
+                .help(help);
+            self.warn(Rule::JsonArgsRecommended, finding);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod config;
 mod copy;
 mod dispatch;
 mod epoch;
+mod fix;
 mod outline;
 mod plan;
 mod render;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use oci::Platform;
 
 pub use config::CheckConfig;
+pub use fix::{Fixed, apply_edits, fix};
 pub use outline::{Outline, OutlineArg, OutlineMount};
 pub use render::{check_json, check_text, outline_json, outline_text, targets_json, targets_text};
 pub use rule::Rule;
@@ -277,7 +279,7 @@ fn plan_and_dispatch(
     all_stages: bool,
 ) -> Result<Outline> {
     let expander = Expander::new(ast.escape);
-    let mut globals = stages::Globals::new(stages, options);
+    let mut globals = stages::Globals::new(stages, ast.escape, options);
     stages::check_default_bases(stages, &globals, &expander, linter);
     globals.apply(&stages.meta_args, &expander, Some(options.build_args))?;
     epoch::resolve(stages, &mut globals, &expander, options)?;

@@ -14,6 +14,7 @@ use crate::{
 };
 
 use super::config::Linter;
+use super::fix::without_platform;
 use super::scope::{Recorder, Scope};
 use super::stages::{Globals, parse_reference};
 use super::{
@@ -309,6 +310,7 @@ impl<'a> Plan<'a> {
                 );
                 warning(Rule::RedundantTargetPlatform, message, header.lines, word, "the default")
                     .help("leave --platform away")
+                    .edits(without_platform(word))
             });
         }
         let parsed = text.parse::<Platform>();

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use crate::keyword::Keyword;
 use crate::parser::{Ast, MOST_ERRORS, Node};
 use crate::typed::{self, Typed};
-use crate::{Diagnostic, Header, Kind, Severity, Stages, Word, quote};
+use crate::{Diagnostic, Edit, Header, Kind, Severity, Stages, Word, quote};
 
 use super::config::Linter;
+use super::fix::maintainer_as_label;
 use super::{Rule, warning};
 
 /// Names a stage should not have: they mean something else.
@@ -23,15 +24,16 @@ pub(super) fn stages(ast: &Ast, linter: &mut Linter) -> Result<Stages, Vec<Diagn
                 place.lines,
             );
             warning.severity = Severity::Warning;
-            place
-                .empty
-                .iter()
-                .fold(warning, |warning, span| warning.label(*span, "empty line"))
+            place.empty.iter().fold(warning, |warning, span| {
+                warning
+                    .label(*span, "empty line")
+                    .edits([Edit::new(*span, "")])
+            })
         });
     }
     let mut stages = Stages::default();
     for (i, node) in ast.nodes.iter().enumerate() {
-        before_reading(node, linter);
+        before_reading(node, ast.escape, linter);
         let added = match typed::instruction(node) {
             Ok(Typed::Stage(stage)) => {
                 if let Some(name) = &stage.name {
@@ -61,7 +63,7 @@ pub(super) fn stages(ast: &Ast, linter: &mut Linter) -> Result<Stages, Vec<Diagn
 }
 
 /// Checks what the reference looks at before it reads an instruction's arguments.
-fn before_reading(node: &Node, linter: &mut Linter) {
+fn before_reading(node: &Node, escape: char, linter: &mut Linter) {
     let words = node.args.words();
     match (Keyword::parse(&node.keyword.text), words) {
         (Some(Keyword::Maintainer), _) => {
@@ -76,6 +78,11 @@ fn before_reading(node: &Node, linter: &mut Linter) {
                     "deprecated",
                 )
                 .help("use LABEL org.opencontainers.image.authors=\"...\"")
+                .edits(
+                    words
+                        .first()
+                        .map(|name| maintainer_as_label(&node.keyword, name, escape)),
+                )
             })
         }
         (Some(Keyword::From), [_, keyword, name, rest @ ..]) => {
@@ -91,6 +98,7 @@ fn before_reading(node: &Node, linter: &mut Linter) {
                         "not in lower case",
                     )
                     .help(format!("write {lower}"))
+                    .edits([Edit::new(name.span, lower)])
                 });
             }
             if let Some(expect) = case_of_from(&node.keyword.text, &keyword.text)
@@ -109,6 +117,7 @@ fn before_reading(node: &Node, linter: &mut Linter) {
                         "in another case than FROM",
                     )
                     .help(format!("write {expect}"))
+                    .edits([Edit::new(keyword.span, expect)])
                 });
             }
         }
@@ -227,6 +236,7 @@ fn check_casing(stages: &Stages, linter: &mut Linter) {
                 "in another case",
             )
             .help(format!("write {expect}"))
+            .edits([Edit::new(keyword.span, expect)])
         });
     }
 }

@@ -29,11 +29,13 @@ pub(super) struct Globals {
     /// Those the file defines.
     pub(super) args: Rc<BTreeMap<String, ArgInfo>>,
     pub(super) target_platform: Platform,
+    /// The escape character of the file.
+    pub(super) escape: char,
 }
 
 impl Globals {
     /// Returns the variables that are always there.
-    pub(super) fn new(stages: &Stages, options: &CheckOptions<'_>) -> Self {
+    pub(super) fn new(stages: &Stages, escape: char, options: &CheckOptions<'_>) -> Self {
         let build = options.build_platform;
         let target = options.target_platform.unwrap_or(build);
         let last = stages.stages.last().map_or("", |stage| stage.name_str());
@@ -62,6 +64,7 @@ impl Globals {
             scope,
             args: Rc::default(),
             target_platform: target.clone(),
+            escape,
         }
     }
 

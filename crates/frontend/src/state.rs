@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,50 +56,93 @@ impl Paths {
     }
 }
 
+/// How many entries are looked through one by one before an index is made.
+const FEW: usize = 32;
+
 /// Variables in the order in which they were last set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Variables {
-    pairs: Vec<(Rc<str>, Rc<str>)>,
+    /// What was set again elsewhere leaves a gap.
+    pairs: Vec<Option<(Rc<str>, Rc<str>)>>,
+    /// Where each is, once there are many.
+    places: HashMap<Rc<str>, usize>,
+    count: usize,
 }
 
 impl Variables {
-    pub(crate) fn set(&mut self, name: &str, value: &str) {
-        let name = match self.pairs.iter().position(|(known, _)| **known == *name) {
-            Some(at) => self.pairs.remove(at).0,
-            None => name.into(),
+    fn place(&self, name: &str) -> Option<usize> {
+        if !self.places.is_empty() {
+            return self.places.get(name).copied();
+        }
+        let is_named = |pair: &Option<(Rc<str>, Rc<str>)>| {
+            pair.as_ref().is_some_and(|(known, _)| **known == *name)
         };
-        self.pairs.push((name, value.into()));
+        self.pairs.iter().position(is_named)
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        let known = self.place(name).and_then(|at| self.pairs[at].take());
+        let name: Rc<str> = match known {
+            Some((name, _)) => name,
+            None => {
+                self.count += 1;
+                name.into()
+            }
+        };
+        self.pairs.push(Some((name.clone(), value.into())));
+        if self.pairs.len() > 2 * self.count + FEW {
+            self.pairs.retain(Option::is_some);
+            self.places.clear();
+        }
+        if !self.places.is_empty() {
+            self.places.insert(name, self.pairs.len() - 1);
+        } else if self.count > FEW {
+            let pairs = self.pairs.iter().enumerate();
+            let named = pairs.filter_map(|(at, pair)| Some((pair.as_ref()?.0.clone(), at)));
+            self.places = named.collect();
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
     }
 
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        let found = self.pairs.iter().find(|(known, _)| **known == *name);
-        found.map(|(_, value)| &**value)
+        let pair = self.pairs[self.place(name)?].as_ref();
+        pair.map(|(_, value)| &**value)
     }
 
     /// Whether setting these assignments, in order, would change nothing.
     pub(crate) fn end_with(&self, assignments: &[String]) -> bool {
-        let Some(before) = self.pairs.len().checked_sub(assignments.len()) else {
-            return false;
-        };
-        let pairs = self.pairs[before..].iter().zip(assignments);
-        pairs.into_iter().all(|((name, value), assignment)| {
-            assignment.split_once('=') == Some((&**name, &**value))
+        let mut pairs = self.pairs.iter().rev().flatten();
+        assignments.iter().rev().all(|assignment| {
+            pairs.next().is_some_and(|(name, value)| {
+                assignment.split_once('=') == Some((&**name, &**value))
+            })
         })
     }
 
     pub(crate) fn remove(&mut self, name: &str) {
-        self.pairs.retain(|(known, _)| **known != *name);
+        if self
+            .place(name)
+            .and_then(|at| self.pairs[at].take())
+            .is_some()
+        {
+            self.places.remove(name);
+            self.count -= 1;
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.pairs.iter().map(|(name, value)| (&**name, &**value))
+        let pairs = self.pairs.iter().flatten();
+        pairs.map(|(name, value)| (&**name, &**value))
     }
 
     /// Returns the variables as `NAME=value`.
     pub(crate) fn assignments(&self) -> Vec<String> {
-        self.iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect()
+        let mut all = Vec::with_capacity(self.count);
+        all.extend(self.iter().map(|(name, value)| [name, "=", value].concat()));
+        all
     }
 }
 
@@ -176,6 +220,15 @@ pub(crate) struct Image {
     pub(crate) rootfs: Rc<RootFs>,
     /// The last entry.
     pub(crate) history: Option<usize>,
+    env_places: Rc<EnvPlaces>,
+}
+
+/// Where the variables of a long environment are.
+#[derive(Debug, Clone, Default)]
+struct EnvPlaces {
+    places: HashMap<String, usize>,
+    /// How many entries were looked at.
+    seen: usize,
 }
 
 impl Image {
@@ -201,22 +254,41 @@ impl Image {
 
     /// Sets a variable where it stands, or at the end.
     pub(crate) fn set_variable(&mut self, name: &str, value: &str) {
+        let assignment = [name, "=", value].concat();
+        let known = self.variable_place(name);
         let env = &mut self.config_mut().env;
-        let assignment = format!("{name}={value}");
-        let known = env
-            .iter()
-            .position(|pair| pair.split('=').next() == Some(name));
         match known {
             Some(at) => env[at] = assignment,
             None => env.push(assignment),
         }
     }
 
-    pub(crate) fn has_variable(&self, name: &str) -> bool {
-        self.config
-            .env
-            .iter()
-            .any(|pair| pair.split('=').next() == Some(name))
+    pub(crate) fn has_variable(&mut self, name: &str) -> bool {
+        self.variable_place(name).is_some()
+    }
+
+    /// Returns how many bytes the environment takes.
+    pub(crate) fn env_size(&self) -> usize {
+        size(&self.config.env)
+    }
+
+    fn variable_place(&mut self, name: &str) -> Option<usize> {
+        let env = &self.config.env;
+        let key = |pair: &'_ str| pair.find('=').unwrap_or(pair.len());
+        if env.len() <= FEW {
+            return env.iter().position(|pair| pair[..key(pair)] == *name);
+        }
+        if self.env_places.seen < env.len() {
+            let known = Rc::make_mut(&mut self.env_places);
+            for (at, pair) in env.iter().enumerate().skip(known.seen) {
+                known
+                    .places
+                    .entry(pair[..key(pair)].to_owned())
+                    .or_insert(at);
+            }
+            known.seen = env.len();
+        }
+        self.env_places.places.get(name).copied()
     }
 
     /// Returns the command line that runs a text in the image's shell.
@@ -253,6 +325,7 @@ impl HistoryLog {
             config: Rc::new(known.config),
             rootfs: Rc::new(known.rootfs),
             history: None,
+            env_places: Rc::default(),
         };
         for entry in known.history {
             self.append(&mut image, entry);
@@ -280,6 +353,11 @@ impl HistoryLog {
     }
 }
 
+/// Returns how many bytes texts take, roughly.
+pub(crate) fn size(texts: &[String]) -> usize {
+    texts.iter().map(|text| text.len() + 48).sum()
+}
+
 /// Whether an instruction makes a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layer {
@@ -295,5 +373,53 @@ pub(crate) fn history(created_by: String, layer: Layer, epoch: Option<i64>) -> H
         comment: "buildkit.dockerfile.v0".to_owned(),
         empty_layer: layer == Layer::None,
         ..History::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_stand_in_the_order_in_which_they_were_last_set() {
+        for many in [3, 200] {
+            let mut variables = Variables::default();
+            for number in 0..many {
+                variables.set(&format!("V{number}"), "1");
+            }
+            for _ in 0..500 {
+                variables.set("V1", "2");
+            }
+            variables.remove("V0");
+            variables.remove("V0");
+            let names: Vec<&str> = variables.iter().map(|(name, _)| name).collect();
+            assert_eq!(
+                (names.len(), names[0], names[many - 2]),
+                (many - 1, "V2", "V1")
+            );
+            assert_eq!(variables.value("V1"), Some("2"));
+            assert_eq!(variables.value("V0"), None);
+            assert!(variables.end_with(&["V1=2".to_owned()]));
+            assert!(!variables.end_with(&["V1=1".to_owned()]));
+            variables.set("V0", "3");
+            assert_eq!(
+                variables.assignments().last().map(String::as_str),
+                Some("V0=3")
+            );
+        }
+    }
+
+    #[test]
+    fn a_variable_of_an_image_keeps_its_place() {
+        let mut image = Image::default();
+        for number in 0..100 {
+            image.set_variable(&format!("V{number}"), "1");
+        }
+        let mut copy = image.clone();
+        copy.set_variable("V50", "2");
+        copy.set_variable("NEW", "");
+        assert_eq!(copy.config.env[50], "V50=2");
+        assert_eq!((copy.config.env.len(), image.config.env.len()), (101, 100));
+        assert!(copy.has_variable("NEW") && !image.has_variable("NEW"));
     }
 }

@@ -1,5 +1,6 @@
 //! Drafts of process and file vertices without counting inputs by hand.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use oci::Platform;
@@ -86,7 +87,7 @@ impl From<ExecSpec> for Draft {
         }];
         mounts.extend(spec.mounts);
         mounts.sort_by(|one, other| one.dest.cmp(&other.dest));
-        let mut inputs: Vec<Output> = Vec::new();
+        let mut inputs = Inputs::default();
         let mut outputs = 0;
         let mut all: Vec<Mount> = Vec::with_capacity(mounts.len() + secrets.len() + ssh.len());
         for mount in mounts {
@@ -94,7 +95,7 @@ impl From<ExecSpec> for Draft {
             let output = writable.then_some(outputs);
             outputs += usize::from(writable);
             all.push(Mount {
-                input: mount.source.map(|source| position(&mut inputs, source)),
+                input: mount.source.map(|source| inputs.position(source)),
                 selector: mount.selector,
                 dest: mount.dest,
                 output,
@@ -130,7 +131,7 @@ impl From<ExecSpec> for Draft {
         Draft {
             platform: spec.platform,
             metadata: spec.metadata,
-            ..Draft::new(Op::Exec(Box::new(exec)), inputs)
+            ..Draft::new(Op::Exec(Box::new(exec)), inputs.list)
         }
     }
 }
@@ -139,30 +140,48 @@ fn has_variable(env: &[String], name: &str) -> bool {
     env.iter().any(|pair| pair.split('=').next() == Some(name))
 }
 
-/// Returns the position of an input, added if it is new.
-fn position(inputs: &mut Vec<Output>, input: Output) -> usize {
-    inputs
-        .iter()
-        .position(|known| *known == input)
-        .unwrap_or_else(|| {
-            inputs.push(input);
-            inputs.len() - 1
+/// Inputs of a vertex, each once.
+#[derive(Debug, Clone, Default)]
+struct Inputs {
+    list: Vec<Output>,
+    places: HashMap<Output, usize>,
+}
+
+impl Inputs {
+    /// Returns the position of an input, added if it is new.
+    fn position(&mut self, input: Output) -> usize {
+        /// How many are looked through one by one before an index is made.
+        const FEW: usize = 16;
+        if self.list.len() < FEW {
+            let known = self.list.iter().position(|known| *known == input);
+            return known.unwrap_or_else(|| {
+                self.list.push(input);
+                self.list.len() - 1
+            });
+        }
+        if self.places.is_empty() {
+            self.places = self.list.iter().copied().zip(0..).collect();
+        }
+        *self.places.entry(input).or_insert_with(|| {
+            self.list.push(input);
+            self.list.len() - 1
         })
+    }
 }
 
 /// File actions to be, each on the result of the one before; the last one's result is the output.
 #[derive(Debug, Clone, Default)]
 pub struct FileSpec {
     base: Option<usize>,
-    inputs: Vec<Output>,
+    inputs: Inputs,
     actions: Vec<FileAction>,
 }
 
 impl FileSpec {
     /// Begins with a tree; `None` is an empty one.
     pub fn new(base: Option<Output>) -> Self {
-        let mut inputs = Vec::new();
-        let base = base.map(|base| position(&mut inputs, base));
+        let mut inputs = Inputs::default();
+        let base = base.map(|base| inputs.position(base));
         Self {
             base,
             inputs,
@@ -177,7 +196,7 @@ impl FileSpec {
 
     /// Adds a copy from another tree; `None` is an empty one.
     pub fn copy(&mut self, from: Option<Output>, copy: crate::Copy) {
-        let from = from.map(|from| ActionInput::Vertex(position(&mut self.inputs, from)));
+        let from = from.map(|from| ActionInput::Vertex(self.inputs.position(from)));
         self.push(from, Action::Copy(Box::new(copy)));
     }
 
@@ -219,7 +238,7 @@ impl FileSpec {
                 Op::File(FileOp {
                     actions: self.actions,
                 }),
-                self.inputs,
+                self.inputs.list,
             )
         }
     }

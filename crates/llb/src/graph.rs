@@ -238,11 +238,6 @@ pub(crate) struct Pending {
 }
 
 impl GraphBuilder {
-    /// Makes room for so many more vertices.
-    pub fn reserve(&mut self, count: usize) {
-        self.drafts.reserve(count);
-    }
-
     /// Adds a source file and returns its number for [`crate::Location::source`].
     pub fn source(&mut self, file: SourceFile) -> usize {
         self.sources.push(file);

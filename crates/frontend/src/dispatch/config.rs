@@ -10,13 +10,14 @@ use llb::{Action, FileSpec, MakeDirectory, Metadata};
 
 use super::{BUILDER_ARGUMENTS, Pass, Site, Stage, platform};
 use crate::error::{Outcome, error};
+use crate::pass::Argument;
 use crate::state::{Image, Layer};
 use crate::{name, owner, path, text};
 
 impl Pass<'_> {
     pub(super) fn env(&mut self, stage: &mut Stage<'_>, site: &Site<'_>, env: &Env) -> Outcome<()> {
         let mut created_by = "ENV".to_owned();
-        for (key, value) in self.pairs(site, &env.pairs)? {
+        for (key, value) in self.pairs(stage, site, &env.pairs)? {
             created_by.push_str(&format!(" {key}={value}"));
             stage.state.set_variable(&key, &value);
             stage.image.set_variable(&key, &value);
@@ -32,7 +33,7 @@ impl Pass<'_> {
         labels: &LabelSet,
     ) -> Outcome<()> {
         let mut created_by = "LABEL".to_owned();
-        for (key, value) in self.pairs(site, &labels.pairs)? {
+        for (key, value) in self.pairs(stage, site, &labels.pairs)? {
             created_by.push_str(&format!(" {key}={value}"));
             stage.image.config_mut().labels.insert(key, value);
         }
@@ -41,10 +42,20 @@ impl Pass<'_> {
     }
 
     /// Expands pairs; none of them sees another.
-    fn pairs(&self, site: &Site<'_>, pairs: &[KeyValue]) -> Outcome<Vec<(String, String)>> {
+    fn pairs(
+        &self,
+        stage: &Stage<'_>,
+        site: &Site<'_>,
+        pairs: &[KeyValue],
+    ) -> Outcome<Vec<(String, String)>> {
         let pairs = pairs.iter();
         pairs
-            .map(|pair| Ok((self.word(site, &pair.key)?, self.word(site, &pair.value)?)))
+            .map(|pair| {
+                Ok((
+                    self.word(stage, site, &pair.key)?,
+                    self.word(stage, site, &pair.value)?,
+                ))
+            })
             .collect()
     }
 
@@ -69,7 +80,12 @@ impl Pass<'_> {
                 }
             }
             let value = value.map(Into::into);
-            stage.build_args.push((key.as_str().into(), value));
+            self.arguments.push(Argument {
+                before: stage.arguments,
+                name: key.as_str().into(),
+                value,
+            });
+            stage.arguments = Some(self.arguments.len() - 1);
         }
         self.commit(stage, created_by, Layer::None);
         Ok(())
@@ -81,7 +97,7 @@ impl Pass<'_> {
         site: &Site<'_>,
         workdir: &Workdir,
     ) -> Outcome<()> {
-        let to = self.word(site, &workdir.path)?;
+        let to = self.word(stage, site, &workdir.path)?;
         self.change_directory(stage, &to, site.lines)?;
         let directory = stage.state.directory.to_string();
         let mut layer = Layer::None;
@@ -186,7 +202,7 @@ impl Pass<'_> {
     ) -> Outcome<()> {
         let mut words = Vec::new();
         for port in &expose.ports {
-            let expanded = self.expander.words(&port.text, &*site.variables);
+            let expanded = self.expander.words(&port.text, &*stage.state.variables);
             let expanded = expanded
                 .map_err(|problem| crate::error::unexpanded(&problem, port.span, site.lines))?;
             words.extend(expanded.into_iter().map(|word| (word, port.span)));
@@ -199,6 +215,7 @@ impl Pass<'_> {
             })?;
             all.extend(port.ports());
         }
+        self.spent += 2 * crate::state::size(&all);
         let created_by = format!("EXPOSE {}", text::list(&all));
         stage.image.config_mut().exposed_ports.extend(all);
         self.commit(stage, created_by, Layer::None);
@@ -211,7 +228,7 @@ impl Pass<'_> {
         site: &Site<'_>,
         user: &User,
     ) -> Outcome<()> {
-        let user = self.word(site, &user.user)?;
+        let user = self.word(stage, site, &user.user)?;
         stage.state.user = user.as_str().into();
         self.commit(stage, format!("USER {user}"), Layer::None);
         stage.image.config_mut().user = user;
@@ -226,7 +243,7 @@ impl Pass<'_> {
     ) -> Outcome<()> {
         let mut paths = Vec::new();
         for word in &volume.paths {
-            let path = self.word(site, word)?;
+            let path = self.word(stage, site, word)?;
             if path.is_empty() {
                 let message = "VOLUME specified can not be an empty string";
                 let error = Diagnostic::error("volume", message, site.lines);
@@ -248,7 +265,7 @@ impl Pass<'_> {
         site: &Site<'_>,
         stop: &StopSignal,
     ) -> Outcome<()> {
-        let signal = self.word(site, &stop.signal)?;
+        let signal = self.word(stage, site, &stop.signal)?;
         if !is_signal(&signal) {
             let message = format!("invalid signal: {signal}");
             let error = error("signal", message, site.lines);

@@ -55,13 +55,13 @@ impl Pass<'_> {
     ) -> Outcome<()> {
         let request = Request {
             is_add: true,
-            chown: self.optional_word(site, add.chown.as_ref())?,
-            chmod: self.optional_word(site, add.chmod.as_ref())?,
+            chown: self.optional_word(stage, site, add.chown.as_ref())?,
+            chmod: self.optional_word(stage, site, add.chmod.as_ref())?,
             chmod_span: add.chmod.as_ref().map(|chmod| chmod.span),
-            checksum: self.optional_word(site, add.checksum.as_ref())?,
-            sources: self.source_words(site, &add.sources)?,
-            dest: self.word(site, &add.dest)?,
-            contents: self.contents(site, &add.contents)?,
+            checksum: self.optional_word(stage, site, add.checksum.as_ref())?,
+            sources: self.source_words(stage, site, &add.sources)?,
+            dest: self.word(stage, site, &add.dest)?,
+            contents: self.contents(stage, site, &add.contents)?,
             exclude: add.exclude.iter().map(|word| word.text.clone()).collect(),
             link: add.link,
             parents: false,
@@ -91,13 +91,13 @@ impl Pass<'_> {
     ) -> Outcome<()> {
         let request = Request {
             is_add: false,
-            chown: self.optional_word(site, copy.chown.as_ref())?,
-            chmod: self.optional_word(site, copy.chmod.as_ref())?,
+            chown: self.optional_word(stage, site, copy.chown.as_ref())?,
+            chmod: self.optional_word(stage, site, copy.chmod.as_ref())?,
             chmod_span: copy.chmod.as_ref().map(|chmod| chmod.span),
             checksum: String::new(),
-            sources: self.source_words(site, &copy.sources)?,
-            dest: self.word(site, &copy.dest)?,
-            contents: self.contents(site, &copy.contents)?,
+            sources: self.source_words(stage, site, &copy.sources)?,
+            dest: self.word(stage, site, &copy.dest)?,
+            contents: self.contents(stage, site, &copy.contents)?,
             exclude: copy.exclude.iter().map(|word| word.text.clone()).collect(),
             link: copy.link,
             parents: copy.parents,
@@ -133,19 +133,25 @@ impl Pass<'_> {
 
     fn source_words<'s>(
         &self,
+        stage: &Stage<'_>,
         site: &Site<'_>,
         words: &'s [Word],
     ) -> Outcome<Vec<(String, &'s Word)>> {
         words
             .iter()
-            .map(|word| Ok((self.word(site, word)?, word)))
+            .map(|word| Ok((self.word(stage, site, word)?, word)))
             .collect()
     }
 
-    fn contents(&self, site: &Site<'_>, files: &[InlineFile]) -> Outcome<Vec<(String, String)>> {
+    fn contents(
+        &self,
+        stage: &Stage<'_>,
+        site: &Site<'_>,
+        files: &[InlineFile],
+    ) -> Outcome<Vec<(String, String)>> {
         files
             .iter()
-            .map(|file| Ok((file.path.clone(), self.content(site, file)?)))
+            .map(|file| Ok((file.path.clone(), self.content(stage, site, file)?)))
             .collect()
     }
 
@@ -185,14 +191,11 @@ impl Pass<'_> {
             },
         };
         check_checksum(request, site)?;
-        let shown = self.shown(
-            self.expander,
-            &site.instruction.header.code,
-            &site.variables,
-        );
+        let variables = stage.state.variables.clone();
+        let shown = self.shown(self.expander, &site.instruction.header.code, &variables);
         let shown_platform = self.shown_platform(Some(&on)).cloned();
         let shown_platform = shown_platform.as_ref();
-        let step = name::step(stage, &shown, shown_platform, Some(&site.variables));
+        let step = name::step(stage, &shown, shown_platform, Some(&variables));
         let copying = Copying {
             dest: path::copy_destination(&directory, &dest),
             mode,
@@ -219,7 +222,7 @@ impl Pass<'_> {
         let mut made = files.into_draft(metadata(step.clone()));
         let output = if linked {
             let link = format!("LINK {shown}");
-            let link = name::repeated_step(stage, &link, shown_platform, Some(&site.variables));
+            let link = name::repeated_step(stage, &link, shown_platform, Some(&variables));
             let group = |weak| {
                 let id = format!("link-{number}-{}", stage.command_index);
                 Some(Box::new(ProgressGroup {
@@ -269,7 +272,9 @@ impl Pass<'_> {
         };
         let mut keep_git_dir = request.keep_git_dir;
         let mut checksum = request.checksum.clone();
+        let size = copying.name.len() + copying.dest.len() + crate::state::size(&copying.exclude);
         for (source, word) in &request.sources {
+            self.spend(size, site.lines)?;
             let git = parse_git(source, site.lines)?.filter(|git| !git.is_like_local);
             if let Some(git) = git {
                 if !request.is_add {

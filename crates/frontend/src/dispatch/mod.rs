@@ -1,7 +1,5 @@
 //! What each instruction does to its stage.
 
-use std::rc::Rc;
-
 use dockerfile::expand::Expander;
 use dockerfile::paths;
 use dockerfile::{Instruction, Kind, Lines, Word};
@@ -21,12 +19,14 @@ pub(crate) use copy::file_name;
 /// Arguments that are for the builder and never get into an environment.
 const BUILDER_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
+/// How many bytes images and steps of one file may take, copies counted: a few lines can ask for endless amounts.
+const MOST_SPENT: usize = 1 << 30;
+
 /// An instruction at work: where it stands, and what its words see.
 pub(crate) struct Site<'s> {
     instruction: &'s Instruction,
     sources: &'s [usize],
     lines: Lines,
-    variables: Rc<Variables>,
 }
 
 impl Pass<'_> {
@@ -40,16 +40,33 @@ impl Pass<'_> {
                 instruction: &command.instruction,
                 sources: &command.sources,
                 lines: command.instruction.header.lines,
-                variables: stage.state.variables.clone(),
             };
             self.instruction(number, stage, &site)?;
+            self.spend(0, site.lines)?;
         }
         stage.commands = commands;
         Ok(())
     }
 
+    /// Counts what an instruction takes; fails once it is too much.
+    fn spend(&mut self, bytes: usize, lines: Lines) -> Outcome<()> {
+        self.spent = self.spent.saturating_add(bytes);
+        if self.has_overspent() {
+            let message = "the images of this file would hold more text than any image can use";
+            return Err(error("too-large", message, lines));
+        }
+        Ok(())
+    }
+
+    /// Whether the file asks for more than any image can use.
+    pub(crate) fn has_overspent(&self) -> bool {
+        self.spent > MOST_SPENT
+    }
+
     /// Gives a stage what the config of its image says.
     fn begin(&mut self, stage: &mut Stage<'_>) -> Outcome<()> {
+        // A stage that changes its environment gets copies of what it was given.
+        self.spent += stage.image.env_size() + 64 * stage.state.variables.len();
         let os = stage
             .platform
             .get_or_insert_with(|| self.target_platform.clone())
@@ -129,16 +146,22 @@ impl Pass<'_> {
 
     /// Notes an instruction in the image's history.
     fn commit(&mut self, stage: &mut Stage<'_>, created_by: String, layer: Layer) {
+        self.spent += created_by.len();
         let entry = history(created_by, layer, self.epoch);
         self.history.append(&mut stage.image, entry);
     }
 
-    fn word(&self, site: &Site<'_>, word: &Word) -> Outcome<String> {
-        self.expand(word, &site.variables, site.lines)
+    fn word(&self, stage: &Stage<'_>, site: &Site<'_>, word: &Word) -> Outcome<String> {
+        self.expand(word, &stage.state.variables, site.lines)
     }
 
-    fn optional_word(&self, site: &Site<'_>, word: Option<&Word>) -> Outcome<String> {
-        word.map_or_else(|| Ok(String::new()), |word| self.word(site, word))
+    fn optional_word(
+        &self,
+        stage: &Stage<'_>,
+        site: &Site<'_>,
+        word: Option<&Word>,
+    ) -> Outcome<String> {
+        word.map_or_else(|| Ok(String::new()), |word| self.word(stage, site, word))
     }
 
     /// Expands an instruction for its name; where that fails it stays as written.
@@ -153,12 +176,17 @@ impl Pass<'_> {
     }
 
     /// Expands the content of a heredoc, quotes and all.
-    fn content(&self, site: &Site<'_>, file: &dockerfile::InlineFile) -> Outcome<String> {
+    fn content(
+        &self,
+        stage: &Stage<'_>,
+        site: &Site<'_>,
+        file: &dockerfile::InlineFile,
+    ) -> Outcome<String> {
         if !file.expand {
             return Ok(file.data.clone());
         }
         let expander = Expander::new('\\').literal_quotes();
-        let expansion = expander.word(&file.data, &*site.variables);
+        let expansion = expander.word(&file.data, &*stage.state.variables);
         Ok(expansion
             .map_err(|problem| unexpanded(&problem, file.span, site.lines))?
             .text)

@@ -1,5 +1,7 @@
 //! RUN.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use dockerfile::paths;
@@ -15,7 +17,7 @@ use llb::{
 use super::{Pass, Site, Stage};
 use crate::error::{Outcome, error};
 use crate::pass::{SCRATCH, context};
-use crate::state::{Layer, Variables};
+use crate::state::Layer;
 use crate::{name, path};
 
 /// Where the script of a heredoc that names its interpreter is found.
@@ -38,7 +40,7 @@ impl Pass<'_> {
     ) -> Outcome<()> {
         // A process may use any file.
         stage.paths.borrow_mut().add_all();
-        let mounts = self.mounts(site, run)?;
+        let mounts = self.mounts(stage, site, run)?;
         let script = self.script(stage, site, run)?;
         let args = match run.command.form {
             CommandForm::Shell => stage.image.in_shell(&script.args),
@@ -86,25 +88,17 @@ impl Pass<'_> {
             ignore_cache: stage.ignore_cache,
             linux_resources: self.options.resources.clone().map(Box::new),
             locations: self.location(site.lines),
-            ..Metadata::named(self.run_name(stage, site, &script.shown, &mounts))
+            ..Metadata::named(self.run_name(stage, &script.shown, &mounts))
         };
         stage.state.output = Some(self.graph.add(Draft::from(spec)));
-        let created_by = format!(
-            "RUN {} # buildkit",
-            with_arguments(stage, &site.variables, &args)
-        );
+        let created_by = format!("RUN {} # buildkit", self.with_arguments(stage, &args));
         self.commit(stage, created_by, Layer::Made);
         Ok(())
     }
 
-    fn run_name(
-        &self,
-        stage: &mut Stage<'_>,
-        site: &Site<'_>,
-        shown: &str,
-        mounts: &[Mount],
-    ) -> String {
-        let mut variables = site.variables.clone();
+    fn run_name(&self, stage: &mut Stage<'_>, shown: &str, mounts: &[Mount]) -> String {
+        let own = stage.state.variables.clone();
+        let mut variables = own.clone();
         let secrets = mounts
             .iter()
             .filter(|mount| mount.kind == MountKind::Secret);
@@ -115,14 +109,16 @@ impl Pass<'_> {
         let shown = self.shown(self.expander.raw_quotes().keep_unset(), shown, &variables);
         let platform = stage.state.platform.clone();
         let platform = self.shown_platform(platform.as_deref());
-        name::step(stage, &shown, platform, Some(&site.variables))
+        name::step(stage, &shown, platform, Some(&own))
     }
 
-    fn meta(&self, stage: &Stage<'_>, args: Vec<String>) -> Meta {
+    fn meta(&mut self, stage: &Stage<'_>, args: Vec<String>) -> Meta {
         let options = self.options;
+        let env = stage.state.variables.assignments();
+        self.spent += crate::state::size(&env);
         Meta {
             args,
-            env: stage.state.variables.assignments(),
+            env,
             cwd: stage.state.directory.to_string(),
             user: stage.state.user.to_string(),
             proxy_env: self.proxy(),
@@ -133,6 +129,39 @@ impl Pass<'_> {
             remove_mount_stubs_recursive: true,
             valid_exit_codes: Vec::new(),
         }
+    }
+
+    /// Returns a command behind the arguments it saw: `|1 VERSION=2 /bin/sh -c make`.
+    fn with_arguments(&self, stage: &Stage<'_>, args: &[String]) -> String {
+        let mut last = Vec::new();
+        let mut next = stage.arguments;
+        while let Some(at) = next {
+            let argument = &self.arguments[at];
+            last.push((&*argument.name, argument.value.as_deref()));
+            next = argument.before;
+        }
+        let mut shown: Vec<(&str, &str)> = Vec::with_capacity(last.len());
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for (name, value) in last.into_iter().rev() {
+            let value = stage.state.variables.value(name).or(value);
+            let value = value.unwrap_or_default();
+            match places.entry(name) {
+                Entry::Occupied(place) => shown[*place.get()].1 = value,
+                Entry::Vacant(place) => {
+                    place.insert(shown.len());
+                    shown.push((name, value));
+                }
+            }
+        }
+        let mut text = String::new();
+        if !shown.is_empty() {
+            text = format!("|{} ", shown.len());
+            for (name, value) in shown {
+                text.extend([name, "=", value, " "]);
+            }
+        }
+        text.push_str(&args.join(" "));
+        text
     }
 
     /// Returns the proxies given as build arguments, in any case.
@@ -215,10 +244,12 @@ impl Pass<'_> {
         })
     }
 
-    fn mounts(&self, site: &Site<'_>, run: &Run) -> Outcome<Vec<Mount>> {
+    fn mounts(&self, stage: &Stage<'_>, site: &Site<'_>, run: &Run) -> Outcome<Vec<Mount>> {
         let resolve = |spec: &dockerfile::MountSpec| {
             let word = |text: &str| dockerfile::Word::new(text, spec.text.span);
-            spec.resolve(site.lines, &mut |value| self.word(site, &word(value)))
+            spec.resolve(site.lines, &mut |value| {
+                self.word(stage, site, &word(value))
+            })
         };
         run.mounts.iter().map(resolve).collect()
     }
@@ -410,30 +441,4 @@ fn summary(content: &str) -> String {
         Some((first, _)) => format!("{}...", first.strip_suffix('\r').unwrap_or(first)),
         None => content.to_owned(),
     }
-}
-
-/// Returns a command behind the arguments it saw: `|1 VERSION=2 /bin/sh -c make`.
-fn with_arguments(stage: &Stage<'_>, variables: &Variables, args: &[String]) -> String {
-    let mut shown: Vec<(&str, &str)> = Vec::new();
-    for (name, value) in &stage.build_args {
-        let value = variables
-            .value(name)
-            .or(value.as_deref())
-            .unwrap_or_default();
-        match shown.iter_mut().find(|(known, _)| *known == &**name) {
-            Some(known) => known.1 = value,
-            None => shown.push((name, value)),
-        }
-    }
-    let mut words = Vec::new();
-    if !shown.is_empty() {
-        words.push(format!("|{}", shown.len()));
-        words.extend(
-            shown
-                .into_iter()
-                .map(|(name, value)| format!("{name}={value}")),
-        );
-    }
-    words.extend_from_slice(args);
-    words.join(" ")
 }

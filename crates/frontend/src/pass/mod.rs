@@ -43,6 +43,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) graph: GraphBuilder,
     pub(crate) source_file: usize,
     pub(crate) history: HistoryLog,
+    /// The ARGs of all stages: each says which came before it.
+    pub(crate) arguments: Vec<Argument>,
+    /// Bytes that images and steps take so far, roughly.
+    pub(crate) spent: usize,
     pub(crate) states: Vec<Stage<'a>>,
     /// Known once the stages are.
     target: Option<usize>,
@@ -51,6 +55,15 @@ pub(crate) struct Pass<'a> {
     locals: Vec<LocalContext>,
     images: HashMap<ImageRequest, (Image, Rc<ImageConfig>)>,
     pub(crate) requests: BTreeSet<Request>,
+}
+
+/// An ARG of a stage.
+#[derive(Debug)]
+pub(crate) struct Argument {
+    /// The one before it, of this stage or the one it is built on.
+    pub(crate) before: Option<usize>,
+    pub(crate) name: Rc<str>,
+    pub(crate) value: Option<Rc<str>>,
 }
 
 /// A local directory in the graph; what is needed of it is known at the end.
@@ -80,6 +93,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) base: Option<usize>,
     /// Stages used by instructions, with the lines of one that does.
     pub(crate) dependencies: Vec<(usize, Lines)>,
+    /// Where each is in `dependencies`.
+    pub(crate) dependency_places: HashMap<usize, usize>,
     pub(crate) commands: Vec<Command<'a>>,
     pub(crate) state: State,
     pub(crate) image: Image,
@@ -93,7 +108,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) triggers_done: bool,
     /// Not a stage of the file: an image or context that an instruction names.
     pub(crate) unregistered: bool,
-    pub(crate) build_args: Vec<(Rc<str>, Option<Rc<str>>)>,
+    /// The ARG that came last, in [`Pass::arguments`].
+    pub(crate) arguments: Option<usize>,
     /// Paths used of the main context.
     pub(crate) context_paths: Paths,
     /// Paths others use of this stage.
@@ -171,6 +187,8 @@ impl<'a> Pass<'a> {
             graph,
             source_file,
             history: HistoryLog::default(),
+            arguments: Vec::new(),
+            spent: 0,
             states: Vec::with_capacity(stages.stages.len()),
             target: None,
             by_name: HashMap::new(),

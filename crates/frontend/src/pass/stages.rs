@@ -1,5 +1,6 @@
 //! The stages of a file, what they use, and which of them are needed.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use dockerfile::{Diagnostic, Instruction, Kind, Lines, parse_trigger, quote};
@@ -223,11 +224,14 @@ impl<'a> Pass<'a> {
     ) -> Outcome<Command<'a>> {
         let sources = self.sources(&instruction)?;
         let lines = instruction.header.lines;
-        let dependencies = &mut self.states[stage].dependencies;
+        let user = &mut self.states[stage];
         for source in &sources {
-            match dependencies.iter_mut().find(|(known, _)| known == source) {
-                Some(known) => known.1 = lines,
-                None => dependencies.push((*source, lines)),
+            match user.dependency_places.entry(*source) {
+                Entry::Occupied(place) => user.dependencies[*place.get()].1 = lines,
+                Entry::Vacant(place) => {
+                    place.insert(user.dependencies.len());
+                    user.dependencies.push((*source, lines));
+                }
             }
         }
         Ok(Command {
@@ -384,7 +388,7 @@ impl<'a> Pass<'a> {
             base.image.clone(),
         );
         let (base_image, paths) = (base.base_image.clone(), base.paths.clone());
-        let build_args = base.build_args.clone();
+        let arguments = base.arguments;
         if !image.config.on_build.is_empty() {
             image.config_mut().on_build.clear();
         }
@@ -394,7 +398,7 @@ impl<'a> Pass<'a> {
         stage.image = image;
         stage.base_image = base_image;
         stage.paths = paths;
-        stage.build_args.extend(build_args);
+        stage.arguments = arguments;
     }
 
     /// Puts the ONBUILD triggers of the base before a stage's instructions; returns whether they use stages.
@@ -454,6 +458,9 @@ impl<'a> Pass<'a> {
                 errors.push(*error);
             }
             self.states[number] = stage;
+            if self.has_overspent() {
+                break;
+            }
         }
         match errors.is_empty() {
             true => Ok(()),

@@ -22,8 +22,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map_or(Ok(100), |text| text.parse())?;
     let directory = tempfile::tempdir()?;
     let lower = directory.path().join("lower");
-    for name in ["bin", "etc", "tmp"] {
+    for name in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
         fs::create_dir_all(lower.join(name))?;
+    }
+    for name in ["etc/hosts", "etc/resolv.conf"] {
+        fs::write(lower.join(name), "")?;
     }
     fs::copy(BUSYBOX, lower.join("bin/busybox"))?;
     std::os::unix::fs::symlink("busybox", lower.join("bin/true"))?;

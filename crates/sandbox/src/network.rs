@@ -42,9 +42,18 @@ pub(crate) struct Namespace {
 /// The namespaces that wait, and the maker of more.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    maker: Pid,
     socket: OwnedFd,
     ready: VecDeque<Namespace>,
     asked: usize,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // What it started to serve namespaces dies with it.
+        let _ = rustix::process::kill_process(self.maker, Signal::KILL);
+        let _ = sys::wait_child(Some(self.maker));
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,8 +89,9 @@ impl Pool {
                 };
                 sys::exit_now(code)
             }
-            Cloned::Parent { .. } => {
+            Cloned::Parent { pid, .. } => {
                 let mut pool = Pool {
+                    maker: pid,
                     socket: ours,
                     ready: VecDeque::new(),
                     asked: 0,
@@ -579,18 +589,25 @@ fn overlaps(routes: &str, address: Ipv4Addr) -> bool {
 /// Returns nft at work, so that the first namespace is made beside it.
 fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
     let forward = "/proc/sys/net/ipv4/ip_forward";
-    if std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "0") {
-        std::fs::write(forward, "1").map_err(failed("allow forwarding"))?;
-    }
+    let forwards = std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1");
     let nft = find_program("nft")
         .ok_or_else(|| SandboxError::Setup("nft is not installed".to_owned()))?;
     let [a, b, _, _] = gateway.octets();
-    let rules = format!(
+    let mut rules = format!(
         "add table ip lapstrake\n\
          add chain ip lapstrake postrouting {{ type nat hook postrouting priority 100; policy accept; }}\n\
          flush chain ip lapstrake postrouting\n\
          add rule ip lapstrake postrouting ip saddr {a}.{b}.0.0/16 oifname != \"{BRIDGE}\" masquerade\n"
     );
+    if !forwards {
+        // A machine that forwarded nothing must not become a router for others by this. The rule stays, and
+        // comes before the switch.
+        rules.push_str(&format!(
+            "add chain ip lapstrake forward {{ type filter hook forward priority 0; policy accept; }}\n\
+             flush chain ip lapstrake forward\n\
+             add rule ip lapstrake forward iifname != \"{BRIDGE}\" oifname != \"{BRIDGE}\" drop\n"
+        ));
+    }
     let mut child = Command::new(nft)
         .args(["-f", "-"])
         .env_clear()
@@ -610,6 +627,11 @@ fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
 fn finish_rules(rules: Child) -> Result<(), SandboxError> {
     let output = rules.wait_with_output().map_err(failed("wait for nft"))?;
     if output.status.success() {
+        let forward = "/proc/sys/net/ipv4/ip_forward";
+        // Written only when it is needed: it resets other settings of the network.
+        if std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "0") {
+            std::fs::write(forward, "1").map_err(failed("allow forwarding"))?;
+        }
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);

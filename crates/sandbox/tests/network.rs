@@ -71,7 +71,7 @@ fn a_bridge_leads_out_but_not_to_loopback() {
     if !inside() {
         return;
     }
-    command("ip link set lo up");
+    command("ip link set lo up; echo 0 > /proc/sys/net/ipv4/ip_forward");
     let bench = Bench::with(&Options {
         network: NetworkMode::Bridge,
         ..Options::default()
@@ -93,6 +93,18 @@ fn a_bridge_leads_out_but_not_to_loopback() {
     assert!(
         route.starts_with("default via 10.213.0.1 dev eth0") && route.ends_with("2\n1"),
         "{route}"
+    );
+
+    // This machine forwarded nothing before: still not for others.
+    let rules = Command::new("nft")
+        .args(["list", "ruleset"])
+        .output()
+        .expect("nft")
+        .stdout;
+    let rules = String::from_utf8_lossy(&rules).into_owned();
+    assert!(
+        rules.contains("iifname != \"lapstrake0\" oifname != \"lapstrake0\" drop"),
+        "{rules}"
     );
 
     // The machine itself, at the gateway: as Docker has it.

@@ -81,6 +81,37 @@ pub(crate) enum Command {
     Images(commands::images::Images),
     /// Remove images
     Rmi(commands::images::Remove),
+    /// Manage images
+    #[command(subcommand)]
+    Image(Box<commands::image::ImageCommand>),
+    /// Give an image another name
+    Tag(commands::image::Tag),
+    /// Show what an image was made of
+    History(commands::image::HistoryOf),
+    /// Show all that is known of images or containers
+    Inspect(commands::inspect::Inspect),
+    /// Write images into an archive
+    Save(commands::image::Save),
+    /// Load images from an archive
+    Load(commands::image::Load),
+    /// Bring an image from a registry
+    Pull(commands::image::Pull),
+    /// Send an image to the registry of its name
+    Push(commands::image::Push),
+    /// Log in to a registry
+    Login(commands::system::Login),
+    /// Log out from a registry
+    Logout(commands::system::Logout),
+    /// Look after the state directory
+    #[command(subcommand)]
+    System(commands::system::System),
+    /// Look after what builds have left
+    #[command(subcommand, alias = "buildx")]
+    Builder(Box<commands::system::Builder>),
+    /// Show what this is and where it keeps things
+    Info(commands::system::Info),
+    /// Show the version
+    Version(commands::system::Version),
 }
 
 /// When progress is shown, and how.

@@ -23,6 +23,10 @@ pub(crate) mod exit {
         Failure::Plain { code: 1, error }
     }
 
+    pub(crate) fn build_error(error: impl Into<anyhow::Error>) -> Failure {
+        build(error.into())
+    }
+
     pub(crate) fn usage(error: anyhow::Error) -> Failure {
         Failure::Plain { code: 2, error }
     }

@@ -17,6 +17,7 @@ mod screen;
 mod settings;
 mod signals;
 mod table;
+mod template;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,20 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Images(images) => images
             .run(&settings::open_records(&global)?)
             .map_err(exit::usage),
+        Command::Image(command) => command.run(&global),
+        Command::Tag(command) => command.run(&global),
+        Command::History(command) => command.run(&global),
+        Command::Inspect(command) => command.run(&global),
+        Command::Save(command) => command.run(&global),
+        Command::Load(command) => command.run(&global),
+        Command::Pull(command) => command.run(&global),
+        Command::Push(command) => command.run(&global),
+        Command::Login(command) => command.run(&global),
+        Command::Logout(command) => command.run(),
+        Command::System(command) => command.run(&global),
+        Command::Builder(command) => command.run(&global),
+        Command::Info(command) => command.run(&global),
+        Command::Version(command) => command.run(),
         Command::Rmi(remove) => remove
             .run(&settings::open_records(&global)?)
             .map_err(exit::build),

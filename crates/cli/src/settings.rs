@@ -58,7 +58,7 @@ fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {
 }
 
 /// Returns the registries' settings: those of the environment, and those of the configuration file.
-fn registries(global: &Global) -> Result<registry::Settings> {
+pub(crate) fn registries(global: &Global) -> Result<registry::Settings> {
     let mut settings = registry::Settings::from_environment();
     let (path, asked) = places::config(global)?;
     match std::fs::read_to_string(&path) {

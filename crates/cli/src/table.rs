@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+
+use crate::template::Template;
 
 /// A listing: each row is an object, whose fields have the names templates know.
 #[derive(Debug)]
@@ -17,65 +19,60 @@ impl Listing<'_> {
     /// Renders in the form `--format` asks for: `table`, `json`, or a template.
     pub(crate) fn render(&self, format: Option<&str>) -> Result<String> {
         match format.unwrap_or("table") {
-            "table" | "" => Ok(self.table(&self.default_table())),
-            "json" => Ok(self.lines(|row| Ok(Value::Object(row.clone()).to_string()))?),
+            "table" | "" => {
+                let cells = self
+                    .columns
+                    .iter()
+                    .map(|(name, _)| format!("{{{{.{name}}}}}"));
+                self.table(cells)
+            }
+            "json" => Ok(self
+                .rows
+                .iter()
+                .map(|row| format!("{}\n", Value::Object(row.clone())))
+                .collect()),
             template => match template.strip_prefix("table ") {
-                Some(template) => {
-                    let cells: Vec<Template> = unescape(template)
-                        .split('\t')
-                        .map(Template::parse)
-                        .collect::<Result<_>>()?;
-                    Ok(self.table(&cells))
-                }
+                Some(template) => self.table(unescape(template).split('\t').map(str::to_owned)),
                 None => {
                     let template = Template::parse(&unescape(template))?;
-                    self.lines(|row| template.apply(row))
+                    let mut text = String::new();
+                    for row in &self.rows {
+                        text.push_str(&template.apply(&Value::Object(row.clone()))?);
+                        text.push('\n');
+                    }
+                    Ok(text)
                 }
             },
         }
     }
 
-    fn default_table(&self) -> Vec<Template> {
-        let field = |(name, _): &(&str, &str)| Template(vec![Part::Field((*name).to_owned())]);
-        self.columns.iter().map(field).collect()
-    }
-
-    fn lines(&self, line: impl Fn(&Map<String, Value>) -> Result<String>) -> Result<String> {
-        let mut text = String::new();
-        for row in &self.rows {
-            text.push_str(&line(row)?);
-            text.push('\n');
-        }
-        Ok(text)
-    }
-
-    fn table(&self, cells: &[Template]) -> String {
-        let mut lines = vec![cells.iter().map(|cell| self.heading(cell)).collect()];
-        for row in &self.rows {
-            let line: Vec<String> = cells
+    fn table(&self, cells: impl Iterator<Item = String>) -> Result<String> {
+        let cells = cells
+            .map(|cell| Template::parse(&cell))
+            .collect::<Result<Vec<_>>>()?;
+        let mut lines = vec![
+            cells
                 .iter()
-                .map(|cell| cell.apply(row).unwrap_or_default())
-                .collect();
-            lines.push(line);
+                .map(|cell| cell.apply(&self.headings(cell)))
+                .collect::<Result<Vec<_>>>()?,
+        ];
+        for row in &self.rows {
+            let row = Value::Object(row.clone());
+            let line = cells.iter().map(|cell| cell.apply(&row));
+            lines.push(line.collect::<Result<_>>()?);
         }
-        align(&lines)
+        Ok(align(&lines))
     }
 
-    fn heading(&self, cell: &Template) -> String {
-        let mut text = String::new();
-        for part in &cell.0 {
-            match part {
-                Part::Text(literal) => text.push_str(literal),
-                Part::Field(name) | Part::Json(name) => {
-                    let known = self.columns.iter().find(|(field, _)| field == name);
-                    match known {
-                        Some((_, heading)) => text.push_str(heading),
-                        None => text.push_str(&name.to_uppercase()),
-                    }
-                }
-            }
-        }
-        text
+    /// Returns the headings of the fields a cell shows, in the place of their values.
+    fn headings(&self, cell: &Template) -> Value {
+        let heading = |name: &str| {
+            let known = self.columns.iter().find(|(field, _)| *field == name);
+            known.map_or_else(|| name.to_uppercase(), |(_, heading)| (*heading).to_owned())
+        };
+        let names = cell.fields().into_iter();
+        let pairs = names.map(|name| (name.to_owned(), Value::from(heading(name))));
+        Value::Object(pairs.collect())
     }
 }
 
@@ -97,92 +94,6 @@ fn align(lines: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// A template in the part of Go's language that listings are written in.
-#[derive(Debug, PartialEq)]
-struct Template(Vec<Part>);
-
-#[derive(Debug, PartialEq)]
-enum Part {
-    Text(String),
-    Field(String),
-    Json(String),
-}
-
-impl Template {
-    fn parse(text: &str) -> Result<Self> {
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once("{{") {
-            if !before.is_empty() {
-                parts.push(Part::Text(before.to_owned()));
-            }
-            let (action, after) = after
-                .split_once("}}")
-                .with_context(|| format!("the template {text:?} has {{{{ without }}}}"))?;
-            parts.push(Part::parse(action.trim())?);
-            rest = after;
-        }
-        if !rest.is_empty() {
-            parts.push(Part::Text(rest.to_owned()));
-        }
-        Ok(Self(parts))
-    }
-
-    fn apply(&self, row: &Map<String, Value>) -> Result<String> {
-        let mut text = String::new();
-        for part in &self.0 {
-            match part {
-                Part::Text(literal) => text.push_str(literal),
-                Part::Json(name) if name.is_empty() => {
-                    text.push_str(&Value::Object(row.clone()).to_string());
-                }
-                Part::Json(name) => text.push_str(&field(row, name)?.to_string()),
-                Part::Field(name) => match field(row, name)? {
-                    Value::String(value) => text.push_str(value),
-                    Value::Null => {}
-                    value => text.push_str(&value.to_string()),
-                },
-            }
-        }
-        Ok(text)
-    }
-}
-
-impl Part {
-    fn parse(action: &str) -> Result<Self> {
-        if let Some(argument) = action.strip_prefix("json ") {
-            return match argument.trim().strip_prefix('.') {
-                Some(name) => Ok(Part::Json(name.to_owned())),
-                None => bail!("json takes a field, such as {{{{json .ID}}}}, not {argument:?}"),
-            };
-        }
-        match action.strip_prefix('.') {
-            Some(name) if !name.contains(char::is_whitespace) => Ok(Part::Field(name.to_owned())),
-            _ => bail!(
-                "the template action {action:?} is not known; use {{{{.Field}}}} or {{{{json .Field}}}}"
-            ),
-        }
-    }
-}
-
-fn field<'a>(row: &'a Map<String, Value>, path: &str) -> Result<&'a Value> {
-    let mut names = path.split('.');
-    let first = names.next().unwrap_or_default();
-    let mut value = row.get(first).with_context(|| {
-        let known: Vec<&str> = row.keys().map(String::as_str).collect();
-        format!(
-            "there is no field {first:?}; there are {}",
-            known.join(", ")
-        )
-    })?;
-    for name in names {
-        value = value
-            .get(name)
-            .with_context(|| format!("there is no field {name:?} in {path:?}"))?;
-    }
-    Ok(value)
 }
 
 /// Reads `\t` and `\n` as Docker does in formats.

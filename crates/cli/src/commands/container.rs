@@ -12,6 +12,7 @@ use engine::container::{
 use serde_json::{Map, Value};
 use store::Store;
 
+use super::inspect::Inspect;
 use super::run::{Create, Exec, Monitor, Run, Start};
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
@@ -30,6 +31,7 @@ pub(crate) enum Containers {
     Logs(Logs),
     Wait(Wait),
     Cp(Cp),
+    Inspect(Inspect),
     Rm(Remove),
     Rename(Rename),
     #[command(visible_alias = "ps", alias = "list")]
@@ -51,6 +53,7 @@ impl Containers {
             Self::Logs(command) => command.run(global),
             Self::Wait(command) => command.run(global),
             Self::Cp(command) => command.run(global),
+            Self::Inspect(command) => command.run_for_containers(global),
             Self::Rm(command) => command.run(global),
             Self::Rename(command) => command.run(global),
             Self::Ls(command) => command.run(global),

@@ -229,24 +229,19 @@ fn has_label(store: &Store, image: &Image, wanted: &str) -> Result<bool> {
 
 /// Returns the image of a name or of an id, which may be shortened, and the name if it was one.
 pub(crate) fn find(store: &Store, wanted: &str) -> Result<(Image, Option<ImageName>)> {
-    if let Ok(reference) = Reference::parse_normalized(wanted) {
-        let reference = reference.or_latest();
-        if let Some(name) = store.name(&reference.to_string())? {
-            let image = store.image(&name.image)?;
-            return Ok((
-                image.context("the store lacks the image of this name")?,
-                Some(name),
-            ));
-        }
-    }
-    let hex = wanted.strip_prefix("sha256:").unwrap_or(wanted);
-    let is_hex = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let mut found = store.images()?;
-    found.retain(|image| is_hex && image.id.hex().starts_with(hex));
-    match found.len() {
-        0 => bail!("no such image: {wanted}"),
-        1 => Ok((found.remove(0), None)),
-        count => bail!("{wanted} is the beginning of {count} image ids; write more of it"),
+    engine::images::find(store, wanted)?.with_context(|| format!("No such image: {wanted}"))
+}
+
+/// Refuses to take the last name of an image that a container is made of.
+fn refuse_used(store: &Store, image: &Image, wanted: &str) -> Result<()> {
+    let containers = store.containers()?;
+    match containers.iter().find(|found| found.image == image.id) {
+        None => Ok(()),
+        Some(container) => bail!(
+            "conflict: unable to remove repository reference \"{wanted}\" (must force) - container {} is using its referenced image {}",
+            &container.id[..12],
+            image.id.short()
+        ),
     }
 }
 
@@ -274,6 +269,10 @@ impl Remove {
             .filter(|name| name.image == image.id)
             .collect();
         let mut out = String::new();
+        let last = name.is_none() || names.len() <= 1;
+        if last && !self.force {
+            refuse_used(store, &image, wanted)?;
+        }
         let untag = match &name {
             Some(name) => vec![name.clone()],
             None if names.len() > 1 && !self.force => bail!(

@@ -3,5 +3,8 @@
 pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod container;
+pub(crate) mod image;
 pub(crate) mod images;
+pub(crate) mod inspect;
 pub(crate) mod run;
+pub(crate) mod system;

@@ -1,0 +1,516 @@
+//! `lapstrake image …`, and the same commands at the top.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use engine::Destination;
+use oci::{ImageConfig, Platform, Reference};
+use serde_json::{Map, Value};
+use store::{CollectPolicy, Image, ImageName, Store};
+
+use super::build::Build;
+use super::images::{Images, Remove, find};
+use super::inspect::Inspect;
+use crate::arguments::{Global, ProgressMode};
+use crate::failure::{Failure, exit};
+use crate::table::{Listing, human_duration, human_size};
+use crate::{build_request, output, screen, settings};
+
+/// Manage images
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build an image from a Dockerfile
+    Build(Box<Build>),
+    #[command(alias = "list")]
+    Ls(Images),
+    Rm(Remove),
+    Prune(Prune),
+    Tag(Tag),
+    History(HistoryOf),
+    Inspect(Inspect),
+    Save(Save),
+    Load(Load),
+    Pull(Pull),
+    Push(Push),
+}
+
+impl ImageCommand {
+    pub(crate) fn run(self, global: &Global) -> Result<(), Failure> {
+        match self {
+            Self::Build(build) => super::build::run(&build, global),
+            Self::Ls(images) => images
+                .run(&settings::open_records(global)?)
+                .map_err(exit::usage),
+            Self::Rm(remove) => remove
+                .run(&settings::open_records(global)?)
+                .map_err(exit::build),
+            Self::Prune(command) => command.run(global),
+            Self::Tag(command) => command.run(global),
+            Self::History(command) => command.run(global),
+            Self::Inspect(command) => command.run_for_images(global),
+            Self::Save(command) => command.run(global),
+            Self::Load(command) => command.run(global),
+            Self::Pull(command) => command.run(global),
+            Self::Push(command) => command.run(global),
+        }
+    }
+}
+
+/// Give an image another name
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// Name or id
+    source: String,
+    /// The new name
+    target: String,
+}
+
+impl Tag {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let store = settings::open_records(global)?;
+        let target = build_request::reference(&self.target).map_err(exit::usage)?;
+        let (image, _) = find(&store, &self.source).map_err(exit::build)?;
+        store
+            .set_name(&target, &image.id, None)
+            .map_err(exit::builder)
+    }
+}
+
+/// Show what an image was made of
+#[derive(Debug, Args)]
+pub(crate) struct HistoryOf {
+    /// Do not shorten ids and commands
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print only ids
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Print sizes and ages for people
+    #[arg(long, short = 'H', num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true, action = clap::ArgAction::Set)]
+    human: bool,
+    /// How to print: table, json, or a template
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Name or id
+    image: String,
+}
+
+const HISTORY: [(&str, &str); 5] = [
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
+
+impl HistoryOf {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let store = settings::open_records(global)?;
+        let text = self.text(&store).map_err(exit::build)?;
+        output::print(&text).map_err(exit::builder)
+    }
+
+    fn text(&self, store: &Store) -> Result<String> {
+        let (image, _) = find(store, &self.image)?;
+        let config = config_of(store, &image)?;
+        let mut sizes = Vec::new();
+        for layer in image.layers.iter().flatten() {
+            sizes.push(store.layer_info(*layer)?.content);
+        }
+        let mut sizes = sizes.into_iter();
+        let now = store.now();
+        let mut rows = Vec::new();
+        for entry in &config.history {
+            let size = match entry.empty_layer {
+                true => 0,
+                false => sizes.next().unwrap_or(0),
+            };
+            let created = entry.created.map(|time| time.unix_seconds());
+            let by = entry.created_by.replace('\t', " ");
+            let by = match self.no_trunc || by.chars().count() <= 45 {
+                true => by,
+                false => format!("{}…", by.chars().take(44).collect::<String>()),
+            };
+            let date = created.map(output::date).unwrap_or_default();
+            let fields: [(&str, Value); 7] = [
+                ("ID", "<missing>".into()),
+                (
+                    "CreatedSince",
+                    match created {
+                        Some(time) if self.human => {
+                            format!("{} ago", human_duration(now - time)).into()
+                        }
+                        Some(_) => date.clone().into(),
+                        None => "N/A".into(),
+                    },
+                ),
+                ("CreatedAt", date.into()),
+                ("CreatedBy", by.into()),
+                (
+                    "Size",
+                    match self.human {
+                        true => human_size(size).into(),
+                        false => size.to_string().into(),
+                    },
+                ),
+                ("Comment", entry.comment.clone().into()),
+                ("Tags", "".into()),
+            ];
+            let row = fields.map(|(name, value)| (name.to_owned(), value));
+            rows.push(row.into_iter().collect::<Map<_, _>>());
+        }
+        rows.reverse();
+        let id = match self.no_trunc {
+            true => image.id.to_string(),
+            false => image.id.short().to_owned(),
+        };
+        if let Some(first) = rows.first_mut() {
+            first.insert("ID".to_owned(), id.into());
+        }
+        if self.quiet {
+            let ids = rows.iter().filter_map(|row| row["ID"].as_str());
+            return Ok(ids.map(|id| format!("{id}\n")).collect());
+        }
+        Listing {
+            columns: &HISTORY,
+            rows,
+        }
+        .render(self.format.as_deref())
+    }
+}
+
+/// Returns the config of an image.
+pub(crate) fn config_of(store: &Store, image: &Image) -> Result<ImageConfig> {
+    let raw = store.blobs().read(&image.id)?;
+    serde_json::from_slice(&raw).with_context(|| format!("failed to read the config {}", image.id))
+}
+
+/// Write images into an archive that docker load takes
+#[derive(Debug, Args)]
+pub(crate) struct Save {
+    /// File to write; standard output if absent
+    #[arg(long, short = 'o', value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+}
+
+impl Save {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.output.is_none() && std::io::stdout().is_terminal() {
+            return Err(exit::build(anyhow!(
+                "cowardly refusing to save to a terminal. Use the -o flag or redirect"
+            )));
+        }
+        let engine = settings::open_engine(global)?;
+        let images = self.chosen(engine.store()).map_err(exit::build)?;
+        let destination = match &self.output {
+            Some(path) => Destination::Path(path.clone()),
+            None => Destination::Stdout,
+        };
+        engine.save(&images, destination).map_err(exit::engine)
+    }
+
+    /// Returns the images with the names they were asked for by; a name without a tag means all of its tags.
+    fn chosen(&self, store: &Store) -> Result<Vec<(Image, Vec<Reference>)>> {
+        let mut chosen: Vec<(Image, Vec<Reference>)> = Vec::new();
+        let mut add = |image: Image, name: Option<Reference>| {
+            let at = chosen.iter().position(|(known, _)| known.id == image.id);
+            let at = at.unwrap_or_else(|| {
+                chosen.push((image, Vec::new()));
+                chosen.len() - 1
+            });
+            chosen[at].1.extend(name);
+        };
+        for wanted in &self.images {
+            let (image, name) = match find(store, wanted) {
+                Ok(found) => found,
+                Err(error) => {
+                    let tags = all_tags(store, wanted)?;
+                    if tags.is_empty() {
+                        return Err(error);
+                    }
+                    for (name, image) in tags {
+                        add(image, Some(name));
+                    }
+                    continue;
+                }
+            };
+            let name = name.map(|name| Reference::parse_normalized(&name.reference));
+            add(image, name.transpose()?);
+        }
+        Ok(chosen)
+    }
+}
+
+fn all_tags(store: &Store, wanted: &str) -> Result<Vec<(Reference, Image)>> {
+    let Ok(wanted) = Reference::parse_normalized(wanted) else {
+        return Ok(Vec::new());
+    };
+    if !wanted.is_name_only() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for ImageName {
+        reference, image, ..
+    } in store.names()?
+    {
+        let reference = Reference::parse_normalized(&reference)?;
+        if reference.name() == wanted.name()
+            && let Some(image) = store.image(&image)?
+        {
+            found.push((reference, image));
+        }
+    }
+    Ok(found)
+}
+
+/// Load images from an archive: docker save's, or an OCI layout
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// File to read; standard input if absent
+    #[arg(long, short = 'i', value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Platform, where the archive has several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
+}
+
+impl Load {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
+        let input: Box<dyn std::io::Read> = match &self.input {
+            Some(path) => Box::new(
+                std::fs::File::open(path)
+                    .with_context(|| format!("open {}", path.display()))
+                    .map_err(exit::build)?,
+            ),
+            None if std::io::stdin().is_terminal() => {
+                return Err(exit::build(anyhow!(
+                    "requested load from stdin, but stdin is empty"
+                )));
+            }
+            None => Box::new(std::io::stdin().lock()),
+        };
+        let engine = settings::open_engine(global)?;
+        let loaded = screen::show(ProgressMode::Quiet, |sink, cancel| {
+            engine.load(input, platform.as_ref(), sink, cancel)
+        })?;
+        let mut out = String::new();
+        for loaded in loaded {
+            for name in &loaded.names {
+                out.push_str(&format!("Loaded image: {}\n", name.familiar()));
+            }
+            if loaded.names.is_empty() {
+                out.push_str(&format!("Loaded image ID: {}\n", loaded.image.id));
+            }
+        }
+        output::print(&out).map_err(exit::builder)
+    }
+}
+
+fn platform(text: Option<&str>) -> Result<Option<Platform>> {
+    match text {
+        None | Some("") => Ok(None),
+        Some(text) => {
+            let platform = text.parse();
+            Ok(Some(
+                platform.with_context(|| format!("invalid platform {text:?}"))?,
+            ))
+        }
+    }
+}
+
+/// Bring an image from a registry
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Platform of the image
+    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
+    platform: Option<String>,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// NAME[:TAG|@DIGEST]
+    image: String,
+}
+
+impl Pull {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
+        let platform = platform.unwrap_or_else(Platform::host);
+        let reference = Reference::parse_normalized(&self.image)
+            .context("invalid reference format")
+            .map_err(exit::build)?;
+        let engine = settings::open_engine(global)?;
+        let mode = match self.quiet {
+            true => ProgressMode::Quiet,
+            false => ProgressMode::Auto,
+        };
+        if reference.is_name_only() && !self.quiet {
+            output::print("Using default tag: latest\n").map_err(exit::builder)?;
+        }
+        let pulled = screen::show(mode, |sink, cancel| {
+            engine.pull(&self.image, &platform, sink, cancel)
+        })?;
+        let mut out = String::new();
+        if !self.quiet {
+            let status = match pulled.was_there {
+                true => "Image is up to date",
+                false => "Downloaded newer image",
+            };
+            out = format!(
+                "Digest: {}\nStatus: {status} for {}\n",
+                pulled.digest,
+                pulled.reference.familiar()
+            );
+        }
+        out.push_str(&format!("{}\n", pulled.reference));
+        output::print(&out).map_err(exit::builder)
+    }
+}
+
+/// Send an image to the registry of its name
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// All tags of the name
+    #[arg(long, short = 'a')]
+    all_tags: bool,
+    /// Show no progress
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Accepted for Docker's sake
+    #[arg(long, hide = true)]
+    disable_content_trust: bool,
+    /// NAME[:TAG]
+    image: String,
+}
+
+impl Push {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = settings::open_engine(global)?;
+        let chosen = self.chosen(engine.store()).map_err(exit::build)?;
+        let mode = match self.quiet {
+            true => ProgressMode::Quiet,
+            false => ProgressMode::Auto,
+        };
+        for (name, image) in chosen {
+            if !self.quiet {
+                let repository = name.clone().without_version();
+                let line = format!("The push refers to repository [{repository}]\n");
+                output::print(&line).map_err(exit::builder)?;
+            }
+            let (digest, size) = screen::show(mode, |sink, _| engine.push(&image, &name, sink))?;
+            let line = match self.quiet {
+                true => format!("{name}\n"),
+                false => format!(
+                    "{}: digest: {digest} size: {size}\n",
+                    name.tag().unwrap_or("latest")
+                ),
+            };
+            output::print(&line).map_err(exit::builder)?;
+        }
+        Ok(())
+    }
+
+    fn chosen(&self, store: &Store) -> Result<Vec<(Reference, Image)>> {
+        if self.all_tags {
+            let found = all_tags(store, &self.image)?;
+            if found.is_empty() {
+                bail!(
+                    "tag can't be used with --all-tags, or no such image: {}",
+                    self.image
+                );
+            }
+            return Ok(found);
+        }
+        let reference = build_request::reference(&self.image)?;
+        let Some(name) = store.name(&reference.to_string())? else {
+            bail!(
+                "An image does not exist locally with the tag: {}",
+                self.image
+            );
+        };
+        let image = store.image(&name.image)?;
+        let image = image.context("the store lacks the image of this name")?;
+        Ok(vec![(reference, image)])
+    }
+}
+
+/// Remove images that have no name
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Also those with a name, unless a container is made of them
+    #[arg(long, short = 'a')]
+    all: bool,
+    /// Do not ask
+    #[arg(long, short = 'f')]
+    force: bool,
+}
+
+impl Prune {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let warning = match self.all {
+            true => {
+                "This will remove all images without at least one container associated to them."
+            }
+            false => "This will remove all dangling images.",
+        };
+        if !self.force && !output::confirm(warning) {
+            return Err(exit::build(anyhow!("nothing was removed; use --force")));
+        }
+        let store = settings::open_for_files(global)?;
+        let mut out = prune(&store, self.all).map_err(exit::build)?;
+        if !out.is_empty() {
+            out.insert_str(0, "Deleted Images:\n");
+            out.push('\n');
+        }
+        let done = store
+            .collect(&CollectPolicy::default())
+            .map_err(exit::builder)?;
+        out.push_str(&format!(
+            "Total reclaimed space: {}\n",
+            human_size(done.bytes)
+        ));
+        output::print(&out).map_err(exit::builder)
+    }
+}
+
+/// Removes images that nothing needs and says which; what they are made of goes with a collection.
+pub(crate) fn prune(store: &Store, all: bool) -> Result<String> {
+    let used: BTreeSet<_> = store
+        .containers()?
+        .into_iter()
+        .map(|container| container.image)
+        .collect();
+    let names = store.names()?;
+    let mut out = String::new();
+    for image in store.images()? {
+        let mut own = names
+            .iter()
+            .filter(|name| name.image == image.id)
+            .peekable();
+        if used.contains(&image.id) || (own.peek().is_some() && !all) {
+            continue;
+        }
+        for name in own {
+            store.remove_name(&name.reference)?;
+            out.push_str(&format!("untagged: {}\n", familiar(&name.reference)));
+        }
+        store.remove_image(&image.id)?;
+        out.push_str(&format!("deleted: {}\n", image.id));
+    }
+    Ok(out)
+}
+
+/// Returns a name of the store as people write it.
+pub(crate) fn familiar(reference: &str) -> String {
+    Reference::parse_normalized(reference)
+        .map_or_else(|_| reference.to_owned(), |reference| reference.familiar())
+}

@@ -4,5 +4,6 @@ mod compress;
 mod forms;
 mod hostile;
 mod mend;
+mod rootless;
 mod round_trip;
 mod support;

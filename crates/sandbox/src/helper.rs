@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -24,6 +25,10 @@ pub struct Options {
     pub network: NetworkMode,
     /// The control group below which limited steps get theirs; the builder's own when absent.
     pub cgroup_parent: Option<String>,
+    /// A directory on the file system of the layers, empty or filled by an earlier builder: the helper makes
+    /// the places in it that every step mounts over, and lays it under all layers. So a step over an image
+    /// that lacks them changes nothing in its upper directory for them.
+    pub stub_layer: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -31,6 +36,7 @@ impl Default for Options {
         Options {
             network: NetworkMode::Auto,
             cgroup_parent: None,
+            stub_layer: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the helper may do here, found out once.
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use rustix::mount::MountAttrFlags;
 
@@ -18,6 +19,8 @@ pub(crate) struct Machine {
     pub(crate) fresh_proc: bool,
     /// `/sys/fs/cgroup` is the unified hierarchy, which a step may see.
     pub(crate) unified_cgroups: bool,
+    /// Lies under the layers of every step: see [`crate::Options::stub_layer`].
+    pub(crate) stub_layer: Option<PathBuf>,
     notes: Vec<String>,
 }
 
@@ -42,6 +45,7 @@ impl Machine {
             user_namespace,
             fresh_proc,
             unified_cgroups,
+            stub_layer: None,
             notes,
         })
     }

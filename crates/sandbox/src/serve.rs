@@ -182,6 +182,14 @@ impl Server {
 
     fn start(&mut self, options: &Options) -> Result<(), SandboxError> {
         self.cgroup_parent.clone_from(&options.cgroup_parent);
+        if let Some(directory) = &options.stub_layer {
+            world::fill_stub_layer(directory).map_err(|source| SandboxError::Path {
+                action: "make the layer of mount points in",
+                path: directory.clone(),
+                source,
+            })?;
+            self.machine.stub_layer = Some(directory.clone());
+        }
         let mut notes = self.machine.notes().to_vec();
         let candidates: &[NetworkMode] = match options.network {
             NetworkMode::Auto if self.machine.user_namespace => {

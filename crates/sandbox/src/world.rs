@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
@@ -11,7 +12,7 @@ use crate::error::SandboxError;
 use crate::machine::Machine;
 use crate::mounts;
 use crate::resolve::{self, Kind, Stub};
-use crate::spec::{Content, Mount, Root, Security, Source, Spec, User};
+use crate::spec::{Content, Mount, Overlay, Root, Security, Source, Spec, User};
 use crate::sys;
 use crate::users::{self, Identity};
 
@@ -159,7 +160,9 @@ impl World<'_> {
 
     fn root(&self) -> Result<OwnedFd, SandboxError> {
         let result = match &self.spec.root {
-            Root::Overlay(overlay) => mounts::overlay(overlay, self.machine.user_namespace),
+            Root::Overlay(overlay) => {
+                mounts::overlay(&self.over_stubs(overlay), self.machine.user_namespace)
+            }
             Root::Directory(path) => {
                 mounts::open_path(path).and_then(|fd| mounts::bind(fd.as_fd()))
             }
@@ -172,6 +175,15 @@ impl World<'_> {
             Ok(root)
         });
         protected.map_err(|error| SandboxError::io("mount the root of the step", error))
+    }
+
+    /// Lays the places for the mounts of every step under the layers, where there are any.
+    fn over_stubs(&self, overlay: &Overlay) -> Overlay {
+        let mut overlay = overlay.clone();
+        if let (Some(stubs), false) = (&self.machine.stub_layer, overlay.lowers.is_empty()) {
+            overlay.lowers.insert(0, stubs.clone());
+        }
+        overlay
     }
 
     /// The attribute of every mount in which a confined command could make device nodes.
@@ -365,6 +377,29 @@ impl World<'_> {
 
 fn clone_of_host(path: &str) -> io::Result<OwnedFd> {
     mounts::bind(mounts::open_path(path.as_ref())?.as_fd())
+}
+
+/// Makes the places that every step mounts over. Other builders may be at it at the same moment.
+pub(crate) fn fill_stub_layer(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let directory = mounts::open_path(directory)?;
+    rustix::fs::chmodat(
+        &directory,
+        ".",
+        Mode::from_raw_mode(0o755),
+        rustix::fs::AtFlags::empty(),
+    )?;
+    let places = [
+        ("/dev", Kind::Directory),
+        ("/proc", Kind::Directory),
+        ("/sys", Kind::Directory),
+        ("/etc/hosts", Kind::File),
+        ("/etc/resolv.conf", Kind::File),
+    ];
+    for (path, kind) in places {
+        resolve::make_in_root(directory.as_fd(), path, kind, &mut Vec::new())?;
+    }
+    Ok(())
 }
 
 /// Opens the root of this process.

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use sandbox::{Content, Mount, Overlay, Source, Status, Upper};
+use sandbox::{Content, Mount, NetworkMode, Options, Overlay, Source, Status, Upper};
 use support::{Bench, able, bind, mount};
 
 #[test]
@@ -167,6 +167,42 @@ fn files_of_the_network_do_not_stay_either_and_their_directory_keeps_its_time() 
         time(&bench.changes("step").join("etc")),
         time(&bench.lower().join("etc"))
     );
+}
+
+#[test]
+fn a_layer_of_mount_points_keeps_the_changes_empty() {
+    if !able() {
+        return;
+    }
+    let stub_layer = tempfile::tempdir().expect("a directory");
+    let options = Options {
+        network: NetworkMode::Host,
+        stub_layer: Some(stub_layer.path().join("stubs")),
+        ..Options::default()
+    };
+    for _ in 0..2 {
+        let bench = Bench::with(&options);
+        let mut spec = bench.shell(
+            "step",
+            "cat /etc/hosts; stat -c '%a %u' /etc; ls /etc | tr '\\n' ' '",
+        );
+        spec.mounts = vec![
+            file("/etc/hosts", "a\n", 0o644, 0),
+            file("/etc/resolv.conf", "b\n", 0o644, 0),
+        ];
+        assert_eq!(
+            bench.run(&spec).printed(),
+            "a\n755 0\ngroup hosts passwd resolv.conf"
+        );
+        assert_eq!(listing(&bench.changes("step")), [""; 0]);
+        assert_eq!(
+            bench
+                .run(&bench.shell("other", "echo x > /etc/made"))
+                .printed(),
+            ""
+        );
+        assert_eq!(listing(&bench.changes("other")), ["etc", "etc/made"]);
+    }
 }
 
 #[test]

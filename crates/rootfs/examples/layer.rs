@@ -49,7 +49,7 @@ fn apply(blob: &Path, directory: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn write(directory: &Path, blob: &Path, how: &[&str]) -> Result<(), Box<dyn Error>> {
-    let level = how.get(1).map(|level| level.parse()).transpose()?;
+    let level = how.get(1).map(|level| level.parse::<i32>()).transpose()?;
     let compression = match how.first() {
         Some(&"uncompressed") => Compression::Uncompressed,
         Some(&"gzip") => Compression::Gzip {

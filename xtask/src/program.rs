@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::command::output;
 use crate::workspace;
 
 /// Returns cargo, the one that runs us if there is one.
@@ -39,4 +40,14 @@ pub(crate) fn release() -> anyhow::Result<PathBuf> {
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back()
         .context("cargo named no program")
+}
+
+/// Returns where the program lies that the tests have been built with.
+pub(crate) fn tested() -> anyhow::Result<PathBuf> {
+    let told = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let about: Value = serde_json::from_str(&told).context("failed to read cargo's metadata")?;
+    let folder = about["target_directory"]
+        .as_str()
+        .context("cargo named no target folder")?;
+    Ok(PathBuf::from(folder).join("debug/lapstrake"))
 }

@@ -34,7 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     let tested = run_command(tests.env("LAPSTRAKE_TEST_REQUIRED", "1"));
     let conformed = if workspace::root().join("../shared/conformance").is_dir() {
-        conformance::run(&Conformance::parse_from(["conformance"]).arguments)
+        conform()
     } else {
         println!("skipped: conformance (no ../shared/conformance beside the checkout)");
         Ok(())
@@ -45,4 +45,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
         (Err(failed), Ok(())) => Err(failed),
         (Err(failed), Err(also)) => bail!("{failed:#}; {also:#}"),
     }
+}
+
+/// Runs conformance with the program that the tests have been built with: no second build.
+fn conform() -> anyhow::Result<()> {
+    let program = program::tested()?;
+    let words = [
+        "conformance".as_ref(),
+        "--builder".as_ref(),
+        program.as_os_str(),
+    ];
+    conformance::run(&Conformance::parse_from(words).arguments)
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use rootfs::apply::{ApplyOptions, Devices, Ownership, apply_layer};
 use rootfs::compress::{CompressOptions, Compression};
 use rootfs::diff::{DiffOptions, write_layer};
-use rootfs::{Form, LayerDir, OverlayXattrs};
+use rootfs::{Form, OverlayXattrs};
 
 use crate::support::*;
 

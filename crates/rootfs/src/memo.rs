@@ -305,7 +305,7 @@ fn decode(mut entry: &[u8]) -> (FileStamp, FileContent) {
         *entry = rest;
         *first
     }
-    let mut number = |entry: &mut &[u8]| u64::from_le_bytes(take(entry));
+    let number = |entry: &mut &[u8]| u64::from_le_bytes(take(entry));
     let (device, inode, size) = (number(&mut entry), number(&mut entry), number(&mut entry));
     let time = |entry: &mut &[u8]| Timestamp {
         seconds: i64::from_le_bytes(take(entry)),

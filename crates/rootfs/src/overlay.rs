@@ -302,15 +302,133 @@ pub fn supported(scratch: &Path, xattrs: OverlayXattrs) -> Result<()> {
     result
 }
 
-/// Moves this process into a mount namespace of its own, from which nothing propagates.
+/// Moves the calling thread into a mount namespace of its own, from which nothing propagates.
 ///
-/// # Errors
-/// Fails with `EINVAL` in a process that has more than one thread and no privileges for a shared file system
-/// context; call it before threads start: a thread that runs already would stay in the old namespace.
+/// To be called before other threads start: those that run already stay in the old namespace.
 pub fn in_private_mount_namespace() -> Result<()> {
     // SAFETY: CLONE_NEWNS alone is passed: no descriptor table is unshared, so no descriptor changes its meaning.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
         .map_err(|errno| Error::io("enter", "a mount namespace", errno))?;
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|errno| Error::io("make private", "/", errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers with a file each, and an upper and a work directory.
+    fn stack(dir: &Path, count: usize) -> Overlay {
+        let lowers: Vec<_> = (0..count).map(|n| dir.join(format!("l{n}"))).collect();
+        for (n, lower) in lowers.iter().enumerate() {
+            std::fs::create_dir(lower).unwrap();
+            std::fs::write(lower.join(format!("f{n}")), "x").unwrap();
+        }
+        let [upper, work] = ["upper", "work"].map(|name| dir.join(name));
+        std::fs::create_dir(&upper).unwrap();
+        std::fs::create_dir(&work).unwrap();
+        let overlay = Overlay::open(&lowers, OverlayXattrs::Trusted).unwrap();
+        let mut overlay = overlay.with_upper(&upper, &work).unwrap();
+        overlay.volatile = true;
+        overlay
+    }
+
+    fn names(fd: &OwnedFd) -> Vec<String> {
+        let mut names = Vec::new();
+        let dir = crate::meta::open_dir(fd.as_fd(), c".").unwrap();
+        crate::meta::list(dir.as_fd(), |name, _| {
+            names.push(name.to_string_lossy().into_owned())
+        })
+        .unwrap();
+        names.sort();
+        names
+    }
+
+    fn can_mount(dir: &Path) -> bool {
+        let scratch = dir.join("scratch");
+        std::fs::create_dir(&scratch).unwrap();
+        let supported = supported(&scratch, OverlayXattrs::Trusted);
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+        if let Err(error) = &supported {
+            println!("skipped: {error}");
+        }
+        supported.is_ok()
+    }
+
+    #[test]
+    fn hundreds_of_layers_are_mounted_whatever_their_paths() {
+        let dir = tempfile::tempdir().unwrap();
+        if !can_mount(dir.path()) {
+            return;
+        }
+        let deep = dir.path().join("x:,\\".repeat(40)).join("y".repeat(200));
+        std::fs::create_dir_all(&deep).unwrap();
+        let overlay = stack(&deep, 300);
+        assert_eq!(names(&overlay.mount_detached().unwrap()).len(), 300);
+    }
+
+    #[test]
+    fn too_many_layers_are_named_as_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = dir.path().join("l");
+        std::fs::create_dir(&one).unwrap();
+        let overlay = Overlay::open(&vec![&one; MOST_LOWERS + 1], OverlayXattrs::Trusted).unwrap();
+        let error = overlay.mount_detached().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "501 layers are more than the 500 one overlay can hold"
+        );
+    }
+
+    #[test]
+    fn one_directory_is_bound_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        if !can_mount(dir.path()) {
+            return;
+        }
+        let mut overlay = stack(dir.path(), 1);
+        overlay.upper = None;
+        assert_eq!(names(&overlay.mount_detached().unwrap()), ["f0"]);
+        let nothing = Overlay {
+            lowers: Vec::new(),
+            ..overlay
+        };
+        assert!(matches!(
+            nothing.mount_detached(),
+            Err(Error::OverlayUnsupported { .. })
+        ));
+    }
+
+    #[test]
+    fn kernels_without_the_new_calls_are_served_by_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        if !can_mount(dir.path()) {
+            return;
+        }
+        // A thread of its own: it stays in the mount namespace that it enters.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                in_private_mount_namespace().unwrap();
+                let overlay = stack(dir.path(), 100);
+                let prepared = overlay.prepare().unwrap();
+                let mounted = overlay.mount_through_directory(&prepared).unwrap();
+                assert_eq!(names(&mounted).len(), 100);
+                let new = crate::Tree::plain(mounted.try_clone().unwrap());
+                new.root().create_dir(c"new").unwrap();
+                assert!(dir.path().join("upper/new").is_dir());
+
+                let point = dir.path().join("point");
+                std::fs::create_dir(&point).unwrap();
+                let target = CString::new(point.as_os_str().as_encoded_bytes()).unwrap();
+                let read_only = Overlay {
+                    upper: None,
+                    volatile: false,
+                    ..overlay
+                };
+                read_only.prepare().unwrap().mount_on(&target).unwrap();
+                assert_eq!(std::fs::read_dir(&point).unwrap().count(), 100);
+                rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+            });
+        });
+    }
 }

@@ -1,11 +1,9 @@
 //! ADD of archives, and paths that try to leave their tree.
 
-mod files;
-
 use std::fs;
 use std::io::Write;
 
-use files::{Stack, build, can_mount, describe, lines};
+use crate::support::{Stack, build, can_mount, describe, lines};
 use rootfs::copy::{Copy, Owner, copy};
 use rootfs::{Error, Follow, NewDirs, Root, RootPath, Tree};
 

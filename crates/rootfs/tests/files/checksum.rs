@@ -1,14 +1,12 @@
 //! Content checksums of trees and of captured contexts, which must agree.
 
-mod files;
-
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use files::{Stack, build, can_mount, describe, lines, path_of, set_time};
+use crate::support::{Stack, build, can_mount, describe, lines, path_of, set_time};
 use rootfs::checksum::{Selection, checksum, layer};
 use rootfs::context::Capture;
 use rootfs::copy::Owner;

@@ -1,13 +1,11 @@
 //! File operations, each on three forms of one destination: a plain directory, a mounted overlay, and layers with an
 //! upper directory that are merged in user space. All three must come out the same.
 
-mod files;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use files::{Stack, build, can_mount, describe, lines, path_of};
+use crate::support::{Stack, build, can_mount, describe, lines, path_of};
 use rootfs::copy::{
     Copy, LinkPolicy, Mkdir, Mkfile, ModeChange, Owner, Remove, Symlink, Timestamp, Wildcard, copy,
     mkdir, mkfile, remove, symlink,

@@ -1,17 +1,15 @@
 //! Trees as text: made from a description, and described again.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rootfs::{Overlay, OverlayXattrs, Tree};
-use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
 /// Makes what the lines say, in their order:
 ///
@@ -26,7 +24,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, XattrFlags};
 /// PATH time SECONDS
 /// PATH gone
 /// ```
-pub fn build(root: &Path, lines: &str) {
+pub(crate) fn build(root: &Path, lines: &str) {
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let words: Vec<&str> = line.split(' ').collect();
         let path = root.join(words[0]);
@@ -75,7 +73,7 @@ pub fn build(root: &Path, lines: &str) {
     }
 }
 
-pub fn set_time(path: &Path, seconds: i64) {
+pub(crate) fn set_time(path: &Path, seconds: i64) {
     let time = Timespec {
         tv_sec: seconds,
         tv_nsec: 0,
@@ -87,13 +85,8 @@ pub fn set_time(path: &Path, seconds: i64) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-pub fn chown(path: &Path, uid: u32, gid: u32) {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).unwrap();
-}
-
 /// Describes everything below a directory, one line an entry, sorted.
-pub fn describe(root: &Path) -> String {
+pub(crate) fn describe(root: &Path) -> String {
     let mut entries: BTreeMap<Vec<u8>, PathBuf> = BTreeMap::new();
     let mut dirs = vec![root.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -171,7 +164,7 @@ fn xattrs(path: &Path) -> String {
 }
 
 /// Strips the indentation of an expectation.
-pub fn lines(text: &str) -> String {
+pub(crate) fn lines(text: &str) -> String {
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())
@@ -180,18 +173,18 @@ pub fn lines(text: &str) -> String {
 }
 
 /// A path that leads to an open directory.
-pub fn path_of(fd: &OwnedFd) -> PathBuf {
+pub(crate) fn path_of(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/", fd.as_raw_fd()))
 }
 
 /// A stack of layer directories with an upper and a work directory, all in one temporary directory.
-pub struct Stack {
-    pub dir: tempfile::TempDir,
-    pub lowers: Vec<PathBuf>,
+pub(crate) struct Stack {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) lowers: Vec<PathBuf>,
 }
 
 impl Stack {
-    pub fn new(layers: &[&str]) -> Stack {
+    pub(crate) fn new(layers: &[&str]) -> Stack {
         let dir = tempfile::tempdir().unwrap();
         let mut lowers = Vec::new();
         for (index, layer) in layers.iter().enumerate() {
@@ -206,11 +199,11 @@ impl Stack {
         Stack { dir, lowers }
     }
 
-    pub fn upper(&self) -> PathBuf {
+    pub(crate) fn upper(&self) -> PathBuf {
         self.dir.path().join("upper")
     }
 
-    pub fn overlay(&self) -> Overlay {
+    pub(crate) fn overlay(&self) -> Overlay {
         let mut overlay = Overlay::open(&self.lowers, OverlayXattrs::Trusted)
             .unwrap()
             .with_upper(&self.upper(), &self.dir.path().join("work"))
@@ -221,12 +214,12 @@ impl Stack {
     }
 
     /// The layers without the upper directory, merged in user space.
-    pub fn view(&self) -> Tree {
+    pub(crate) fn view(&self) -> Tree {
         Tree::open_layers(&self.lowers, OverlayXattrs::Trusted).unwrap()
     }
 
     /// The layers with the upper directory taking the changes, merged in user space.
-    pub fn writable(&self) -> Tree {
+    pub(crate) fn writable(&self) -> Tree {
         let overlay = self.overlay();
         Tree::writable(
             overlay.lowers,
@@ -236,7 +229,7 @@ impl Stack {
     }
 
     /// What the kernel shows of the whole stack.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let mut lowers = self.lowers.clone();
         lowers.push(self.upper());
         let overlay = Overlay::open(&lowers, OverlayXattrs::Trusted).unwrap();
@@ -245,7 +238,7 @@ impl Stack {
 }
 
 /// Whether this process may mount overlays; prints why a test is skipped when not.
-pub fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let dir = tempfile::tempdir().unwrap();
     match rootfs::overlay::supported(dir.path(), OverlayXattrs::Trusted) {
         Ok(()) => true,
@@ -254,8 +247,4 @@ pub fn can_mount() -> bool {
             false
         }
     }
-}
-
-pub fn os(bytes: &[u8]) -> std::ffi::OsString {
-    std::ffi::OsString::from_vec(bytes.to_vec())
 }

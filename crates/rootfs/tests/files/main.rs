@@ -1,0 +1,7 @@
+//! Files in trees: file operations, checksums, archives, hostile paths, and all of it without privileges.
+
+mod checksum;
+mod copy;
+mod rootless;
+mod support;
+mod unpack;

@@ -539,7 +539,7 @@ impl Scan<'_> {
         let file = dir.open_file(name, entry)?;
         let failed = |errno| dir.error("read", name, errno);
         let clock = file_clock();
-        let read = read_settled(file.as_fd(), |_| {}).map_err(failed)?;
+        let read = read_settled(file.as_fd()).map_err(failed)?;
         if read.steady {
             self.memo.remember(&read.meta, clock, &read.content);
         }
@@ -563,23 +563,21 @@ pub(crate) struct Read {
     pub(crate) steady: bool,
 }
 
-/// Reads and hashes an open file, again if it changes meanwhile; `restart` is called before each further reading.
+/// Reads and hashes an open file, again if it changes meanwhile.
 ///
 /// A file that never stands still is taken as it was read last.
-pub(crate) fn read_settled(
-    file: BorrowedFd<'_>,
-    mut restart: impl FnMut(usize),
-) -> std::result::Result<Read, Errno> {
+pub(crate) fn read_settled(file: BorrowedFd<'_>) -> std::result::Result<Read, Errno> {
     let mut before = meta::stat_fd(file)?;
-    for reading in 0.. {
-        if reading > 0 {
-            restart(reading);
-        }
+    if before.kind != Kind::File {
+        // Swapped since it was looked at; a device might never end.
+        return Err(Errno::NOENT);
+    }
+    for reading in 1.. {
         let data = hash_data(file)?;
         let xattrs = hash_xattrs(file)?;
         let after = meta::stat_fd(file)?;
         let steady = FileStamp::of(&before) == FileStamp::of(&after);
-        if steady || reading + 1 == MOST_READS {
+        if steady || reading == MOST_READS {
             return Ok(Read {
                 meta: after,
                 content: FileContent { data, xattrs },

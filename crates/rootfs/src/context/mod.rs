@@ -288,10 +288,7 @@ impl Capture {
                 content,
             }
         } else {
-            let read = read_settled(file.as_fd(), |_| {}).map_err(failed)?;
-            if read.meta.kind != captured.kind {
-                return Err(self.changed(index));
-            }
+            let read = read_settled(file.as_fd()).map_err(failed)?;
             if read.steady {
                 memo.remember(&read.meta, clock, &read.content);
             }

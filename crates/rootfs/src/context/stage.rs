@@ -224,10 +224,7 @@ impl Staging<'_> {
             .map_err(|errno| self.error(index, errno))?;
         let known = self
             .bring_over(index, source.as_fd(), copy.as_fd())
-            .map_err(|errno| self.error(index, errno))?;
-        if known.meta.kind != Kind::File {
-            return Err(self.capture.changed(index));
-        }
+            .map_err(|errno| self.failed(index, errno))?;
         let set = || -> std::result::Result<(), Errno> {
             set_owner_fd(copy.as_fd(), self.capture.owner.unwrap_or(known.meta.owner))?;
             rustix::fs::fchmod(&copy, Mode::from_raw_mode(known.meta.mode))?;
@@ -252,6 +249,10 @@ impl Staging<'_> {
     ) -> std::result::Result<Known, Errno> {
         let clock = file_clock();
         let mut before = meta::stat_fd(from)?;
+        if before.kind != Kind::File {
+            // Swapped since the walk; a device might never end.
+            return Err(Errno::NOENT);
+        }
         let known = self
             .capture
             .known(index)

@@ -530,3 +530,59 @@ fn a_file_swapped_for_a_symlink_after_the_walk_is_not_followed() {
         assert!(matches!(result, Err(Error::Changed { .. })), "{path}");
     }
 }
+
+#[test]
+fn files_that_never_stand_still_are_staged_as_their_checksum_says() {
+    use std::sync::atomic::AtomicBool;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    fs::write(&path, vec![0; 300_000]).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            let mut byte = 0_u8;
+            while !stop.load(Ordering::Relaxed) {
+                byte = byte.wrapping_add(1);
+                file.write_at(&[byte; 4096], u64::from(byte) * 1000)
+                    .unwrap();
+                file.set_len(200_000 + u64::from(byte) * 500).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            let capture = Capture::new(dir.path(), None, None).unwrap();
+            let all = Selection::path("/");
+            let staged = tempfile::tempdir().unwrap();
+            let memo = Counting::default();
+            let result = capture.stage(std::slice::from_ref(&all), staged.path(), &memo);
+            let sums = result.and_then(|_| {
+                Ok((
+                    capture.checksum(&all, &NoMemo)?,
+                    checksum(&Tree::open(staged.path())?, &all, &NoMemo)?,
+                ))
+            });
+            stop.store(sums.is_err(), Ordering::Relaxed);
+            let (of_capture, of_stage) = sums.unwrap();
+            stop.store(of_capture != of_stage, Ordering::Relaxed);
+            assert_eq!(of_capture, of_stage);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_file_swapped_for_a_device_is_not_read_for_ever() {
+    let dir = tree("f file x");
+    let capture = Capture::new(dir.path(), None, None).unwrap();
+    build(dir.path(), "f gone\nf dev 1:5");
+    let selection = Selection::path("/f");
+    assert!(matches!(
+        capture.checksum(&selection, &NoMemo),
+        Err(Error::Changed { .. })
+    ));
+    let staged = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        capture.stage(&[selection], staged.path(), &NoMemo),
+        Err(Error::Changed { .. })
+    ));
+}

@@ -46,7 +46,10 @@ impl Engine {
         if let Err(error) = store.sweep_ingest() {
             tracing::warn!(%error, "leftovers cannot be removed");
         }
-        let shared = Shared::new(store, settings.registries, settings.sandbox);
+        let mut sandbox = settings.sandbox;
+        let mount_points = || store.root().join("mount-points");
+        sandbox.stub_layer.get_or_insert_with(mount_points);
+        let shared = Shared::new(store, settings.registries, sandbox);
         Ok(Self {
             shared: Arc::new(shared),
             driver: Driver::start(default_slots()),

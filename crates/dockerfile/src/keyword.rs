@@ -52,6 +52,12 @@ impl Keyword {
         if name.len() > 64 {
             return None;
         }
+        if name.is_ascii() {
+            return Self::ALL
+                .into_iter()
+                .find(|keyword| keyword.as_str().eq_ignore_ascii_case(name));
+        }
+        // A few other letters have one of ASCII as their lower case.
         let upper = name.to_lowercase().to_uppercase();
         Self::ALL
             .into_iter()

@@ -1,5 +1,6 @@
 //! The physical lines of a file and the logical lines that continuations make of them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::Span;
@@ -65,18 +66,29 @@ impl<'a> LineReader<'a> {
 }
 
 /// A line made of the parts of several lines, and where each part comes from.
-#[derive(Debug, Default)]
-pub(crate) struct LogicalLine {
-    pub(crate) text: String,
-    /// Where a part begins here and in the source, ascending.
+#[derive(Debug)]
+pub(crate) struct LogicalLine<'a> {
+    pub(crate) text: Cow<'a, str>,
+    /// Where the first part begins in the source.
+    first: usize,
+    /// Where each other part begins here and in the source, ascending.
     parts: Vec<(usize, usize)>,
 }
 
-impl LogicalLine {
+impl<'a> LogicalLine<'a> {
+    /// Returns a line of one part that stands at `source` in the file.
+    pub(crate) fn new(text: &'a str, source: usize) -> Self {
+        LogicalLine {
+            text: Cow::Borrowed(text),
+            first: source,
+            parts: Vec::new(),
+        }
+    }
+
     /// Adds text that stands at `source` in the file.
     pub(crate) fn push(&mut self, text: &str, source: usize) {
         self.parts.push((self.text.len(), source));
-        self.text.push_str(text);
+        self.text.to_mut().push_str(text);
     }
 
     /// Returns the place in the source of a range of this line.
@@ -91,12 +103,16 @@ impl LogicalLine {
     }
 
     fn locate(&self, at: usize) -> usize {
-        let part = self
+        match self
             .parts
             .partition_point(|(start, _)| *start <= at)
-            .saturating_sub(1);
-        self.parts
-            .get(part)
-            .map_or(0, |(start, source)| source + (at - start))
+            .checked_sub(1)
+        {
+            None => self.first + at,
+            Some(part) => {
+                let (start, source) = self.parts[part];
+                source + (at - start)
+            }
+        }
     }
 }

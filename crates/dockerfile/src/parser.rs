@@ -262,12 +262,11 @@ impl<'a> Parser<'a> {
     /// Reads the instruction that begins with `line`, through its last heredoc.
     fn instruction(&mut self, line: &str, start: usize) {
         let first = self.lines.count;
-        let mut logical = LogicalLine::default();
         let (text, mut continued) = strip_continuation(line, self.escape);
         if text.is_empty() && !continued {
             return;
         }
-        logical.push(text, start);
+        let mut logical = LogicalLine::new(text, start);
         let mut end = start + line.len();
         let mut empty = Vec::new();
         while continued && let Some((start, raw)) = self.lines.next_line() {
@@ -289,7 +288,7 @@ impl<'a> Parser<'a> {
         if !empty.is_empty() {
             let lines = Lines::at(lines.last);
             self.empty_continuations.push(EmptyContinuation {
-                original: logical.text.clone(),
+                original: logical.text.to_string(),
                 lines,
                 empty,
             });
@@ -404,7 +403,7 @@ fn strip_continuation(line: &str, escape: char) -> (&str, bool) {
 
 /// What is known of the instruction whose words are being split.
 struct LineContext<'a> {
-    line: &'a LogicalLine,
+    line: &'a LogicalLine<'a>,
     escape: char,
     lines: Lines,
     span: Span,

@@ -573,7 +573,7 @@ pub(crate) fn read_settled(file: BorrowedFd<'_>) -> std::result::Result<Read, Er
         return Err(Errno::NOENT);
     }
     for reading in 1.. {
-        let data = hash_data(file)?;
+        let data = hash_data(file, before.size)?;
         let xattrs = hash_xattrs(file)?;
         let after = meta::stat_fd(file)?;
         let steady = FileStamp::of(&before) == FileStamp::of(&after);
@@ -589,8 +589,8 @@ pub(crate) fn read_settled(file: BorrowedFd<'_>) -> std::result::Result<Read, Er
     unreachable!("the last reading returns")
 }
 
-/// Hashes a file from its start to its end.
-fn hash_data(file: BorrowedFd<'_>) -> std::result::Result<[u8; 32], Errno> {
+/// Hashes a file from its start to its end, which a short read at `size` or beyond is taken for.
+fn hash_data(file: BorrowedFd<'_>, size: u64) -> std::result::Result<[u8; 32], Errno> {
     crate::copy::data::with_buffer(READ_AT_ONCE, |buffer| {
         let mut hash = Sha256::new();
         let mut offset = 0;
@@ -602,6 +602,9 @@ fn hash_data(file: BorrowedFd<'_>) -> std::result::Result<[u8; 32], Errno> {
             }
             hash.update(&buffer[..count]);
             offset += count as u64;
+            if count < buffer.len() && offset >= size {
+                return Ok(hash.finalize().into());
+            }
         }
     })
 }

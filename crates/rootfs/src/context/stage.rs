@@ -276,7 +276,7 @@ impl Staging<'_> {
         for reading in 1.. {
             rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0))?;
             rustix::fs::seek(to, rustix::fs::SeekFrom::Start(0))?;
-            let (data, length) = copy_hashed(from, to)?;
+            let (data, length) = copy_hashed(from, to, before.size)?;
             let content = FileContent {
                 data,
                 xattrs: hash_xattrs(from)?,
@@ -397,10 +397,12 @@ impl Staging<'_> {
     }
 }
 
-/// Copies a file to its end and hashes what is written; returns the hash and the length.
+/// Copies a file to its end, which a short read at `size` or beyond is taken for, and hashes what is written; returns
+/// the hash and the length.
 fn copy_hashed(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
+    size: u64,
 ) -> std::result::Result<([u8; 32], u64), Errno> {
     with_buffer(READ_AT_ONCE, |buffer| {
         let mut hash = Sha256::new();
@@ -413,6 +415,9 @@ fn copy_hashed(
             hash.update(&buffer[..count]);
             write_all(to, &buffer[..count])?;
             length += count as u64;
+            if count < buffer.len() && length >= size {
+                return Ok((hash.finalize().into(), length));
+            }
         }
     })
 }

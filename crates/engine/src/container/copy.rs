@@ -264,12 +264,15 @@ fn transfer(from: &From, into: &Into, owner: Option<Owner>) -> Result<u64, Engin
                 into.shown
             )));
         }
-        (_, Some(true)) => {
-            if let Some(name) = &from.name {
+        (_, Some(true)) => match &from.name {
+            // By its own name: a symlink that has it there is replaced, not followed.
+            Some(name) if from.path.ends_with(&format!("/{name}")) => wanted.dir_contents = false,
+            Some(name) => {
                 let slash = if target.is_root() { "" } else { "/" };
                 wanted.dest = format!("{target}{slash}{name}");
             }
-        }
+            None => {}
+        },
         (false, Some(false)) if into.says_dir => {
             return Err(wrong(&format!("{} is not a directory", into.shown)));
         }

@@ -105,12 +105,7 @@ impl Engine {
         });
         if let Err(error) = added {
             let _ = std::fs::remove_dir_all(&folder);
-            return Err(match error {
-                store::StoreError::NameTaken { name } => EngineError::Request(format!(
-                    "Conflict. The container name \"/{name}\" is already in use. You have to remove (or rename) that container to be able to reuse that name."
-                )),
-                other => other.into(),
-            });
+            return Err(super::name_taken(error));
         }
         Ok(container)
     }

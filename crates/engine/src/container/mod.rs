@@ -197,6 +197,16 @@ pub fn find_container(store: &Store, wanted: &str) -> Result<Container, EngineEr
     }
 }
 
+/// Says in Docker's words that a name is taken.
+fn name_taken(error: store::StoreError) -> EngineError {
+    match error {
+        store::StoreError::NameTaken { name } => EngineError::Request(format!(
+            "Conflict. The container name \"/{name}\" is already in use. You have to remove (or rename) that container to be able to reuse that name."
+        )),
+        other => other.into(),
+    }
+}
+
 /// Waits until a container does not run, and keeps it from being started.
 fn lock_stopped(store: &Store, id: &str) -> Result<NamedLock, EngineError> {
     Ok(store.lock(&format!("container-{id}"))?)
@@ -242,7 +252,9 @@ pub fn rename_container(
     name: &str,
 ) -> Result<(), EngineError> {
     let name = create::checked_name(name)?;
-    Ok(store.rename_container(&container.id, name)?)
+    store
+        .rename_container(&container.id, name)
+        .map_err(name_taken)
 }
 
 /// Waits for the end of a container and returns how it ended.

@@ -85,10 +85,19 @@ pub(crate) fn encode_stored(
             if encoded.tar.diff_id == diff_ids[index] {
                 return Ok(encoded);
             }
+            // Written anew it is another tar; the layer stays that of the image it came with.
+            if clamp.is_none() {
+                let info = shared.store.layer_info(layer.id())?;
+                let size = info.tar.map_or(0, |(_, size)| size);
+                shared
+                    .store
+                    .set_layer_tar(layer.id(), &diff_ids[index], size)?;
+            }
         }
         Err(EngineError::Image {
             subject: format!("layer {}", diff_ids[index]),
-            reason: "its tar is not in the store any more; pull the image again".to_owned(),
+            reason: "its tar is not in the store any more, and its registry cannot be asked"
+                .to_owned(),
         })
     })
 }

@@ -1,7 +1,7 @@
 //! Images of the store as others take them: with a manifest, and layers in blobs.
 
 use oci::media_type::Naming;
-use oci::{Descriptor, ImageConfig, Manifest, Platform};
+use oci::{Descriptor, ImageConfig, Manifest, Platform, Reference};
 use store::Image;
 
 use crate::EngineError;
@@ -71,6 +71,29 @@ impl StoredImage {
     }
 }
 
+/// Fetches a blob that was collected after it was unpacked; returns whether a registry had it.
+fn fetch_again(shared: &Shared, image: &Image, layer: &Descriptor) -> Result<bool, EngineError> {
+    for name in shared.store.names()? {
+        let Ok(reference) = Reference::parse_normalized(&name.reference) else {
+            continue;
+        };
+        if name.image != image.id || name.digest.is_none() {
+            continue;
+        }
+        let images = &shared.images;
+        let handle = images.runtime().handle();
+        let mut reader = images.client().blob_reader(handle, &reference, layer, None);
+        let mut writer = shared.store.blobs().writer()?;
+        // A registry that does not answer is as one that does not have it.
+        if std::io::copy(&mut reader, &mut writer).is_ok()
+            && writer.commit(Some((&layer.digest, layer.size))).is_ok()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns the image by the manifest it came with.
 fn original(
     shared: &Shared,
@@ -88,12 +111,13 @@ fn original(
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&raw) else {
         return Ok(None);
     };
-    let whole = manifest
-        .layers
-        .iter()
-        .all(|layer| blobs.size(&layer.digest) == Some(layer.size));
-    if !whole || manifest.config.digest != image.id {
+    if manifest.config.digest != image.id {
         return Ok(None);
+    }
+    for layer in &manifest.layers {
+        if blobs.size(&layer.digest) != Some(layer.size) && !fetch_again(shared, image, layer)? {
+            return Ok(None);
+        }
     }
     let media_type = manifest
         .media_type

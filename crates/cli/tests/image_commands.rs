@@ -1,0 +1,286 @@
+//! Images: named, listed, told of, saved, loaded, pulled and removed.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use testkit::{Environment, has_program, skip};
+
+fn world() -> Environment {
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    world.write_config("");
+    world.write("ctx/file", "content\n");
+    world.write(
+        "ctx/Dockerfile",
+        "FROM scratch\nCOPY file /one\nENV A=1\nCOPY file /two\nLABEL k=v\nCMD [\"/one\"]\n",
+    );
+    world.ok(["build", "-q", "-t", "thing", "ctx"]);
+    world
+}
+
+fn id_of(world: &Environment, name: &str) -> String {
+    world
+        .ok(["inspect", "-f", "{{.Id}}", name])
+        .stdout
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn an_image_has_several_names_and_loses_them_one_by_one() {
+    let world = world();
+    world.ok(["tag", "thing", "me/other:2"]);
+    let id = id_of(&world, "thing");
+    assert_eq!(id_of(&world, "me/other:2"), id);
+    assert_eq!(id_of(&world, &id[7..19]), id);
+    world
+        .run(["tag", "absent", "x"])
+        .fails_with(1)
+        .says("No such image: absent");
+    world.run(["rmi", &id[7..19]]).fails_with(1).says("2 names");
+    assert_eq!(
+        world.ok(["rmi", "thing"]).stdout,
+        "Untagged: thing:latest\n"
+    );
+    let told = world.ok(["image", "rm", "me/other:2"]).stdout;
+    assert_eq!(told, format!("Untagged: me/other:2\nDeleted: {id}\n"));
+    world
+        .run(["inspect", "thing"])
+        .fails_with(1)
+        .says("No such object: thing");
+}
+
+#[test]
+fn history_and_inspect_read_as_dockers() {
+    let world = world();
+    let told = world
+        .ok(["history", "--format", "{{.Size}} {{.CreatedBy}}", "thing"])
+        .stdout;
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "0B CMD [\"/one\"]",
+            "0B LABEL k=v",
+            "8B COPY file /two # buildkit",
+            "0B ENV A=1",
+            "8B COPY file /one # buildkit",
+        ]
+    );
+    let heading = world.ok(["history", "thing"]).stdout;
+    let words: Vec<&str> = heading.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["IMAGE", "CREATED", "CREATED", "BY", "SIZE", "COMMENT"]
+    );
+    let format = "{{json .Config.Cmd}} {{index .Config.Labels \"k\"}} {{len .RootFS.Layers}} {{.Config.Env}} {{.RepoTags}}";
+    let told = world
+        .ok(["image", "inspect", "--format", format, "thing"])
+        .stdout;
+    assert!(told.starts_with("[\"/one\"] v 2 [PATH="), "{told}");
+    assert!(told.ends_with("A=1] [thing:latest]\n"), "{told}");
+    let value: serde_json::Value =
+        serde_json::from_str(&world.ok(["inspect", "thing"]).stdout).unwrap();
+    assert_eq!(value[0]["Os"], "linux");
+    world
+        .run(["inspect", "-f", "{{.Nothing}}", "thing"])
+        .fails_with(1)
+        .says("no field \"Nothing\"");
+}
+
+#[test]
+fn a_saved_image_is_loaded_as_it_was() {
+    let world = world();
+    let id = id_of(&world, "thing");
+    world.ok(["tag", "thing", "me/other:2"]);
+    world.ok(["save", "-o", "image.tar", "thing", "me/other:2"]);
+    world.ok(["rmi", "-f", "thing", "me/other:2"]);
+    world.ok(["builder", "prune", "-f"]);
+    let told = world.ok(["load", "-i", "image.tar"]).stdout;
+    assert_eq!(
+        told,
+        "Loaded image: thing:latest\nLoaded image: me/other:2\n"
+    );
+    assert_eq!(id_of(&world, "thing"), id);
+    world.ok(["create", "--name", "look", "thing"]);
+    world.ok(["cp", "look:/two", "two"]);
+    assert_eq!(fs::read(world.work().join("two")).unwrap(), b"content\n");
+}
+
+#[test]
+fn archives_of_others_are_loaded() {
+    if !has_program("skopeo") {
+        skip!("no skopeo on this machine");
+    }
+    let world = world();
+    let id = id_of(&world, "thing");
+    world.ok(["save", "-o", "image.tar", "thing"]);
+    let from = "docker-archive:image.tar:docker.io/library/thing:latest";
+    for to in [
+        "docker-archive:copy.tar:some/name:1",
+        "oci-archive:copy.tar:some/name:1",
+    ] {
+        let _ = fs::remove_file(world.work().join("copy.tar"));
+        let mut skopeo = Command::new("skopeo");
+        skopeo
+            .args(["--insecure-policy", "copy", "-q", from, to])
+            .current_dir(world.work());
+        assert!(skopeo.status().unwrap().success(), "{to}");
+        let told = world.ok(["load", "-i", "copy.tar"]).stdout;
+        assert_eq!(told, "Loaded image: some/name:1\n", "{to}");
+        // The config may be written anew, its layers are the same.
+        let layers = |name: &str| {
+            world
+                .ok(["inspect", "-f", "{{.RootFS.Layers}}", name])
+                .stdout
+        };
+        assert_eq!(layers("some/name:1"), layers(&id), "{to}");
+    }
+}
+
+#[test]
+fn streams_carry_images_compressed_or_not() {
+    let world = world();
+    let saved = world
+        .command(["save", "thing"])
+        .stderr(Stdio::null())
+        .output()
+        .unwrap()
+        .stdout;
+    let mut gzip = Command::new("gzip")
+        .arg("-c")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = gzip.stdin.take().unwrap();
+    let copy = saved.clone();
+    let writer = std::thread::spawn(move || input.write_all(&copy).unwrap());
+    let packed = gzip.wait_with_output().unwrap().stdout;
+    writer.join().unwrap();
+    for bytes in [saved, packed] {
+        world.ok(["rmi", "-f", "thing"]);
+        let mut child = world
+            .command(["load"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&bytes).unwrap();
+        let told = child.wait_with_output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&told.stdout),
+            "Loaded image: thing:latest\n"
+        );
+    }
+}
+
+/// Packs files into a tar.
+fn archive(world: &Environment, name: &str, files: &[(&str, &[u8])]) {
+    let folder = format!("{name}.d");
+    for (path, content) in files {
+        world.write(&format!("{folder}/{path}"), content);
+    }
+    let mut tar = Command::new("tar");
+    tar.args(["cf", name, "-C", &folder, "."])
+        .current_dir(world.work());
+    assert!(tar.status().unwrap().success());
+}
+
+#[test]
+fn archives_that_are_no_images_are_refused() {
+    let world = world();
+    let check = |name: &str, files: &[(&str, &[u8])], text: &str| {
+        archive(&world, name, files);
+        let told = world.run(["load", "-i", name]).fails_with(1);
+        told.says(text);
+    };
+    check(
+        "empty.tar",
+        &[("other", b"x")],
+        "neither manifest.json nor index.json",
+    );
+    check("json.tar", &[("manifest.json", b"{")], "manifest.json");
+    let missing = br#"[{"Config":"config.json","RepoTags":["a:1"],"Layers":["layer.tar"]}]"#;
+    check("missing.tar", &[("manifest.json", missing)], "config.json");
+    let config = br#"{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:0000000000000000000000000000000000000000000000000000000000000000"]}}"#;
+    let wrong: [(&str, &[u8]); 3] = [
+        ("manifest.json", missing),
+        ("config.json", config),
+        ("layer.tar", &[0; 1024]),
+    ];
+    check("wrong.tar", &wrong, "sha256:");
+    let outside = br#"[{"Config":"../../config.json","RepoTags":[],"Layers":[]}]"#;
+    check("outside.tar", &[("manifest.json", outside)], "is not in it");
+    world.write("garbage.tar", "not a tar at all");
+    world.run(["load", "-i", "garbage.tar"]).fails_with(1);
+    assert_eq!(
+        world.ok(["images", "-q"]).stdout.lines().count(),
+        1,
+        "only the first image"
+    );
+}
+
+#[test]
+fn a_pull_takes_what_a_mirror_has() {
+    let world = world();
+    let mirror = world.work().join("mirror");
+    let place = mirror.join("docker.io/library/remote");
+    fs::create_dir_all(&place).unwrap();
+    let output = format!(
+        "type=oci,tar=false,dest={},name=docker.io/library/remote:1",
+        place.display()
+    );
+    world.ok(["build", "-q", "-o", &output, "ctx"]);
+    world.write_config(&format!(
+        "[registry.\"docker.io\"]\nmirrors = [\"oci-layout:{}\"]\n",
+        mirror.display()
+    ));
+    let told = world.ok(["pull", "remote:1"]).stdout;
+    assert!(
+        told.contains("Status: Downloaded newer image for remote:1\ndocker.io/library/remote:1\n"),
+        "{told}"
+    );
+    let told = world.ok(["pull", "remote:1"]).stdout;
+    assert!(told.contains("Status: Image is up to date"), "{told}");
+    assert_eq!(id_of(&world, "remote:1"), id_of(&world, "thing"));
+    let digest = world
+        .ok(["inspect", "-f", "{{index .RepoDigests 0}}", "remote:1"])
+        .stdout;
+    assert!(digest.starts_with("remote@sha256:"), "{digest}");
+    world.ok(["inspect", digest.trim()]);
+    // What was fetched and unpacked may lose its packed form, and is asked for again when it is needed.
+    world.ok(["builder", "prune", "-f"]);
+    world.ok(["save", "-o", "again.tar", "remote:1"]);
+}
+
+#[test]
+fn prune_takes_what_nothing_needs() {
+    let world = world();
+    world.write("ctx/file", "changed\n");
+    world.ok(["build", "-q", "-t", "thing", "ctx"]);
+    assert_eq!(
+        world
+            .ok(["images", "-f", "dangling=true", "-q"])
+            .stdout
+            .lines()
+            .count(),
+        1
+    );
+    let told = world.ok(["image", "prune", "-f"]).stdout;
+    assert!(told.contains("deleted: sha256:"), "{told}");
+    assert_eq!(world.ok(["images", "-q"]).stdout.lines().count(), 1);
+    world.ok(["create", "--name", "user", "thing"]);
+    world.ok(["image", "prune", "-a", "-f"]);
+    assert_eq!(
+        world.ok(["images", "-q"]).stdout.lines().count(),
+        1,
+        "a container needs it"
+    );
+    let table = world.ok(["system", "df"]).stdout;
+    assert!(table.starts_with("TYPE"), "{table}");
+    world.ok(["system", "prune", "-a", "-f"]);
+    assert_eq!(world.ok(["images", "-q"]).stdout, "");
+    assert_eq!(world.ok(["ps", "-aq"]).stdout, "");
+    world.run(["system", "prune"]).fails_with(1).says("--force");
+}

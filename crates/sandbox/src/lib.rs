@@ -14,6 +14,8 @@
 //! - A step's processes and mounts are gone when its end is reported, and when the builder or the helper dies.
 //! - What the sandbox put into a root for the step (mount points, `/etc/resolv.conf`) is taken out again
 //!   unless the step made it its own.
+//!
+//! *On disk.* Nothing of its own but the layer of mount points ([`Options::stub_layer`]), where the caller wants it.
 
 mod bytes;
 mod capabilities;

@@ -101,6 +101,12 @@ fn template(root: &Path, config: &Path) -> String {
     )
 }
 
+/// Cases whose recorded answer is not followed, with the reason; `docs/conformance.md` says more.
+const DEVIATIONS: [(&str, &str); 1] = [(
+    "bk-testMountTmpfsSize-1",
+    "file systems of a step are mounted nodev, which the recorded options lack",
+)];
+
 /// Runs the script, passing its lines on, and counts them.
 fn judge(mut command: Command, tally: &mut Tally) -> anyhow::Result<()> {
     let mut script = command
@@ -115,7 +121,10 @@ fn judge(mut command: Command, tally: &mut Tally) -> anyhow::Result<()> {
             Some(("PASS", name)) => tally.count(name, None),
             Some(("FAIL", rest)) => {
                 let (name, why) = rest.split_once(": ").unwrap_or((rest, "failed"));
-                tally.count(name, Some(why));
+                match DEVIATIONS.iter().find(|(known, _)| *known == name) {
+                    Some((_, reason)) => println!("DEVIATES {name}: {reason}"),
+                    None => tally.count(name, Some(why)),
+                }
             }
             // The sum, which is ours to give, and what stands below a failure.
             _ if line.ends_with(" failed") => {}

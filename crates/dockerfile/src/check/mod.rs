@@ -4,6 +4,7 @@
 //! The stages are walked as a build would walk them, with variables, shells and working directories, but nothing is
 //! made. What an image brings along is asked of [`Images`].
 
+mod bases;
 mod config;
 mod copy;
 mod dispatch;

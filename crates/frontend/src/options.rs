@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use dockerfile::Diagnostic;
 use oci::{Digest, Platform};
+
+use crate::error::nowhere;
 
 /// The settings of a build that shape its graph.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +44,47 @@ pub struct Options {
     pub context: MainContext,
     /// Contexts by the names that stand in FROM, `COPY --from` and `--mount=from=`; also `name::platform`.
     pub named_contexts: BTreeMap<String, NamedContext>,
+}
+
+impl Options {
+    /// Follows the build arguments that are meant for the builder: `BUILDKIT_CACHE_MOUNT_NS`, `BUILDKIT_MULTI_PLATFORM`,
+    /// `BUILDKIT_SANDBOX_HOSTNAME` and `BUILDKIT_CONTEXT_KEEP_GIT_DIR`.
+    ///
+    /// # Errors
+    ///
+    /// If one that is yes or no is neither, or an index is refused that several platforms need.
+    pub fn heeding_build_args(mut self) -> Result<Self, Vec<Diagnostic>> {
+        let given = |name: &str| self.build_args.get(name).filter(|value| !value.is_empty());
+        let wrong = |message: String| vec![*nowhere("build-argument", message)];
+        let multi_platform = given("BUILDKIT_MULTI_PLATFORM").map(|value| {
+            yes_or_no(value)
+                .ok_or_else(|| wrong(format!("invalid boolean value for multi-platform: {value}")))
+        });
+        let multi_platform = multi_platform.transpose()?;
+        if multi_platform == Some(false) && self.platforms.len() > 1 {
+            let message = "conflicting config: returning multiple target platforms is not allowed";
+            return Err(wrong(message.to_owned()));
+        }
+        let keep_git = given("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| yes_or_no(value));
+        let namespace = given("BUILDKIT_CACHE_MOUNT_NS").cloned();
+        let hostname = given("BUILDKIT_SANDBOX_HOSTNAME").cloned();
+        self.multi_platform = multi_platform.unwrap_or(self.multi_platform);
+        self.cache_namespace = namespace.unwrap_or(self.cache_namespace);
+        self.hostname = hostname.unwrap_or(self.hostname);
+        if let (MainContext::Git { keep_git_dir, .. }, Some(true)) = (&mut self.context, keep_git) {
+            *keep_git_dir = true;
+        }
+        Ok(self)
+    }
+}
+
+/// Reads a truth as Go's `strconv.ParseBool` does.
+fn yes_or_no(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// Which stages run without looking for recorded results.
@@ -125,4 +169,53 @@ pub enum NamedContext {
     },
     /// A git repository or a file behind `http://`, `https://`, `git://`, `git@host:path` or `ssh://`.
     Url(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_build_arguments_are_for_the_builder() {
+        let with = |pairs: &[(&str, &str)], platforms: usize| {
+            let pairs = pairs.iter();
+            Options {
+                build_args: pairs
+                    .map(|(name, value)| ((*name).into(), (*value).into()))
+                    .collect(),
+                platforms: vec![Platform::default(); platforms],
+                context: MainContext::Git {
+                    url: String::new(),
+                    keep_git_dir: false,
+                },
+                ..Options::default()
+            }
+            .heeding_build_args()
+        };
+        let options = with(
+            &[
+                ("BUILDKIT_CACHE_MOUNT_NS", "ns"),
+                ("BUILDKIT_MULTI_PLATFORM", "1"),
+                ("BUILDKIT_SANDBOX_HOSTNAME", "box"),
+                ("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "true"),
+            ],
+            1,
+        );
+        let options = options.unwrap();
+        assert_eq!(
+            (options.cache_namespace.as_str(), options.hostname.as_str()),
+            ("ns", "box")
+        );
+        assert!(options.multi_platform);
+        assert!(matches!(
+            options.context,
+            MainContext::Git {
+                keep_git_dir: true,
+                ..
+            }
+        ));
+        assert!(with(&[("BUILDKIT_MULTI_PLATFORM", "maybe")], 1).is_err());
+        assert!(with(&[("BUILDKIT_MULTI_PLATFORM", "0")], 2).is_err());
+        assert!(with(&[("BUILDKIT_MULTI_PLATFORM", "0")], 1).is_ok());
+    }
 }

@@ -48,11 +48,15 @@ fn decimal(amount: u64, unit: u64) -> String {
 }
 
 /// Returns the text with its first word in upper case.
-pub(crate) fn uppercase_first_word(text: &str) -> String {
-    match text.split_once(' ') {
-        Some((first, rest)) => format!("{} {rest}", first.to_uppercase()),
-        None => text.to_uppercase(),
+pub(crate) fn uppercase_first_word(text: String) -> String {
+    let first = text.split(' ').next().unwrap_or_default();
+    if first
+        .bytes()
+        .all(|byte| byte.is_ascii() && !byte.is_ascii_lowercase())
+    {
+        return text;
     }
+    [&first.to_uppercase(), &text[first.len()..]].concat()
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl Pass<'_> {
                 .word(code, variables)
                 .map_or_else(|_| code.to_owned(), |shown| shown.text),
         };
-        uppercase_first_word(&shown)
+        uppercase_first_word(shown)
     }
 
     /// Expands the content of a heredoc, quotes and all.

@@ -1,5 +1,6 @@
 //! RUN.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
@@ -24,10 +25,10 @@ use crate::{name, path};
 const PIPES: &str = "/dev/pipes/";
 
 /// What is run and how it is told.
-struct Script {
+struct Script<'s> {
     args: Vec<String>,
     /// The instruction as people see it, before expansion.
-    shown: String,
+    shown: Cow<'s, str>,
     mount: Option<ExecMount>,
 }
 
@@ -46,9 +47,10 @@ impl Pass<'_> {
             CommandForm::Shell => stage.image.in_shell(&script.args),
             CommandForm::Exec => script.args,
         };
+        let created_by = format!("RUN {} # buildkit", self.with_arguments(stage, &args));
         let mut spec = ExecSpec {
             root: stage.state.output,
-            meta: self.meta(stage, args.clone()),
+            meta: self.meta(stage, args),
             mounts: Vec::from_iter(script.mount),
             network: match run.network {
                 NetworkMode::Default => self.options.network,
@@ -91,7 +93,6 @@ impl Pass<'_> {
             ..Metadata::named(self.run_name(stage, &script.shown, &mounts))
         };
         stage.state.output = Some(self.graph.add(Draft::from(spec)));
-        let created_by = format!("RUN {} # buildkit", self.with_arguments(stage, &args));
         self.commit(stage, created_by, Layer::Made);
         Ok(())
     }
@@ -182,10 +183,10 @@ impl Pass<'_> {
     }
 
     /// Returns the command, with its heredocs put where they belong.
-    fn script(&mut self, stage: &Stage<'_>, site: &Site<'_>, run: &Run) -> Outcome<Script> {
+    fn script<'s>(&mut self, stage: &Stage<'_>, site: &Site<'s>, run: &Run) -> Outcome<Script<'s>> {
         let command = &run.command;
         let args: Vec<String> = command.args.iter().map(|word| word.text.clone()).collect();
-        let shown = site.instruction.header.code.clone();
+        let shown = Cow::Borrowed(site.instruction.header.code.as_str());
         let Some(first) = command.heredocs.first() else {
             return Ok(Script {
                 args,
@@ -214,7 +215,7 @@ impl Pass<'_> {
                 mount: None,
             });
         }
-        let shown = format!("{shown} ({})", summary(&first.content));
+        let shown = Cow::Owned(format!("{shown} ({})", summary(&first.content)));
         let content = match first.chomp {
             true => chomp_tabs(&first.content),
             false => first.content.clone(),

@@ -404,6 +404,10 @@ impl<'a> Pass<'a> {
     /// Puts the ONBUILD triggers of the base before a stage's instructions; returns whether they use stages.
     fn add_triggers(&mut self, number: usize) -> Result<bool, Stop> {
         let stage = &self.states[number];
+        if stage.dispatched {
+            // Nothing is run on an image that is only copied from. Its triggers could name itself, without an end.
+            return Ok(false);
+        }
         let mut triggers = stage.image.config.on_build.clone();
         if let Some(base) = stage.base.filter(|_| !stage.triggers_done) {
             for command in &self.states[base].commands {

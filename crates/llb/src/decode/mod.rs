@@ -1,5 +1,9 @@
 //! Reading `pb.Definition`. Its bytes are hostile.
 
+mod exec;
+mod file;
+mod metadata;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -12,18 +16,14 @@ use crate::{
     Output, SourceFile, SourceOp, VertexId, encode,
 };
 
+use exec::read_exec;
+use file::read_action;
+use metadata::{read_locations, read_metadata, read_source_file};
+
 /// The longest definition that is read.
 const LONGEST: usize = 256 << 20;
 /// The most vertices a definition may have.
 const MOST_VERTICES: usize = 1 << 20;
-
-mod exec;
-mod file;
-mod metadata;
-
-use exec::read_exec;
-use file::read_action;
-use metadata::{read_locations, read_metadata, read_source_file};
 
 type Decoded<T> = Result<T, LlbError>;
 

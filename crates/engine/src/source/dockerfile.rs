@@ -312,7 +312,7 @@ impl Loaded {
                 )));
             }
         };
-        Ok(Options {
+        let options = Options {
             filename: self.name.clone(),
             target: request.target.clone(),
             build_args: request.build_args.clone(),
@@ -343,7 +343,9 @@ impl Loaded {
             },
             named_contexts: self.named.clone(),
             ..Options::default()
-        })
+        };
+        let heeded = options.heeding_build_args();
+        heeded.map_err(|diagnostics| EngineError::Dockerfile { diagnostics })
     }
 }
 

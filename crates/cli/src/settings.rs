@@ -1,9 +1,11 @@
 //! The configuration file, and opening what it names.
 
-use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, EngineSettings};
 use sandbox::userns;
-use store::{Ids, OpenOptions, Store};
+use store::{Ids, OpenOptions, Space, SpaceLimits, Store};
 
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
@@ -32,6 +34,7 @@ pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
         root,
         ids: ids().map_err(exit::builder)?,
         registries,
+        limits: limits(global).map_err(exit::usage)?,
         sandbox: sandbox::Options::default(),
     };
     Engine::open(settings).map_err(exit::builder)
@@ -60,18 +63,75 @@ fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {
 /// Returns the registries' settings: those of the environment, and those of the configuration file.
 pub(crate) fn registries(global: &Global) -> Result<registry::Settings> {
     let mut settings = registry::Settings::from_environment();
-    let (path, asked) = places::config(global)?;
-    match std::fs::read_to_string(&path) {
-        Ok(text) => settings
+    if let Some((path, text)) = read_config(global)? {
+        settings
             .read_toml(&path, &text)
-            .with_context(|| format!("failed to read the configuration {}", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => {}
-        Err(error) => {
-            return Err(error)
-                .with_context(|| format!("failed to read the configuration {}", path.display()));
-        }
+            .with_context(|| format!("failed to read the configuration {}", path.display()))?;
     }
     Ok(settings)
+}
+
+/// The table `[gc]` of the configuration file.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Collection {
+    enabled: Option<bool>,
+    #[serde(alias = "maxUsedSpace")]
+    max_used_space: Option<Amount>,
+    #[serde(alias = "reservedSpace")]
+    reserved_space: Option<Amount>,
+    #[serde(alias = "minFreeSpace")]
+    min_free_space: Option<Amount>,
+}
+
+/// Bytes as a number, or an amount in words: "10GB", "20%".
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Number(u64),
+    Text(String),
+}
+
+/// Returns the limits of the store that the configuration sets; `None` where it sets none.
+pub(crate) fn limits(global: &Global) -> Result<Option<SpaceLimits>> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        gc: Option<Collection>,
+    }
+    let Some((path, text)) = read_config(global)? else {
+        return Ok(None);
+    };
+    let read = || format!("failed to read the configuration {}", path.display());
+    let file: File = toml::from_str(&text).with_context(read)?;
+    let Some(gc) = file.gc else { return Ok(None) };
+    if gc.enabled == Some(false) {
+        return Ok(Some(SpaceLimits::NONE));
+    }
+    let space = |name: &str, amount: Option<Amount>| match amount {
+        None => Ok(None),
+        Some(Amount::Number(bytes)) => Ok(Some(Space::Bytes(bytes))),
+        Some(Amount::Text(text)) => match text.parse() {
+            Ok(space) => Ok(Some(space)),
+            Err(error) => Err(anyhow!("gc.{name}: {error}")).with_context(read),
+        },
+    };
+    let limits = SpaceLimits {
+        max_used: space("max-used-space", gc.max_used_space)?,
+        reserved: space("reserved-space", gc.reserved_space)?,
+        min_free: space("min-free-space", gc.min_free_space)?,
+    };
+    Ok(limits.are_set().then_some(limits))
+}
+
+/// Returns the configuration file and its text; `None` if there is none and none was asked for.
+fn read_config(global: &Global) -> Result<Option<(PathBuf, String)>> {
+    let (path, asked) = places::config(global)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some((path, text))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => Ok(None),
+        Err(error) => Err(error)
+            .with_context(|| format!("failed to read the configuration {}", path.display())),
+    }
 }
 
 /// Returns whose ids files written by this process carry.

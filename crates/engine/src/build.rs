@@ -51,6 +51,8 @@ impl Engine {
         sink: &Sink,
         cancel: &Cancel,
     ) -> Result<BuildResult, BuildFailure> {
+        // What is found in the store has to stay there until the outputs are written.
+        let _blobs = self.shared.store.hold_blobs();
         let loaded = crate::source::dockerfile::load(request, sink)?;
         let source = (
             loaded.name.clone(),
@@ -215,6 +217,12 @@ impl Engine {
             .solve(plan::tasks(&all), keys, policy, cancel)
             .map_err(|failed| failure_of(failed, &lowered.builds));
         trees.iter().for_each(|tree| tree.remember());
+        if let Some((root, _)) = roots.last() {
+            let keys: Vec<_> = all.iter().map(|work| work.record_key).collect();
+            if let Err(error) = self.shared.store.mark_used(&root.record_key, &keys) {
+                tracing::warn!(%error, "what was used is not marked");
+            }
+        }
         let outputs = outputs?;
         let mut found =
             roots

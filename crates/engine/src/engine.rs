@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use store::{Ids, OpenOptions, Store};
+use store::{CollectPolicy, Collected, Ids, OpenOptions, SpaceLimits, Store};
 
 use crate::EngineError;
 use crate::driver::Driver;
@@ -19,6 +19,8 @@ pub struct EngineSettings {
     pub ids: Ids,
     /// Registries, mirrors and logins.
     pub registries: registry::Settings,
+    /// The space the store may take; `None` for what is usual on such a disk.
+    pub limits: Option<SpaceLimits>,
     /// How steps are run.
     pub sandbox: sandbox::Options,
 }
@@ -28,6 +30,7 @@ pub struct EngineSettings {
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) driver: Driver<VertexWork>,
+    limits: Option<SpaceLimits>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -53,7 +56,23 @@ impl Engine {
         Ok(Self {
             shared: Arc::new(shared),
             driver: Driver::start(default_slots()),
+            limits: settings.limits,
         })
+    }
+
+    /// Brings the store within its limits, after a build. Returns the policy and what
+    /// was done, if anything was.
+    pub fn collect_surplus(&self) -> Result<Option<(CollectPolicy, Collected)>, EngineError> {
+        let limits = match self.limits {
+            Some(limits) if !limits.are_set() => return Ok(None),
+            limits => limits,
+        };
+        let store = &self.shared.store;
+        let disk = store.disk()?;
+        let limits = limits.unwrap_or_else(|| SpaceLimits::usual(disk.size));
+        let policy = limits.policy(disk.size);
+        let done = store.collect_surplus(&policy, disk)?;
+        Ok(done.map(|done| (policy, done)))
     }
 
     /// Returns the store.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use oci::Digest;
 use sha2::{Digest as _, Sha256};
 
+use crate::lease::Leased;
 use crate::{Store, StoreError};
 
 /// The blobs of a store.
@@ -36,13 +37,20 @@ impl Blobs<'_> {
                 statement.exists(rusqlite::params![digest.as_str(), self.store.inner.boot])
             })
             .unwrap_or(false);
-        let size = std::fs::metadata(self.path(digest)).ok()?.len();
-        known.then_some(size)
+        if !known {
+            return None;
+        }
+        match self.store.lease_blob(digest) {
+            Leased::Here(size) => Some(size),
+            Leased::Gone => None,
+            Leased::NotAsked => Some(std::fs::metadata(self.path(digest)).ok()?.len()),
+        }
     }
 
     /// Opens a blob.
     pub fn open(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.path(digest);
+        self.store.lease_blob(digest);
         File::open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => StoreError::NoBlob {
                 digest: digest.clone(),
@@ -54,6 +62,7 @@ impl Blobs<'_> {
     /// Reads a small blob whole and checks it.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.path(digest);
+        self.store.lease_blob(digest);
         let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => StoreError::NoBlob {
                 digest: digest.clone(),
@@ -173,10 +182,19 @@ impl BlobWriter {
                 });
             }
         }
+        // What is there may be leased by others: it is not replaced by another file of equal content,
+        // nor by one that is published at the same moment.
+        let _lock = self.store.lock(&format!("blob-{}", digest.hex()))?;
+        if self.store.blobs().size(&digest) == Some(self.size) {
+            return Ok((digest, self.size));
+        }
         let path = self.store.blobs().path(&digest);
-        self.file
+        let file = self
+            .file
             .persist(&path)
             .map_err(|error| StoreError::io("rename a blob to", &path)(error.error))?;
+        // The writer's own lock becomes the lease: there is no moment between them.
+        self.store.lease_written(&digest, file)?;
         let now = self.store.now();
         self.store.write("add a blob", |transaction| {
             transaction

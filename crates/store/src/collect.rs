@@ -1,17 +1,19 @@
 //! Garbage collection with a hard cap.
 //!
-//! What is named (images with a name, and all they are made of) or leased (locked by any process)
-//! is never removed. Everything else goes when the cap asks for it, the longest unused first.
+//! What is named (images with a name, and all they are made of), belongs to a container, or is leased
+//! (locked by any process) is never removed. Everything else goes when the cap asks for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::path::PathBuf;
 
-use oci::{Digest, Manifest};
+use oci::Digest;
+use rusqlite::Transaction;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::layer::remove_tree;
-use crate::{LayerId, Store, StoreError};
+use crate::usage::holdings;
+use crate::{Item, ItemKind, LayerId, Store, StoreError, Usage};
 
 /// What to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,67 +26,87 @@ pub struct CollectPolicy {
     pub min_free: Option<u64>,
     /// Removes what has not been used since this time (seconds since 1970), limit or not.
     pub unused_since: Option<i64>,
+    /// Touches nothing else than these kinds; all if empty.
+    pub kinds: BTreeSet<ItemKind>,
+    /// Touches nothing else than what has one of these ids, or begins of ids; all if empty.
+    pub ids: Vec<String>,
     /// Removes images without a name.
     pub dangling_images: bool,
-    /// Removes images with a name too, unless a running build uses them.
-    pub named_images: bool,
     /// Only counts what would go.
     pub dry_run: bool,
+}
+
+impl CollectPolicy {
+    /// Returns whether an item may be touched at all.
+    pub fn covers(&self, entry: &Usage) -> bool {
+        let kind = self.kinds.is_empty() || self.kinds.contains(&entry.kind);
+        let id = entry.item.to_string();
+        kind && (self.ids.is_empty() || self.ids.iter().any(|wanted| id.starts_with(wanted)))
+    }
+
+    fn rule(&self, entry: &Usage) -> String {
+        match (self.unused_since, self.max_used, self.min_free) {
+            (Some(i64::MAX), None, None) => "prune".to_owned(),
+            (Some(time), _, _) if entry.used < time => "unused for too long".to_owned(),
+            (_, Some(limit), _) => format!("max-used-space={limit}"),
+            (_, None, Some(free)) => format!("min-free-space={free}"),
+            _ => "prune".to_owned(),
+        }
+    }
 }
 
 /// What a collection did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Collected {
-    /// Layers removed.
-    pub layers: u64,
-    /// Blobs removed.
-    pub blobs: u64,
+    /// What was removed, in this order.
+    pub items: Vec<Usage>,
     /// Image records removed.
     pub images: Vec<Digest>,
     /// Bytes given back.
     pub bytes: u64,
     /// Bytes still used.
     pub used: u64,
-    /// Set where what is held alone is more than the limit: bytes, and who holds them.
+    /// Set where what is held alone is more than the limit: bytes, and who holds most of them.
     pub held: Option<(u64, String)>,
 }
 
-/// One thing that takes space.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage {
-    /// A layer or a blob.
-    pub item: Item,
-    /// Bytes on disk.
-    pub bytes: u64,
-    /// Seconds since 1970.
-    pub created: i64,
-    /// Seconds since 1970.
-    pub used: i64,
-    /// Whether an image with a name needs it.
-    pub named: bool,
-    /// Where it came from.
-    pub origin: String,
+/// A file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    pub size: u64,
+    /// What an ordinary user may still write.
+    pub free: u64,
 }
 
-/// What takes space.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Item {
-    Layer(LayerId),
-    Blob(Digest),
+/// Things removed in one transaction.
+const BATCH: usize = 64;
+
+/// Tombstones older than this explain nothing any more, in seconds.
+const TOMBSTONE_LIFE: i64 = 90 * 86_400;
+
+/// Something to remove, locked against everybody else.
+struct Doomed {
+    entry: Usage,
+    rule: String,
+    place: PathBuf,
+    lock: Option<File>,
 }
 
 impl Store {
-    /// Lists all that takes space, the longest unused first.
-    pub fn usage(&self) -> Result<Vec<Usage>, StoreError> {
-        let held = self.held_by_names(false)?;
-        let mut usage = self.layer_usage()?;
-        usage.extend(self.blob_usage()?);
-        for entry in &mut usage {
-            entry.named = held.contains_key(&entry.item);
+    /// Removes what the policy does not keep, if anything: a store within its limits costs one row and
+    /// one system call.
+    pub fn collect_surplus(
+        &self,
+        policy: &CollectPolicy,
+        disk: Disk,
+    ) -> Result<Option<Collected>, StoreError> {
+        let used = self.used_bytes()?;
+        let over = policy.max_used.is_some_and(|limit| used > limit);
+        let tight = policy.min_free.is_some_and(|wanted| disk.free < wanted);
+        if used <= policy.reserved || !(over || tight) {
+            return Ok(None);
         }
-        // Of layers used last at the same time, those made later lie above the others.
-        usage.sort_by(|a, b| (a.used, &b.item).cmp(&(b.used, &a.item)));
-        Ok(usage)
+        self.collect(policy).map(Some)
     }
 
     /// Removes what the policy does not keep.
@@ -94,251 +116,177 @@ impl Store {
         if !policy.dry_run {
             self.sweep()?;
         }
-        if policy.dangling_images || policy.named_images {
-            done.images = self.remove_images(policy)?;
+        if policy.dangling_images {
+            done.images = self.remove_dangling_images(policy.dry_run)?;
         }
-        let held = self.held_by_names(policy.named_images && policy.dry_run)?;
-        let usage = self.usage()?;
-        let mut used: u64 = usage.iter().map(|entry| entry.bytes).sum();
-        let mut kept: u64 = 0;
-        let mut holder = String::new();
-        for entry in usage {
-            if let Some(name) = held.get(&entry.item) {
-                kept += entry.bytes;
-                holder.clone_from(name);
-                continue;
-            }
-            if !self.is_surplus(policy, used, &entry)? {
-                continue;
-            }
-            let removed = match (&entry.item, policy.dry_run) {
-                (_, true) => true,
-                (Item::Layer(id), _) => self.remove_layer(*id, &rule_of(policy, &entry))?,
-                (Item::Blob(digest), _) => self.remove_blob(digest)?,
-            };
-            if removed {
-                used -= entry.bytes;
-                done.bytes += entry.bytes;
-                match entry.item {
-                    Item::Layer(_) => done.layers += 1,
-                    Item::Blob(_) => done.blobs += 1,
+        let mut usage = self.usage()?.into_iter();
+        let mut kept = Kept::default();
+        let mut state = State {
+            used: usage.as_slice().iter().map(|entry| entry.bytes).sum(),
+            free: match policy.min_free {
+                Some(_) => self.free_bytes()?,
+                None => 0,
+            },
+        };
+        loop {
+            let mut doomed = Vec::new();
+            for entry in usage.by_ref() {
+                if let Some(holder) = &entry.holder {
+                    kept.add(holder, entry.bytes);
+                    continue;
                 }
-            } else {
-                kept += entry.bytes;
-                holder = "a running build".to_owned();
+                if !policy.covers(&entry) || !state.is_surplus(policy, &entry) {
+                    continue;
+                }
+                if policy.dry_run {
+                    state.remove(&entry);
+                    done.bytes += entry.bytes;
+                    done.items.push(entry);
+                    continue;
+                }
+                match self.doom(entry, policy)? {
+                    Ok(found) => {
+                        state.remove(&found.entry);
+                        doomed.push(found);
+                    }
+                    Err(entry) => kept.add("a running build", entry.bytes),
+                }
+                if doomed.len() == BATCH {
+                    break;
+                }
+            }
+            if doomed.is_empty() {
+                break;
+            }
+            for entry in self.bury(doomed, &mut kept, &mut state)? {
+                done.bytes += entry.bytes;
+                done.items.push(entry);
             }
         }
-        done.used = used;
-        if policy.max_used.is_some_and(|limit| kept > limit) {
-            done.held = Some((kept, holder));
+        done.used = state.used;
+        if policy.max_used.is_some_and(|limit| done.used > limit) {
+            done.held = kept.most();
         }
         Ok(done)
     }
 
-    fn is_surplus(
-        &self,
-        policy: &CollectPolicy,
-        used: u64,
-        entry: &Usage,
-    ) -> Result<bool, StoreError> {
-        if policy.unused_since.is_some_and(|time| entry.used < time) {
-            return Ok(true);
-        }
-        if used <= policy.reserved {
-            return Ok(false);
-        }
-        if policy.max_used.is_some_and(|limit| used > limit) {
-            return Ok(true);
-        }
-        match policy.min_free {
-            None => Ok(false),
-            Some(wanted) => {
-                let statistics = rustix::fs::statvfs(self.root())
-                    .map_err(|errno| StoreError::io("measure", self.root())(errno.into()))?;
-                Ok(statistics.f_bavail * statistics.f_frsize < wanted)
-            }
-        }
-    }
-
-    fn layer_usage(&self) -> Result<Vec<Usage>, StoreError> {
+    /// Returns what was evicted under a key: when, in seconds since 1970, and by which rule.
+    pub fn tombstone(&self, key: &crate::Key) -> Result<Option<(i64, String)>, StoreError> {
+        use rusqlite::OptionalExtension;
         self.database()
-            .prepare_cached(
-                "SELECT layer.id, layer.bytes, layer.created, layer.origin,
-                   max(layer.used, coalesce((SELECT max(result.used) FROM result_layer
-                     JOIN result ON result.id = result_layer.result
-                     WHERE result_layer.layer = layer.id), 0))
-                 FROM layer WHERE boot <> 'ingest'",
-            )
+            .prepare_cached("SELECT at, rule FROM tombstone WHERE key = ?1")
             .and_then(|mut statement| {
-                statement
-                    .query_map([], |row| {
-                        Ok(Usage {
-                            item: Item::Layer(LayerId(row.get::<_, i64>(0)? as u64)),
-                            bytes: row.get::<_, i64>(1)? as u64,
-                            created: row.get(2)?,
-                            origin: row.get(3)?,
-                            used: row.get(4)?,
-                            named: false,
-                        })
-                    })?
-                    .collect()
+                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                statement.query_row([key.as_slice()], row).optional()
             })
-            .map_err(StoreError::database("list the layers"))
+            .map_err(StoreError::database("look up what was evicted"))
     }
 
-    fn blob_usage(&self) -> Result<Vec<Usage>, StoreError> {
-        let rows: Vec<(String, i64, i64, i64)> = self
-            .database()
-            .prepare_cached("SELECT digest, size, created, used FROM blob")
-            .and_then(|mut statement| {
-                statement
-                    .query_map([], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                    })?
-                    .collect()
-            })
-            .map_err(StoreError::database("list the blobs"))?;
-        rows.into_iter()
-            .map(|(digest, size, created, used)| {
-                let digest: Digest = digest.parse().map_err(|_| StoreError::Damaged {
-                    subject: "the blobs".to_owned(),
-                    reason: format!("{digest:?} is no digest"),
-                })?;
-                Ok(Usage {
-                    item: Item::Blob(digest),
-                    bytes: size as u64,
-                    created,
-                    used,
-                    origin: "blob".to_owned(),
-                    named: false,
-                })
-            })
-            .collect()
+    fn free_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.disk()?.free)
     }
 
-    /// Returns what images with a name and containers need, each with one such name.
-    fn held_by_names(&self, nothing: bool) -> Result<BTreeMap<Item, String>, StoreError> {
-        let mut held = BTreeMap::new();
-        for container in self.containers()? {
-            let holder = format!("container {}", container.name);
-            held.insert(Item::Blob(container.image), holder.clone());
-            for layer in container.layers {
-                held.insert(Item::Layer(layer), holder.clone());
-            }
-        }
-        if nothing {
-            return Ok(held);
-        }
-        for name in self.names()? {
-            let Some(image) = self.image(&name.image)? else {
-                continue;
-            };
-            let mut hold = |item| {
-                held.entry(item).or_insert_with(|| name.reference.clone());
-            };
-            hold(Item::Blob(image.id.clone()));
-            for layer in image.layers.iter().flatten() {
-                hold(Item::Layer(*layer));
-            }
-            let Some(digest) = &image.manifest else {
-                continue;
-            };
-            hold(Item::Blob(digest.clone()));
-            if let Some(index) = &name.digest {
-                hold(Item::Blob(index.clone()));
-            }
-            let manifest = self.blobs().read(digest).ok();
-            let parsed = manifest.and_then(|raw| serde_json::from_slice::<Manifest>(&raw).ok());
-            // Once unpacked, the compressed form can go: an export makes or fetches it again.
-            if image.layers.is_none() {
-                for layer in parsed.into_iter().flat_map(|manifest| manifest.layers) {
-                    hold(Item::Blob(layer.digest));
-                }
-            }
-        }
-        Ok(held)
+    /// Returns how large the file system is that the store lies on, and how full.
+    pub fn disk(&self) -> Result<Disk, StoreError> {
+        let statistics = rustix::fs::statvfs(self.root())
+            .map_err(|errno| StoreError::io("measure", self.root())(errno.into()))?;
+        Ok(Disk {
+            size: statistics.f_blocks * statistics.f_frsize,
+            free: statistics.f_bavail * statistics.f_frsize,
+        })
     }
 
-    fn remove_images(&self, policy: &CollectPolicy) -> Result<Vec<Digest>, StoreError> {
-        let named: BTreeSet<Digest> = match policy.named_images {
-            true => BTreeSet::new(),
-            false => self.names()?.into_iter().map(|name| name.image).collect(),
-        };
+    fn remove_dangling_images(&self, dry_run: bool) -> Result<Vec<Digest>, StoreError> {
+        let named: BTreeSet<Digest> = self.names()?.into_iter().map(|name| name.image).collect();
         let mut removed = Vec::new();
         for image in self.images()? {
-            if !named.contains(&image.id) {
-                if !policy.dry_run {
-                    self.remove_image(&image.id)?;
-                }
+            let dangling = !named.contains(&image.id);
+            if dangling && (dry_run || self.remove_image_without_name(&image.id)?) {
                 removed.push(image.id);
             }
         }
         Ok(removed)
     }
 
-    /// Removes a layer and every result it is part of; returns `false` if it is leased.
-    fn remove_layer(&self, id: LayerId, rule: &str) -> Result<bool, StoreError> {
-        let place = self.path(&format!("layers/{}", id.0));
-        let folder = match File::open(&place) {
-            Ok(folder) => Some(folder),
+    /// Locks something that is to go; gives it back if somebody uses it.
+    fn doom(
+        &self,
+        entry: Usage,
+        policy: &CollectPolicy,
+    ) -> Result<Result<Doomed, Usage>, StoreError> {
+        let place = match &entry.item {
+            Item::Layer(id) => self.path(&format!("layers/{}", id.0)),
+            Item::Blob(digest) => self.blobs().path(digest),
+            Item::Mount(name) => self.path("mounts").join(name),
+        };
+        let lock = match File::open(&place) {
+            Ok(file) => match file.try_lock() {
+                Ok(()) => Some(file),
+                Err(TryLockError::WouldBlock) => return Ok(Err(entry)),
+                Err(TryLockError::Error(error)) => {
+                    return Err(StoreError::io("lock", place)(error));
+                }
+            },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(StoreError::io("open", place)(error)),
         };
-        if let Some(folder) = &folder
-            && flock(folder, FlockOperation::NonBlockingLockExclusive).is_err()
-        {
-            return Ok(false);
-        }
-        let now = self.now();
-        self.write("forget a layer", |transaction| {
-            let id = id.0 as i64;
-            transaction.execute(
-                "INSERT OR REPLACE INTO tombstone(key, at, rule) SELECT record.key, ?2, ?3
-                 FROM record JOIN result_layer ON result_layer.result = record.result
-                 WHERE result_layer.layer = ?1",
-                rusqlite::params![id, now, rule],
-            )?;
-            transaction.execute(
-                "DELETE FROM record WHERE result IN
-                   (SELECT result FROM result_layer WHERE layer = ?1)",
-                [id],
-            )?;
-            transaction.execute(
-                "DELETE FROM result WHERE id IN (SELECT result FROM result_layer WHERE layer = ?1)",
-                [id],
-            )?;
-            transaction.execute(
-                "DELETE FROM result_layer WHERE result NOT IN (SELECT id FROM result)",
-                [],
-            )?;
-            transaction.execute("DELETE FROM layer WHERE id = ?1", [id])
-        })?;
-        if folder.is_some() {
-            let grave = self.path(&format!("ingest/removed-{}", id.0));
-            std::fs::rename(&place, &grave).map_err(StoreError::io("rename", &place))?;
-            drop(folder);
-            remove_tree(&grave).map_err(StoreError::io("remove", &grave))?;
-        }
-        Ok(true)
+        Ok(Ok(Doomed {
+            rule: policy.rule(&entry),
+            entry,
+            place,
+            lock,
+        }))
     }
 
-    fn remove_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let path = self.blobs().path(digest);
-        match File::open(&path) {
-            Ok(file) => match file.try_lock() {
-                Ok(()) => std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?,
-                Err(TryLockError::WouldBlock) => return Ok(false),
-                Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", path)(error)),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StoreError::io("open", path)(error)),
-        }
-        self.write("forget a blob", |transaction| {
-            let digest = digest.to_string();
-            transaction.execute("DELETE FROM encoding WHERE digest = ?1", [&digest])?;
-            transaction.execute("DELETE FROM blob WHERE digest = ?1", [&digest])
+    /// Forgets what is doomed and removes it; what got a name meanwhile is spared.
+    fn bury(
+        &self,
+        mut doomed: Vec<Doomed>,
+        kept: &mut Kept,
+        state: &mut State,
+    ) -> Result<Vec<Usage>, StoreError> {
+        let now = self.now();
+        // In one transaction, so that no name is given between the look and the removal.
+        let spared = self.write("forget what is removed", |transaction| {
+            let held = self.held(holdings(transaction)?);
+            let mut spared = Vec::new();
+            for (number, found) in doomed.iter().enumerate() {
+                match held.get(&found.entry.item) {
+                    Some(holder) => spared.push((number, holder.clone())),
+                    None => forget(transaction, &found.entry.item, now, &found.rule)?,
+                }
+            }
+            transaction.execute(
+                "DELETE FROM tombstone WHERE at < ?1",
+                [now.saturating_sub(TOMBSTONE_LIFE)],
+            )?;
+            Ok(spared)
         })?;
-        Ok(true)
+        for (number, holder) in spared.into_iter().rev() {
+            let found = doomed.remove(number);
+            kept.add(&holder, found.entry.bytes);
+            state.used += found.entry.bytes;
+        }
+        let mut graves = Vec::new();
+        let mut gone = Vec::with_capacity(doomed.len());
+        for found in doomed {
+            if found.lock.is_some() {
+                match &found.entry.item {
+                    Item::Blob(_) => remove_file(&found.place)?,
+                    item => {
+                        let grave = self.path(&format!("ingest/removed-{item}"));
+                        std::fs::rename(&found.place, &grave)
+                            .map_err(StoreError::io("rename", &found.place))?;
+                        graves.push(grave);
+                    }
+                }
+            }
+            gone.push(found.entry);
+        }
+        for grave in graves {
+            remove_tree(&grave).map_err(StoreError::io("remove", &grave))?;
+        }
+        Ok(gone)
     }
 
     /// Removes what writers that died were writing: what is in `ingest` and not locked.
@@ -369,29 +317,31 @@ impl Store {
         Ok(())
     }
 
-    fn entries(&self, folder: &str) -> Result<Vec<std::path::PathBuf>, StoreError> {
+    pub(crate) fn entries(&self, folder: &str) -> Result<Vec<PathBuf>, StoreError> {
         let path = self.path(folder);
-        let list = || -> std::io::Result<Vec<std::path::PathBuf>> {
-            std::fs::read_dir(&path)?
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            let mut entries: Vec<PathBuf> = std::fs::read_dir(&path)?
                 .map(|entry| Ok(entry?.path()))
-                .collect()
+                .collect::<std::io::Result<_>>()?;
+            entries.sort();
+            Ok(entries)
         };
-        list().map_err(StoreError::io("list", &path))
+        match list() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            result => result.map_err(StoreError::io("list", &path)),
+        }
     }
 
     /// Removes the folders of containers that were never recorded.
     fn sweep_containers(&self) -> Result<(), StoreError> {
-        let Ok(entries) = std::fs::read_dir(self.path("containers")) else {
-            return Ok(());
-        };
-        for entry in entries.flatten() {
-            let Ok(id) = entry.file_name().into_string() else {
+        for path in self.entries("containers")? {
+            let Some(id) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };
-            if let Some(_lock) = self.try_lock_container(&id)?
-                && self.container(&id)?.is_none()
+            if let Some(_lock) = self.try_lock_container(id)?
+                && self.container(id)?.is_none()
             {
-                remove_tree(&entry.path()).map_err(StoreError::io("remove", entry.path()))?;
+                remove_tree(&path).map_err(StoreError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -405,26 +355,131 @@ impl Store {
     }
 }
 
-fn rule_of(policy: &CollectPolicy, entry: &Usage) -> String {
-    match policy {
-        CollectPolicy {
-            unused_since: Some(time),
-            ..
-        } if entry.used < *time => "unused for too long".to_owned(),
-        CollectPolicy {
-            max_used: Some(limit),
-            ..
-        } => format!("max-used-space={limit}"),
-        CollectPolicy {
-            min_free: Some(free),
-            ..
-        } => format!("min-free-space={free}"),
-        _ => "prune".to_owned(),
+/// How full it is while a collection goes on.
+struct State {
+    used: u64,
+    free: u64,
+}
+
+impl State {
+    fn is_surplus(&self, policy: &CollectPolicy, entry: &Usage) -> bool {
+        if policy.unused_since.is_some_and(|time| entry.used < time) {
+            return true;
+        }
+        if self.used <= policy.reserved {
+            return false;
+        }
+        policy.max_used.is_some_and(|limit| self.used > limit)
+            || policy.min_free.is_some_and(|wanted| self.free < wanted)
+    }
+
+    fn remove(&mut self, entry: &Usage) {
+        self.used -= entry.bytes;
+        self.free += entry.bytes;
+    }
+}
+
+/// What could not go, and who has it.
+#[derive(Default)]
+struct Kept {
+    bytes: u64,
+    holders: std::collections::BTreeMap<String, u64>,
+}
+
+impl Kept {
+    fn add(&mut self, holder: &str, bytes: u64) {
+        self.bytes += bytes;
+        *self.holders.entry(holder.to_owned()).or_default() += bytes;
+    }
+
+    /// Returns all bytes, and the holder of the most.
+    fn most(self) -> Option<(u64, String)> {
+        let most = self.holders.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+        Some((self.bytes, most.0))
+    }
+}
+
+/// Removes the records of something that is removed, and of all that cannot be without it.
+pub(crate) fn forget(
+    transaction: &Transaction<'_>,
+    item: &Item,
+    now: i64,
+    rule: &str,
+) -> rusqlite::Result<()> {
+    let run = |sql: &str, parameters: &[&dyn rusqlite::ToSql]| -> rusqlite::Result<usize> {
+        transaction.prepare_cached(sql)?.execute(parameters)
+    };
+    match item {
+        Item::Layer(id) => {
+            let id = id.0 as i64;
+            let mut statement = transaction
+                .prepare_cached("SELECT DISTINCT result FROM result_layer WHERE layer = ?1")?;
+            let results: Vec<i64> = statement
+                .query_map([id], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            for result in results {
+                forget_result(transaction, result, now, rule)?;
+            }
+            run(
+                "DELETE FROM image WHERE id NOT IN (SELECT image FROM name)
+                   AND id NOT IN (SELECT image FROM container)
+                   AND layers IS NOT NULL AND json_valid(layers)
+                   AND EXISTS(SELECT 1 FROM json_each(image.layers) WHERE value = ?1)",
+                &[&id],
+            )?;
+            run("DELETE FROM layer WHERE id = ?1", &[&id])?;
+        }
+        Item::Blob(digest) => {
+            let digest = digest.to_string();
+            run("DELETE FROM encoding WHERE digest = ?1", &[&digest])?;
+            run(
+                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM name)
+                   AND id NOT IN (SELECT image FROM container)",
+                &[&digest],
+            )?;
+            run("DELETE FROM blob WHERE digest = ?1", &[&digest])?;
+        }
+        Item::Mount(name) => {
+            run("DELETE FROM mount WHERE name = ?1", &[name])?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a result with its keys; each key keeps a note of when and why.
+pub(crate) fn forget_result(
+    transaction: &Transaction<'_>,
+    result: i64,
+    now: i64,
+    rule: &str,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO tombstone(key, at, rule)
+             SELECT key, ?2, ?3 FROM record WHERE result = ?1",
+        )?
+        .execute(rusqlite::params![result, now, rule])?;
+    for sql in [
+        "DELETE FROM record WHERE result = ?1",
+        "DELETE FROM result_layer WHERE result = ?1",
+        "DELETE FROM result WHERE id = ?1",
+    ] {
+        transaction.prepare_cached(sql)?.execute([result])?;
+    }
+    Ok(())
+}
+
+fn remove_file(path: &std::path::Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(error))
+        }
+        _ => Ok(()),
     }
 }
 
 /// Removes a file or directory unless a process holds its lock.
-fn remove_unlocked(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove_unlocked(path: &std::path::Path) -> Result<(), StoreError> {
     let Ok(file) = File::open(path) else {
         return Ok(());
     };
@@ -432,14 +487,8 @@ fn remove_unlocked(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let is_folder = file.metadata().is_ok_and(|meta| meta.is_dir());
-    if is_folder {
-        remove_tree(path).map_err(StoreError::io("remove", path))
-    } else {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", path)(error))
-            }
-            _ => Ok(()),
-        }
+    match is_folder {
+        true => remove_tree(path).map_err(StoreError::io("remove", path)),
+        false => remove_file(path),
     }
 }

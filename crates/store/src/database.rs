@@ -7,8 +7,10 @@ use rusqlite::Connection;
 
 use crate::StoreError;
 
-/// The schema, one entry a format. Entry `n` takes a database from format `n` to `n + 1`.
-const MIGRATIONS: [&str; 2] = [
+/// The schema. Entry `n` takes a database from version `n` (its `user_version`) to `n + 1`.
+///
+/// An entry that was released is never edited: a change of the schema is a further entry.
+const MIGRATIONS: &[&str] = &[
     "
 CREATE TABLE layer(
   id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -66,6 +68,34 @@ CREATE TABLE container(
   info TEXT NOT NULL,          -- JSON, the engine's
   created INTEGER NOT NULL
 );
+",
+    "
+CREATE TABLE mount(            -- directories of cache mounts, under `mounts/`
+  name TEXT PRIMARY KEY, id TEXT NOT NULL,
+  bytes INTEGER,               -- null while it may have changed since it was measured
+  created INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE total(bytes INTEGER NOT NULL);  -- one row: what all layers, blobs and mounts take
+INSERT INTO total SELECT coalesce((SELECT sum(bytes) FROM layer), 0)
+  + coalesce((SELECT sum(size) FROM blob), 0);
+CREATE TRIGGER layer_added AFTER INSERT ON layer
+  BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER layer_removed AFTER DELETE ON layer
+  BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
+CREATE TRIGGER layer_changed AFTER UPDATE OF bytes ON layer
+  BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
+CREATE TRIGGER blob_added AFTER INSERT ON blob
+  BEGIN UPDATE total SET bytes = bytes + new.size; END;
+CREATE TRIGGER blob_removed AFTER DELETE ON blob
+  BEGIN UPDATE total SET bytes = bytes - old.size; END;
+CREATE TRIGGER blob_changed AFTER UPDATE OF size ON blob
+  BEGIN UPDATE total SET bytes = bytes + new.size - old.size; END;
+CREATE TRIGGER mount_added AFTER INSERT ON mount
+  BEGIN UPDATE total SET bytes = bytes + coalesce(new.bytes, 0); END;
+CREATE TRIGGER mount_removed AFTER DELETE ON mount
+  BEGIN UPDATE total SET bytes = bytes - coalesce(old.bytes, 0); END;
+CREATE TRIGGER mount_changed AFTER UPDATE OF bytes ON mount
+  BEGIN UPDATE total SET bytes = bytes + coalesce(new.bytes, 0) - coalesce(old.bytes, 0); END;
 ",
 ];
 

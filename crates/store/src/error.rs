@@ -36,11 +36,12 @@ pub enum StoreError {
     Damaged { subject: String, reason: String },
     /// The state directory was made by a newer lapstrake.
     #[error(
-        "state directory {} has format {found}, this version reads up to {known}; \
+        "state directory {} has {what} {found}, this version reads up to {known}; \
          use a newer lapstrake or another --root", path.display()
     )]
     TooNew {
         path: PathBuf,
+        what: &'static str,
         found: u32,
         known: u32,
     },
@@ -63,6 +64,9 @@ pub enum StoreError {
     /// Two containers cannot have one name.
     #[error("the container name {name:?} is already in use")]
     NameTaken { name: String },
+    /// An image is not there, or not any more.
+    #[error("image {id} is not in the store")]
+    NoImage { id: Digest },
     /// A blob is not there.
     #[error("content {digest} is not in the store")]
     NoBlob { digest: Digest },

@@ -39,8 +39,16 @@ pub struct ImageName {
 type ImageRow = (String, Option<String>, Option<String>, String, i64, i64);
 
 impl Store {
-    /// Adds an image, or brings its record up to date. Its config is a blob already.
-    pub fn put_image(&self, image: &Image) -> Result<(), StoreError> {
+    /// Adds an image, or brings its record up to date, and gives it names; whoever had one of them
+    /// before loses it. Its config is a blob already, and its layers are leased.
+    ///
+    /// All in one step: an image without a name may be pruned at any moment.
+    pub fn put_image(
+        &self,
+        image: &Image,
+        names: &[Reference],
+        digest: Option<&Digest>,
+    ) -> Result<(), StoreError> {
         let layers = image
             .layers
             .as_ref()
@@ -62,6 +70,9 @@ impl Store {
                     now
                 ],
             )?;
+            for name in names {
+                give_name(transaction, name, &image.id, digest, now)?;
+            }
             Ok(())
         })
     }
@@ -101,7 +112,18 @@ impl Store {
         })
     }
 
-    /// Gives an image a name; whoever had it before loses it.
+    /// Removes an image's record unless it has a name; returns whether it had none.
+    pub fn remove_image_without_name(&self, id: &Digest) -> Result<bool, StoreError> {
+        self.write("remove an image", |transaction| {
+            let removed = transaction.execute(
+                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM name)",
+                [id.to_string()],
+            )?;
+            Ok(removed > 0)
+        })
+    }
+
+    /// Gives an image of the store a name; whoever had it before loses it.
     pub fn set_name(
         &self,
         reference: &Reference,
@@ -109,18 +131,13 @@ impl Store {
         digest: Option<&Digest>,
     ) -> Result<(), StoreError> {
         let now = self.now();
-        self.write("name an image", |transaction| {
-            transaction.execute(
-                "INSERT OR REPLACE INTO name(reference, image, digest, updated) VALUES(?1, ?2, ?3, ?4)",
-                rusqlite::params![
-                    reference.to_string(),
-                    image.to_string(),
-                    digest.map(ToString::to_string),
-                    now
-                ],
-            )?;
-            Ok(())
-        })
+        let given = self.write("name an image", |transaction| {
+            give_name(transaction, reference, image, digest, now)
+        })?;
+        match given {
+            0 => Err(StoreError::NoImage { id: image.clone() }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes a name away; returns whether it was there.
@@ -164,6 +181,26 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// Names an image that is there; returns 0 where it is not.
+fn give_name(
+    transaction: &rusqlite::Transaction<'_>,
+    reference: &Reference,
+    image: &Digest,
+    digest: Option<&Digest>,
+    now: i64,
+) -> rusqlite::Result<usize> {
+    transaction.execute(
+        "INSERT OR REPLACE INTO name(reference, image, digest, updated)
+         SELECT ?1, id, ?3, ?4 FROM image WHERE id = ?2",
+        rusqlite::params![
+            reference.to_string(),
+            image.to_string(),
+            digest.map(ToString::to_string),
+            now
+        ],
+    )
 }
 
 fn image_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<ImageRow> {

@@ -27,6 +27,10 @@ pub struct Record {
     pub created: i64,
 }
 
+/// How exactly it is known when something was used, in seconds: a build that finds everything need not
+/// write every time.
+const MARK_EVERY: i64 = 60;
+
 /// A blob that holds a layer's tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
@@ -115,14 +119,33 @@ impl Store {
         })
     }
 
-    /// Says that results were used now, for the collector's order.
-    pub fn touch(&self, results: &[ResultId]) -> Result<(), StoreError> {
+    /// Says that what is recorded under these keys was used now, for the collector's order.
+    ///
+    /// `of` is the key that speaks for all: if its result was marked a short while ago, nothing is done.
+    pub fn mark_used(&self, of: &Key, keys: &[Key]) -> Result<(), StoreError> {
         let now = self.now();
+        let marked: Option<i64> = self
+            .database()
+            .prepare_cached(
+                "SELECT result.used FROM record JOIN result ON result.id = record.result
+                 WHERE record.key = ?1",
+            )
+            .and_then(|mut statement| {
+                statement
+                    .query_row([of.as_slice()], |row| row.get(0))
+                    .optional()
+            })
+            .map_err(StoreError::database("look up when a result was used"))?;
+        if marked.is_some_and(|marked| (now - MARK_EVERY..=now).contains(&marked)) {
+            return Ok(());
+        }
         self.write("mark results as used", |transaction| {
-            let mut statement =
-                transaction.prepare_cached("UPDATE result SET used = ?2 WHERE id = ?1")?;
-            for result in results {
-                statement.execute([result.0 as i64, now])?;
+            let mut statement = transaction.prepare_cached(
+                "UPDATE result SET used = ?2
+                 WHERE id = (SELECT result FROM record WHERE key = ?1)",
+            )?;
+            for key in keys {
+                statement.execute(rusqlite::params![key.as_slice(), now])?;
             }
             Ok(())
         })

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
+use crate::lease::BlobTable;
 use crate::{Blobs, NamedLock, StoreError, database, layer::LayerTable};
 
 /// Whose ids the files of the store carry.
@@ -70,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) root: PathBuf,
     pub(crate) database: Mutex<Connection>,
     pub(crate) layers: LayerTable,
+    pub(crate) blobs: BlobTable,
     pub(crate) boot: String,
     ids: Ids,
     clock: Arc<dyn Fn() -> i64 + Send + Sync>,
@@ -82,6 +84,9 @@ impl fmt::Debug for Inner {
             .finish_non_exhaustive()
     }
 }
+
+/// The newest arrangement of directories this version knows; the records have a version of their own.
+const LAYOUT: u32 = 2;
 
 const FOLDERS: [&str; 4] = ["blobs/sha256", "layers", "ingest", "locks"];
 
@@ -99,6 +104,7 @@ impl Store {
         if found > database::FORMAT {
             return Err(StoreError::TooNew {
                 path: root.to_owned(),
+                what: "record format",
                 found,
                 known: database::FORMAT,
             });
@@ -112,6 +118,7 @@ impl Store {
                 root: root.to_owned(),
                 database: Mutex::new(connection),
                 layers: LayerTable::default(),
+                blobs: BlobTable::default(),
                 boot: boot_id(),
                 ids,
                 clock: options.clock,
@@ -131,7 +138,7 @@ impl Store {
         let _lock = NamedLock::acquire(&root.join("locks/format"))?;
         let format = root.join("format");
         if !format.exists() {
-            let text = format!("{} {}\n", database::FORMAT, ids_line(ids));
+            let text = format!("{LAYOUT} {}\n", ids_line(ids));
             write_whole(root, &format, text.as_bytes())?;
         }
         Ok(())
@@ -218,11 +225,12 @@ fn check_format(root: &Path, format: &Path, wanted: Option<Ids>) -> Result<Ids, 
     let number: u32 = number
         .parse()
         .map_err(|_| damaged("it does not begin with a number"))?;
-    if number > database::FORMAT {
+    if number > LAYOUT {
         return Err(StoreError::TooNew {
             path: root.to_owned(),
+            what: "format",
             found: number,
-            known: database::FORMAT,
+            known: LAYOUT,
         });
     }
     let found = match found.split_once(' ') {

@@ -99,11 +99,10 @@ fn collection_spares_the_leased_and_the_named() {
         size: 1000,
         created: 0,
     };
-    store.put_image(&image).expect("an image is recorded");
     let name = Reference::parse_normalized("app:latest").expect("a name");
     store
-        .set_name(&name, &config, None)
-        .expect("an image is named");
+        .put_image(&image, &[name], None)
+        .expect("an image is recorded");
 
     clock.store(200, Ordering::SeqCst);
     let policy = CollectPolicy {
@@ -111,7 +110,9 @@ fn collection_spares_the_leased_and_the_named() {
         ..CollectPolicy::default()
     };
     let done = store.collect(&policy).expect("a collection");
-    assert_eq!((done.layers, done.bytes), (1, 1000));
+    assert_eq!((done.items.len(), done.bytes), (1, 1000));
+    let (at, rule) = store.tombstone(&KEY).expect("readable").expect("a note");
+    assert_eq!((at, rule.as_str()), (200, "max-used-space=10"));
     assert!(done.held.is_some(), "what is held is more than the limit");
     assert!(store.find(&KEY).expect("readable").is_none());
     assert!(store.layer(surplus).expect("readable").is_none());

@@ -9,6 +9,7 @@ use engine::{BuildResult, Cancel, Destination, Output};
 use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
 use progress::{Event, Sink, system_clock};
 
+use super::space;
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
 use crate::{build_request, diagnostics, output, settings, signals};
@@ -189,9 +190,18 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
         let sink = Sink::new(sender, system_clock);
         engine.build(&request, &sink, &cancel)
     };
+    let surplus = engine.collect_surplus();
     // The screen ends when the last sender has gone, which the engine's works may still hold.
     drop(engine);
     let _ = screen.join();
+    match surplus {
+        Ok(Some((policy, done))) => space::warn_of_holder(&policy, &done),
+        Ok(None) => {}
+        Err(error) => eprintln!(
+            "warning: the store was not brought within its limits: {}",
+            engine::chain(&error)
+        ),
+    }
     let result = result.map_err(Failure::Build)?;
     finish(build, &request.outputs, &result).map_err(exit::builder)
 }

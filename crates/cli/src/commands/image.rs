@@ -503,8 +503,9 @@ pub(crate) fn prune(store: &Store, all: bool) -> Result<String> {
             store.remove_name(&name.reference)?;
             out.push_str(&format!("untagged: {}\n", familiar(&name.reference)));
         }
-        store.remove_image(&image.id)?;
-        out.push_str(&format!("deleted: {}\n", image.id));
+        if store.remove_image_without_name(&image.id)? {
+            out.push_str(&format!("deleted: {}\n", image.id));
+        }
     }
     Ok(out)
 }

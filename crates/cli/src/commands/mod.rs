@@ -7,4 +7,5 @@ pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod run;
+pub(crate) mod space;
 pub(crate) mod system;

@@ -219,16 +219,16 @@ fn store_one(
     running
         .status_of(&format!("writing image {id}"), "", 0)
         .finish(0);
-    shared.store.put_image(&Image {
+    let image = Image {
         id: id.clone(),
         manifest: None,
         layers: Some(built.layers.iter().map(Layer::id).collect()),
         platform: platform_of(built).to_string(),
         size,
         created,
-    })?;
+    };
+    shared.store.put_image(&image, names, None)?;
     for name in names {
-        shared.store.set_name(name, &id, None)?;
         running
             .status_of(&format!("naming to {name}"), "", 0)
             .finish(0);

@@ -64,6 +64,7 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Vec<Loaded>, EngineError> {
         let running = sink.vertex(Vertex::named("loading images")).start();
+        let _blobs = self.store().hold_blobs();
         let work = || -> Result<Vec<Loaded>, EngineError> {
             let files = self.read_archive(archive, cancel)?;
             let found = match files.get("manifest.json") {
@@ -286,10 +287,7 @@ impl Engine {
             size: content,
             created: config.created.map_or(0, |time| time.unix_seconds()),
         };
-        store.put_image(&image)?;
-        for name in &found.names {
-            store.set_name(name, &image.id, found.manifest.as_ref())?;
-        }
+        store.put_image(&image, &found.names, found.manifest.as_ref())?;
         Ok(Loaded {
             image,
             names: found.names,

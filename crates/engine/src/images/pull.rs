@@ -49,6 +49,7 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Pulled, EngineError> {
         let store = self.store();
+        let _blobs = store.hold_blobs();
         let pinned = self.shared.images.resolve(&reference, platform, true)?;
         let before = store.name(&reference.to_string())?;
         let layers = pinned.unpack(&self.shared, running, cancel)?;
@@ -64,11 +65,9 @@ impl Engine {
             size,
             created: pinned.config.created.map_or(0, |time| time.unix_seconds()),
         };
-        store.put_image(&image)?;
         // By digest alone it stays without a name that could be listed.
-        if reference.tag().is_some() {
-            store.set_name(&tagged(&reference), &image.id, Some(&pinned.digest))?;
-        }
+        let names = reference.tag().map(|_| tagged(&reference));
+        store.put_image(&image, names.as_slice(), Some(&pinned.digest))?;
         Ok(Pulled {
             was_there: before.is_some_and(|name| {
                 name.image == image.id && name.digest.as_ref() == Some(&pinned.digest)

@@ -19,6 +19,7 @@ impl Engine {
         images: &[(Image, Vec<Reference>)],
         destination: Destination,
     ) -> Result<(), EngineError> {
+        let _blobs = self.store().hold_blobs();
         let options = LayerOptions {
             compression: Compression::Uncompressed,
             ..LayerOptions::default()
@@ -71,6 +72,7 @@ impl Engine {
         let running = sink
             .vertex(Vertex::named(format!("pushing {}", name.familiar())))
             .start();
+        let _blobs = self.store().hold_blobs();
         let work = || -> Result<(Digest, u64), EngineError> {
             let options = LayerOptions::default();
             let stored = StoredImage::of(&self.shared, image, &options, Naming::Oci)?;

@@ -43,7 +43,8 @@ impl CacheMount {
             key = key.part("base", &layer.id().0.to_be_bytes());
         }
         let name = crate::keys::hex(&key.finish().0);
-        let mounts = context.shared.store.root().join("mounts");
+        let store = &context.shared.store;
+        let mounts = store.root().join("mounts");
         std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;
         let mount = match claim {
             Claim::Shared => Self::lock_folder(&mounts.join(&name), FlockOperation::LockShared)?,
@@ -51,6 +52,8 @@ impl CacheMount {
             Claim::Private => Self::private(&mounts, &name)?,
         };
         mount.fill(context, id, base)?;
+        let name = mount.folder.file_name().and_then(|name| name.to_str());
+        store.use_mount(name.unwrap_or_default(), id)?;
         Ok(mount)
     }
 
@@ -80,6 +83,7 @@ impl CacheMount {
     fn try_lock(folder: &Path) -> Result<Option<Self>, EngineError> {
         let lock = open(folder)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if !is_named(&lock, folder) => Self::try_lock(folder),
             Ok(()) => Ok(Some(Self {
                 folder: folder.to_owned(),
                 lock,
@@ -94,10 +98,7 @@ impl CacheMount {
             let lock = open(folder)?;
             flock(&lock, operation)
                 .map_err(|errno| EngineError::io("lock", folder)(errno.into()))?;
-            // A collector may have removed it while this waited.
-            let held = rustix::fs::fstat(&lock).map(|stat| stat.st_ino);
-            let named = rustix::fs::stat(folder).map(|stat| stat.st_ino);
-            if held.is_ok() && held == named {
+            if is_named(&lock, folder) {
                 return Ok(Self {
                     folder: folder.to_owned(),
                     lock,
@@ -127,6 +128,12 @@ impl CacheMount {
             result => result.map_err(EngineError::io("rename to", &path)),
         }
     }
+}
+
+/// Returns whether a folder is still where it was opened: a collector may have removed it meanwhile.
+fn is_named(lock: &File, folder: &Path) -> bool {
+    let held = rustix::fs::fstat(lock).map(|stat| stat.st_ino);
+    held.is_ok() && held == rustix::fs::stat(folder).map(|stat| stat.st_ino)
 }
 
 fn open(folder: &Path) -> Result<File, EngineError> {

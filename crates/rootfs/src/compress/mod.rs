@@ -31,9 +31,13 @@ pub enum Format {
 pub enum Compression {
     Uncompressed,
     /// Level 0 to 9.
-    Gzip { level: u32 },
+    Gzip {
+        level: u32,
+    },
     /// Level 1 to 22.
-    Zstd { level: i32 },
+    Zstd {
+        level: i32,
+    },
 }
 
 impl Compression {
@@ -52,8 +56,12 @@ impl Compression {
     fn clamped(self) -> Compression {
         match self {
             Compression::Uncompressed => self,
-            Compression::Gzip { level } => Compression::Gzip { level: level.min(9) },
-            Compression::Zstd { level } => Compression::Zstd { level: level.clamp(1, 22) },
+            Compression::Gzip { level } => Compression::Gzip {
+                level: level.min(9),
+            },
+            Compression::Zstd { level } => Compression::Zstd {
+                level: level.clamp(1, 22),
+            },
         }
     }
 }
@@ -147,7 +155,10 @@ pub fn recompress(
     mut writer: impl Write,
 ) -> Result<Recompressed> {
     const BLOCK: usize = 1 << 20;
-    let bounds = Bounds { bytes: limit, zstd_window_log: 27 };
+    let bounds = Bounds {
+        bytes: limit,
+        zstd_window_log: 27,
+    };
     let produce = |output: pipe::Output<'_>| {
         std::thread::scope(|scope| {
             let mut content = decode::start(scope, reader, bounds);

@@ -11,10 +11,10 @@ use std::io::Write;
 
 pub use options::{DiffOptions, Diffed, TimePrecision, Written};
 
+use crate::Result;
 use crate::compress::{CompressOptions, Compression, pipe, queue};
 use crate::layer::LayerDir;
 use crate::tree::Tree;
-use crate::Result;
 use assemble::{Assembler, ContentHash};
 use walk::Walk;
 
@@ -54,7 +54,11 @@ pub fn write_layer(
 }
 
 /// Computes what the tar of `layer` would be, without writing it anywhere.
-pub fn diff_layer(layer: &LayerDir, lowers: Option<&Tree>, options: &DiffOptions) -> Result<Diffed> {
+pub fn diff_layer(
+    layer: &LayerDir,
+    lowers: Option<&Tree>,
+    options: &DiffOptions,
+) -> Result<Diffed> {
     let compress = CompressOptions::new(Compression::Uncompressed);
     write_layer(layer, lowers, options, &compress, std::io::sink()).map(|written| written.layer)
 }
@@ -71,7 +75,10 @@ fn produce(
             let mut batch = Vec::with_capacity(BATCH);
             let walk = Walk::new(options.form, |item| {
                 batch.push(item);
-                batch.len() < BATCH || to_read.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_ok()
+                batch.len() < BATCH
+                    || to_read
+                        .send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH)))
+                        .is_ok()
             });
             walk.run(layer, lowers)?;
             // Nobody may want it any more, if something failed there.

@@ -17,7 +17,10 @@ pub(crate) const fn padding(size: u64) -> u64 {
 pub(crate) use crate::copy::Timestamp as Time;
 
 /// The time of what nobody gives a time.
-pub(crate) const EPOCH: Time = Time { seconds: 0, nanoseconds: 0 };
+pub(crate) const EPOCH: Time = Time {
+    seconds: 0,
+    nanoseconds: 0,
+};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,273 @@
+//! What takes space, and who holds it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use oci::{Digest, Manifest};
+use rusqlite::Connection;
+
+use crate::{LayerId, Store, StoreError};
+
+/// One thing that takes space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// What it is.
+    pub item: Item,
+    /// What kind of thing it is.
+    pub kind: ItemKind,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created: i64,
+    /// Seconds since 1970.
+    pub used: i64,
+    /// The image with a name, or the container, that needs it.
+    pub holder: Option<String>,
+    /// Where it came from.
+    pub origin: String,
+}
+
+/// What takes space.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Item {
+    Layer(LayerId),
+    Blob(Digest),
+    /// A cache mount, by the name of its directory.
+    Mount(String),
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Layer(id) => write!(f, "layer-{}", id.0),
+            Item::Blob(digest) => write!(f, "{digest}"),
+            Item::Mount(name) => write!(f, "mount-{}", name.get(..12).unwrap_or(name)),
+        }
+    }
+}
+
+/// The kinds of things that take space, by BuildKit's names where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ItemKind {
+    /// A step's result.
+    Regular,
+    /// Files of a context, for a mount.
+    Local,
+    /// A layer that came with an image.
+    Image,
+    /// Compressed layers, configs, manifests, downloads.
+    Blob,
+    /// A cache mount.
+    CacheMount,
+}
+
+impl ItemKind {
+    /// All kinds with their names.
+    pub const NAMES: [(&'static str, ItemKind); 5] = [
+        ("regular", ItemKind::Regular),
+        ("source.local", ItemKind::Local),
+        ("image", ItemKind::Image),
+        ("blob", ItemKind::Blob),
+        ("exec.cachemount", ItemKind::CacheMount),
+    ];
+}
+
+impl fmt::Display for ItemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(_, kind)| kind == self);
+        f.write_str(name.map_or("", |(name, _)| name))
+    }
+}
+
+impl FromStr for ItemKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text);
+        found.map(|(_, kind)| *kind).ok_or_else(|| {
+            let names = Self::NAMES.map(|(name, _)| name).join(", ");
+            format!("there is no type {text:?}; there are {names}")
+        })
+    }
+}
+
+/// Below this many bytes a blob is not worth removing before larger things: what a name resolves
+/// to is in such blobs, and without it the next build needs a network.
+const SMALL: u64 = 64 << 10;
+
+impl Usage {
+    /// The order of removal: the longest unused first; of things used last at the same time those made
+    /// later, as they lie above the others; small blobs after everything else.
+    pub(crate) fn removal_order(&self) -> (bool, i64, std::cmp::Reverse<&Item>) {
+        let small = self.kind == ItemKind::Blob && self.bytes < SMALL;
+        (small, self.used, std::cmp::Reverse(&self.item))
+    }
+}
+
+impl Store {
+    /// Lists all that takes space, what would be removed first in front.
+    pub fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        self.measure_mounts()?;
+        let database = self.database();
+        let list = || -> rusqlite::Result<(Vec<Usage>, Vec<Holding>)> {
+            let mut usage = layers(&database)?;
+            usage.extend(blobs(&database)?);
+            usage.extend(mounts(&database)?);
+            Ok((usage, holdings(&database)?))
+        };
+        let (mut usage, holdings) = list().map_err(StoreError::database("list what is used"))?;
+        drop(database);
+        let held = self.held(holdings);
+        for entry in &mut usage {
+            entry.holder = held.get(&entry.item).cloned();
+        }
+        usage.sort_by(|a, b| a.removal_order().cmp(&b.removal_order()));
+        Ok(usage)
+    }
+
+    /// Returns the bytes of all that takes space, from one row that is kept up to date.
+    pub fn used_bytes(&self) -> Result<u64, StoreError> {
+        let read = || {
+            self.database()
+                .prepare_cached(
+                    "SELECT bytes, EXISTS(SELECT 1 FROM mount WHERE bytes IS NULL) FROM total",
+                )
+                .and_then(|mut statement| {
+                    let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+                    statement.query_row([], row)
+                })
+                .map_err(StoreError::database("read what is used"))
+        };
+        let (mut bytes, unmeasured) = read()?;
+        if unmeasured {
+            self.measure_mounts()?;
+            (bytes, _) = read()?;
+        }
+        Ok(bytes.max(0) as u64)
+    }
+
+    /// Returns what images with a name and containers need, each with one such name.
+    pub(crate) fn held(&self, holdings: Vec<Holding>) -> BTreeMap<Item, String> {
+        let mut held = BTreeMap::new();
+        for holding in holdings {
+            let mut hold = |item| {
+                held.entry(item).or_insert_with(|| holding.holder.clone());
+            };
+            hold(Item::Blob(holding.image));
+            for layer in holding.layers.iter().flatten() {
+                hold(Item::Layer(*layer));
+            }
+            let documents = holding.manifest.iter().chain(&holding.index);
+            documents.for_each(|digest| hold(Item::Blob(digest.clone())));
+            // Once unpacked, the compressed form can go: an export makes or fetches it again.
+            if let (None, Some(digest)) = (&holding.layers, &holding.manifest) {
+                let manifest = self.blobs().read(digest).ok();
+                let parsed = manifest.and_then(|raw| serde_json::from_slice::<Manifest>(&raw).ok());
+                for layer in parsed.into_iter().flat_map(|manifest| manifest.layers) {
+                    hold(Item::Blob(layer.digest));
+                }
+            }
+        }
+        held
+    }
+}
+
+/// A container or a name, and what it points to.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    holder: String,
+    image: Digest,
+    layers: Option<Vec<LayerId>>,
+    manifest: Option<Digest>,
+    index: Option<Digest>,
+}
+
+/// Lists the containers and names with the images they hold.
+pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Vec<Holding>> {
+    let mut statement = database.prepare_cached(
+        "SELECT 'container ' || name, image, layers, NULL, NULL FROM container
+         UNION ALL
+         SELECT * FROM (SELECT name.reference, image.id, image.layers, image.manifest, name.digest
+           FROM name JOIN image ON image.id = name.image ORDER BY name.reference)",
+    )?;
+    let digest = |text: Option<String>| text.and_then(|text| text.parse::<Digest>().ok());
+    let rows = statement.query_map([], |row| {
+        let layers: Option<String> = row.get(2)?;
+        Ok(digest(row.get(1)?).map(|image| Holding {
+            image,
+            holder: row.get(0).unwrap_or_default(),
+            layers: layers.and_then(|text| serde_json::from_str(&text).ok()),
+            manifest: digest(row.get(3).unwrap_or_default()),
+            index: digest(row.get(4).unwrap_or_default()),
+        }))
+    })?;
+    // A row with a damaged image holds nothing that could be named here; the check reports it.
+    rows.filter_map(Result::transpose).collect()
+}
+
+fn layers(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
+    let mut statement = database.prepare_cached(
+        "SELECT layer.id, layer.bytes, layer.created, layer.origin,
+           max(layer.used, coalesce((SELECT max(result.used) FROM result_layer
+             JOIN result ON result.id = result_layer.result
+             WHERE result_layer.layer = layer.id), 0)),
+           layer.unpack_key IS NOT NULL
+         FROM layer WHERE boot <> 'ingest'",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let origin: String = row.get(3)?;
+        let kind = match (row.get(5)?, origin.as_str()) {
+            (true, _) => ItemKind::Image,
+            (false, "context") => ItemKind::Local,
+            (false, _) => ItemKind::Regular,
+        };
+        Ok(Usage {
+            item: Item::Layer(LayerId(row.get::<_, i64>(0)? as u64)),
+            kind,
+            bytes: row.get::<_, i64>(1)? as u64,
+            created: row.get(2)?,
+            origin,
+            used: row.get(4)?,
+            holder: None,
+        })
+    })?;
+    rows.collect()
+}
+
+fn blobs(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
+    let mut statement =
+        database.prepare_cached("SELECT digest, size, created, used FROM blob ORDER BY digest")?;
+    let rows = statement.query_map([], |row| {
+        let digest: String = row.get(0)?;
+        let bytes = row.get::<_, i64>(1)? as u64;
+        let (created, used) = (row.get(2)?, row.get(3)?);
+        Ok(digest.parse().ok().map(|digest| Usage {
+            item: Item::Blob(digest),
+            kind: ItemKind::Blob,
+            bytes,
+            created,
+            used,
+            holder: None,
+            origin: "blob".to_owned(),
+        }))
+    })?;
+    rows.filter_map(Result::transpose).collect()
+}
+
+fn mounts(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
+    let mut statement = database
+        .prepare_cached("SELECT name, id, bytes, created, used FROM mount ORDER BY name")?;
+    let rows = statement.query_map([], |row| {
+        Ok(Usage {
+            item: Item::Mount(row.get(0)?),
+            kind: ItemKind::CacheMount,
+            origin: format!("cache mount {}", row.get::<_, String>(1)?),
+            bytes: row.get::<_, Option<i64>>(2)?.unwrap_or(0) as u64,
+            created: row.get(3)?,
+            used: row.get(4)?,
+            holder: None,
+        })
+    })?;
+    rows.collect()
+}

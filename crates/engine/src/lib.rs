@@ -27,6 +27,7 @@ mod request;
 mod snapshot;
 mod source;
 mod step;
+mod verify;
 mod vertex;
 
 pub use build::BuildResult;
@@ -39,3 +40,4 @@ pub use request::{
     ImageOutput, LayerOptions, Output, SecretSource,
 };
 pub use sandbox::Limits;
+pub use verify::verify_layers;

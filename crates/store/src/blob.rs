@@ -193,8 +193,6 @@ impl BlobWriter {
             .file
             .persist(&path)
             .map_err(|error| StoreError::io("rename a blob to", &path)(error.error))?;
-        // The writer's own lock becomes the lease: there is no moment between them.
-        self.store.lease_written(&digest, file)?;
         let now = self.store.now();
         self.store.write("add a blob", |transaction| {
             transaction
@@ -209,6 +207,8 @@ impl BlobWriter {
                     boot
                 ])
         })?;
+        // The writer's own lock becomes the lease: there is no moment between them.
+        self.store.lease_written(&digest, file)?;
         Ok((digest, self.size))
     }
 }

@@ -307,6 +307,13 @@ impl Store {
                 remove_unlocked(&path)?;
             }
         }
+        for path in self.entries("blobs/sha256")? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if self.is_unrecorded_blob(name.unwrap_or_default())? {
+                remove_unlocked(&path)?;
+            }
+        }
+        self.adopt_mounts()?;
         self.sweep_containers()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(

@@ -150,3 +150,84 @@ pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Ids, OpenOptions, Store, StoreError};
+
+    /// Makes a store as the version made it that knew the first `version` entries, with something in it.
+    fn store_of(version: u32, root: &Path) {
+        drop(Store::open(root, OpenOptions::new(Some(Ids::Rootful))).expect("a store"));
+        let path = root.join("records.db");
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(root.join(format!("records.db{suffix}")));
+        }
+        let connection = open(&path).expect("a database");
+        for migration in &MIGRATIONS[..version as usize] {
+            connection.execute_batch(migration).expect("a schema");
+        }
+        connection
+            .pragma_update(None, "user_version", version)
+            .expect("a version");
+        let digest = format!("sha256:{}", "0".repeat(64));
+        connection
+            .execute_batch(&format!(
+                "INSERT INTO layer(bytes, content, origin, boot, created, used)
+                   VALUES(1000, 900, 'step', '', 5, 5);
+                 INSERT INTO blob VALUES('{digest}', 30, 5, 5, '');
+                 INSERT INTO name VALUES('docker.io/library/app:latest', '{digest}', NULL, 5);"
+            ))
+            .expect("records");
+    }
+
+    #[test]
+    fn a_store_of_every_older_version_is_brought_up_to_date() {
+        for version in 1..=FORMAT {
+            let root = tempfile::tempdir().expect("a directory");
+            store_of(version, root.path());
+            let store = Store::open(root.path(), OpenOptions::new(None)).expect("it opens");
+            let found = format(&store.database()).expect("a version");
+            assert_eq!(found, FORMAT, "from version {version}");
+            let names = store.names().expect("the names");
+            assert_eq!(names.len(), 1, "from version {version}");
+            assert_eq!(
+                store.used_bytes().expect("a sum"),
+                1030,
+                "from version {version}"
+            );
+        }
+    }
+
+    #[test]
+    fn eight_may_bring_an_older_store_up_to_date_at_once() {
+        let root = tempfile::tempdir().expect("a directory");
+        store_of(1, root.path());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| Store::open(root.path(), OpenOptions::new(None)).expect("it opens"));
+            }
+        });
+    }
+
+    #[test]
+    fn records_of_a_newer_version_are_refused_and_left_alone() {
+        let root = tempfile::tempdir().expect("a directory");
+        store_of(FORMAT, root.path());
+        let connection = open(&root.path().join("records.db")).expect("a database");
+        connection
+            .pragma_update(None, "user_version", FORMAT + 1)
+            .expect("a version");
+        let refused = Store::open(root.path(), OpenOptions::new(None));
+        match refused {
+            Err(error @ StoreError::TooNew { .. }) => {
+                assert!(
+                    error.to_string().contains("use a newer lapstrake"),
+                    "{error}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(format(&connection).expect("a version"), FORMAT + 1);
+    }
+}

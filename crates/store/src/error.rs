@@ -89,6 +89,17 @@ impl StoreError {
         move |source| StoreError::Database { action, source }
     }
 
+    /// Returns whether the records themselves cannot be read: no file of records, or a broken one.
+    pub fn is_damaged(&self) -> bool {
+        match self {
+            StoreError::Database { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)
+            ),
+            _ => false,
+        }
+    }
+
     /// Returns whether the disk, or the user's share of it, is full.
     pub fn is_no_space(&self) -> bool {
         match self {

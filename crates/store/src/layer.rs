@@ -296,6 +296,14 @@ impl Store {
         Ok(layer)
     }
 
+    /// Returns whether a layer came with an image.
+    pub fn is_image_layer(&self, id: LayerId) -> Result<bool, StoreError> {
+        self.database()
+            .prepare_cached("SELECT 1 FROM layer WHERE id = ?1 AND unpack_key IS NOT NULL")
+            .and_then(|mut statement| statement.exists([id.0 as i64]))
+            .map_err(StoreError::database("look up a layer"))
+    }
+
     /// Returns what is recorded of a layer.
     pub fn layer_info(&self, id: LayerId) -> Result<LayerInfo, StoreError> {
         let row = self

@@ -21,6 +21,7 @@
 //! never removed; killed at any instruction, the next start finds a consistent store.
 
 mod blob;
+mod check;
 mod collect;
 mod container;
 mod database;
@@ -36,6 +37,7 @@ mod root;
 mod usage;
 
 pub use blob::{BlobWriter, Blobs};
+pub use check::{CheckReport, Problem, set_records_aside};
 pub use collect::{CollectPolicy, Collected, Disk};
 pub use container::Container;
 pub use error::StoreError;

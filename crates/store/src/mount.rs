@@ -20,6 +20,25 @@ impl Store {
         })
     }
 
+    /// Records cache mounts that are there without a record: their maker was killed, or knew no records.
+    pub(crate) fn adopt_mounts(&self) -> Result<(), StoreError> {
+        for path in self.entries("mounts")? {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            let known = self
+                .database()
+                .prepare_cached("SELECT 1 FROM mount WHERE name = ?1")
+                .and_then(|mut statement| statement.exists([name]))
+                .map_err(StoreError::database("look up a cache mount"))?;
+            if !known && path.is_dir() {
+                let id = std::fs::read_to_string(path.join("id")).unwrap_or_default();
+                self.use_mount(name, &id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Measures the cache mounts that were used since they were last measured.
     pub(crate) fn measure_mounts(&self) -> Result<(), StoreError> {
         let names: Vec<(String, i64)> = self

@@ -9,3 +9,4 @@ pub(crate) mod inspect;
 pub(crate) mod run;
 pub(crate) mod space;
 pub(crate) mod system;
+pub(crate) mod system_check;

@@ -11,6 +11,7 @@ use store::Store;
 
 use super::build::Build;
 use super::space::{BuilderPrune, Df, Prune};
+use super::system_check::Check;
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::template::Template;
@@ -22,6 +23,7 @@ pub(crate) enum System {
     Df(Df),
     Prune(Prune),
     Info(Info),
+    Check(Check),
 }
 
 impl System {
@@ -30,6 +32,7 @@ impl System {
             Self::Df(command) => command.run(global),
             Self::Prune(command) => command.run(global),
             Self::Info(command) => command.run(global),
+            Self::Check(command) => command.run(global),
         }
     }
 }

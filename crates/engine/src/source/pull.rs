@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use oci::{Descriptor, Digest, Reference};
 use progress::RunningVertex;
 use rootfs::apply::{Applied, ApplyOptions, Devices, Ownership, apply_layer, mend};
-use rootfs::{Form, LayerDir};
+use rootfs::{Form, LayerDir, OverlayXattrs};
 use sha2::{Digest as _, Sha256};
-use store::{BlobWriter, Encoding, Ids, Layer, LayerInfo, MutLayer, NamedLock};
+use store::{BlobWriter, Encoding, Ids, Layer, LayerInfo, MutLayer, NamedLock, Store};
 
 use crate::step::Shared;
 use crate::{Cancel, EngineError};
@@ -172,7 +172,7 @@ fn download(
 ) -> Result<Applied, EngineError> {
     let path = layer.path();
     let dir = LayerDir::open(&path)?;
-    let options = options(shared, diff_id);
+    let options = options(&shared.store, diff_id);
     let short = format!("{}", descriptor.digest);
     let blobs = shared.store.blobs();
     if blobs.size(&descriptor.digest) == Some(descriptor.size) {
@@ -238,10 +238,15 @@ fn check_blob(descriptor: &Descriptor, applied: Applied) -> Result<Applied, Engi
     Ok(applied)
 }
 
-fn options(shared: &Shared, diff_id: &Digest) -> ApplyOptions {
-    let mut options = ApplyOptions::new(Form::Overlay(shared.xattrs()));
+/// Returns how layers of images are unpacked into a store.
+pub(crate) fn options(store: &Store, diff_id: &Digest) -> ApplyOptions {
+    let xattrs = match store.ids() {
+        Ids::Rootful => OverlayXattrs::Trusted,
+        Ids::Rootless { .. } => OverlayXattrs::User,
+    };
+    let mut options = ApplyOptions::new(Form::Overlay(xattrs));
     options.diff_id = Some(diff_id.clone());
-    if let Ids::Rootless { map } = shared.store.ids() {
+    if let Ids::Rootless { map } = store.ids() {
         options.devices = Devices::Skip;
         // With one id there is nobody else to give a file to.
         if !map.contains(',') {

@@ -213,7 +213,7 @@ fn copy_root(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// Returns the bytes a tree takes on disk and those of its files' content, a file with several links once.
-fn usage(root: &Path) -> std::io::Result<(u64, u64)> {
+pub(crate) fn usage(root: &Path) -> std::io::Result<(u64, u64)> {
     let (mut bytes, mut content) = (0, 0);
     let mut linked = std::collections::HashSet::new();
     let mut work = vec![root.to_owned()];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, EngineSettings};
-use sandbox::userns;
+use sandbox::{Helper, NetworkMode, userns};
 use store::{Ids, OpenOptions, Space, SpaceLimits, Store};
 
 use crate::arguments::Global;
@@ -29,23 +29,69 @@ pub(crate) fn open_for_files(global: &Global) -> Result<Store, Failure> {
 pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
     let root = places::root(global).map_err(exit::usage)?;
     let registries = registries(global).map_err(exit::usage)?;
-    enter(global)?;
+    let isolation = enter(global)?;
     let settings = EngineSettings {
         root,
         ids: ids().map_err(exit::builder)?,
         registries,
         limits: limits(global).map_err(exit::usage)?,
         sandbox: sandbox::Options::default(),
+        notes: limits_of(&isolation),
     };
     Engine::open(settings).map_err(exit::builder)
 }
 
-fn enter(global: &Global) -> Result<(), Failure> {
+/// Returns what a user has to know about an isolation before the first step runs on it.
+pub(crate) fn limits_of(isolation: &userns::Isolation) -> Vec<String> {
+    match isolation.rung {
+        userns::Rung::SingleId => isolation.notes.clone(),
+        // Nothing that works better elsewhere fails on these; `lapstrake info` has their notes.
+        _ => Vec::new(),
+    }
+}
+
+/// The isolation of steps here, as far as it can be told without running one.
+pub(crate) struct Outlook {
+    pub(crate) isolation: userns::Isolation,
+    /// What steps without a special network get, in a word.
+    pub(crate) network: String,
+}
+
+/// Finds out what steps would get. An ordinary user's process is in its namespaces afterwards, if it may be.
+pub(crate) fn outlook() -> Result<Outlook, Failure> {
+    let mut isolation = userns::probe().map_err(exit::builder)?;
+    let network = match isolation.rung {
+        userns::Rung::Unavailable => "none".to_owned(),
+        // A helper would make the bridge, which stays.
+        userns::Rung::Root => match sandbox::bridge_obstacle() {
+            None => NetworkMode::Bridge.to_string(),
+            Some(reason) => {
+                isolation
+                    .notes
+                    .push(format!("steps share the network of the builder: {reason}"));
+                NetworkMode::Host.to_string()
+            }
+        },
+        userns::Rung::SingleId | userns::Rung::SubordinateIds => {
+            isolation =
+                userns::enter_if_needed(&userns::Config::default()).map_err(exit::builder)?;
+            let helper = Helper::start(&sandbox::Options::default()).map_err(exit::builder)?;
+            for note in helper.notes() {
+                if !isolation.notes.contains(note) {
+                    isolation.notes.push(note.clone());
+                }
+            }
+            helper.network().to_string()
+        }
+    };
+    Ok(Outlook { isolation, network })
+}
+
+fn enter(global: &Global) -> Result<userns::Isolation, Failure> {
     let config = userns::Config {
         minimum: minimum_isolation(global).map_err(exit::usage)?,
     };
-    userns::enter_if_needed(&config).map_err(exit::builder)?;
-    Ok(())
+    userns::enter_if_needed(&config).map_err(exit::builder)
 }
 
 fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {

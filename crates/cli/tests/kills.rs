@@ -82,3 +82,104 @@ fn wait_for(time: Duration) {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
+
+/// A builder under way whose step has begun.
+struct Building {
+    child: std::process::Child,
+    said: std::sync::mpsc::Receiver<String>,
+}
+
+impl Building {
+    /// Starts a build and waits until it has printed `mark`.
+    fn start(environment: &Environment, mark: &str) -> Self {
+        let mut child = environment
+            .command(["build", "--progress", "plain", "ctx"])
+            .stderr(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let stderr = child.stderr.take().expect("a pipe");
+        let (sender, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            use std::io::BufRead;
+            for line in std::io::BufReader::new(stderr).lines() {
+                if sender.send(line.unwrap_or_default()).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut building = Self { child, said };
+        building.wait_for(mark);
+        building
+    }
+
+    fn wait_for(&mut self, mark: &str) {
+        loop {
+            let line = self.said.recv_timeout(Duration::from_secs(60));
+            if line.expect("the builder says it").contains(mark) {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = Pid::from_raw(self.child.id() as i32).expect("a process id");
+        kill_process(id, signal).expect("a signal can be sent");
+    }
+
+    /// Returns the exit code.
+    fn end(mut self) -> Option<i32> {
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+/// Returns the processes whose command line has a word.
+fn processes_with(word: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").expect("/proc is there");
+    entries
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .filter(|line| {
+            line.split(|byte| *byte == 0)
+                .any(|part| part == word.as_bytes())
+        })
+        .count()
+}
+
+#[test]
+fn an_interrupt_ends_every_process_and_leaves_nothing() {
+    testkit::require_fixtures!("busybox:latest");
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+        // A number of this test's own, by which its processes are found.
+        let time = format!("{}", 1_000_000 + std::process::id());
+        environment.write(
+            "ctx/Dockerfile",
+            format!(
+                "FROM busybox\nRUN trap '' INT TERM HUP; sleep {time} & echo un''derway; sleep {time}\n"
+            ),
+        );
+        let building = Building::start(&environment, " underway");
+        building.signal(signal);
+        assert_eq!(building.end(), Some(130));
+        assert_eq!(processes_with(&time), 0, "{signal:?}");
+        let begun = std::fs::read_dir(environment.root().join("ingest"));
+        assert_eq!(begun.map_or(0, Iterator::count), 0, "{signal:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_cache_mount() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    let mount = "--mount=type=cache,target=/c,sharing=locked";
+    let time = format!("{}", 2_000_000 + std::process::id());
+    let holding = format!("FROM busybox\nRUN {mount} echo hol''ding; sleep {time}\n");
+    environment.write("ctx/Dockerfile", &holding);
+    let holder = Building::start(&environment, " holding");
+    environment.write("ctx/Dockerfile", holding.replace("hol''ding", "other"));
+    let waiting = Building::start(&environment, "echo other");
+    waiting.signal(Signal::INT);
+    assert_eq!(waiting.end(), Some(130));
+    holder.signal(Signal::INT);
+    assert_eq!(holder.end(), Some(130));
+}

@@ -23,6 +23,8 @@ pub struct EngineSettings {
     pub limits: Option<SpaceLimits>,
     /// How steps are run.
     pub sandbox: sandbox::Options,
+    /// What this machine's isolation limits; said with the first step that runs.
+    pub notes: Vec<String>,
 }
 
 /// Builds images. Cheap to clone; clones share everything.
@@ -52,7 +54,7 @@ impl Engine {
         let mut sandbox = settings.sandbox;
         let mount_points = || store.root().join("mount-points");
         sandbox.stub_layer.get_or_insert_with(mount_points);
-        let shared = Shared::new(store, settings.registries, sandbox);
+        let shared = Shared::new(store, settings.registries, sandbox, settings.notes);
         Ok(Self {
             shared: Arc::new(shared),
             driver: Driver::start(default_slots()),
@@ -73,6 +75,12 @@ impl Engine {
         let policy = limits.policy(disk.size);
         let done = store.collect_surplus(&policy, disk)?;
         Ok(done.map(|done| (policy, done)))
+    }
+
+    /// Returns what the isolation of steps lacks here, in words for the user: once, and only what no build
+    /// has said yet.
+    pub fn notes(&self) -> Vec<String> {
+        self.shared.notes()
     }
 
     /// Returns the store.

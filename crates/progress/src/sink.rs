@@ -180,6 +180,19 @@ impl RunningVertex {
         StatusHandle { sink, status }
     }
 
+    /// Says something that does not fail the vertex but should be known.
+    pub fn warn(&self, short: impl Into<String>) {
+        self.handle.sink.warn(Warning {
+            vertex: self.digest().clone(),
+            level: 1,
+            short: short.into(),
+            detail: Vec::new(),
+            url: String::new(),
+            source: None,
+            ranges: Vec::new(),
+        });
+    }
+
     pub fn complete(mut self, outcome: Outcome) {
         self.end(outcome);
     }

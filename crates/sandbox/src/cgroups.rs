@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::entry;
 use crate::spec::Limits;
 
 /// Where groups may be made.
@@ -119,12 +120,19 @@ impl Hierarchies {
                 let owner = name
                     .to_str()
                     .and_then(|name| name.strip_prefix("lapstrake-")?.split('-').next());
-                if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                if owner.is_some_and(|pid| !is_helper(pid)) {
                     let _ = fs::remove_dir(entry.path());
                 }
             }
         }
     }
+}
+
+/// Whether a process is a helper that lives: its number may be another's by now, and one that nobody has
+/// reaped has no words left.
+fn is_helper(pid: &str) -> bool {
+    let words = fs::read(Path::new("/proc").join(pid).join("cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).next() == Some(entry::HELPER_NAME.as_bytes())
 }
 
 impl Group {

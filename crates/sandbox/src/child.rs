@@ -140,6 +140,7 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
             rlimits: &spec.rlimits,
             capabilities: (!insecure).then(Set::docker_default),
             filter: if insecure { None } else { filter },
+            groups_forbidden: machine.groups_forbidden,
         };
         fork_command(&command, report)
     };

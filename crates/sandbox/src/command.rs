@@ -28,6 +28,8 @@ pub(crate) struct Command<'a> {
     /// What is left of the capabilities; `None` leaves all.
     pub(crate) capabilities: Option<Set>,
     pub(crate) filter: Option<&'a Filter>,
+    /// The user namespace has one id and no groups to give: those of the builder stay.
+    pub(crate) groups_forbidden: bool,
 }
 
 /// Why a command did not start.
@@ -113,7 +115,8 @@ impl Command<'_> {
         let unmapped = |what: &'static str, id: u32| {
             move |error: Errno| match error {
                 Errno::INVAL => SandboxError::Setup(format!(
-                    "{what} {id} is not mapped in this user namespace: subordinate ids are needed for it"
+                    "{what} {id} is not mapped in this user namespace: subordinate ids are needed for it \
+                     (`lapstrake info` says why there are none)"
                 )),
                 _ => SandboxError::io(format!("become {what} {id}"), error),
             }
@@ -122,10 +125,8 @@ impl Command<'_> {
         let mut all = vec![*gid];
         all.extend(groups.iter().filter(|group| *group != gid));
         let all: Vec<Gid> = all.into_iter().map(Gid::from_raw).collect();
-        match rustix::thread::set_thread_groups(&all) {
-            // A user namespace with one id forbids it, and has no other group to give.
-            Err(Errno::PERM) if groups.is_empty() => {}
-            other => other.map_err(unmapped("group", *gid))?,
+        if !self.groups_forbidden {
+            rustix::thread::set_thread_groups(&all).map_err(unmapped("group", *gid))?;
         }
         let gid_value = Gid::from_raw(*gid);
         rustix::thread::set_thread_res_gid(gid_value, gid_value, gid_value)

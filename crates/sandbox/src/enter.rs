@@ -27,6 +27,7 @@ pub(crate) struct Plan<'a> {
     /// Hangs up when the helper dies.
     pub(crate) liveness: BorrowedFd<'a>,
     pub(crate) filter: &'a Filter,
+    pub(crate) groups_forbidden: bool,
 }
 
 /// Runs in the child; never returns.
@@ -91,6 +92,7 @@ fn start(plan: &Plan<'_>) -> Result<rustix::process::Pid, SandboxError> {
         rlimits: &[],
         capabilities: (!insecure).then(Set::docker_default),
         filter: (!insecure).then_some(plan.filter),
+        groups_forbidden: plan.groups_forbidden,
     };
     child::fork_command(&command, &plan.report)
 }

@@ -58,6 +58,19 @@ pub enum NetworkMode {
     None,
 }
 
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            NetworkMode::Auto => "auto",
+            NetworkMode::Bridge => "bridge",
+            NetworkMode::Pasta => "pasta",
+            NetworkMode::Slirp => "slirp4netns",
+            NetworkMode::Host => "host",
+            NetworkMode::None => "none",
+        })
+    }
+}
+
 /// The standard streams of a step. `/dev/null` where absent.
 #[derive(Debug, Default)]
 pub struct Stdio {

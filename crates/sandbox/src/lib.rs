@@ -48,6 +48,7 @@ pub use error::SandboxError;
 pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
 pub use names::{hosts_file, resolver_file};
+pub use network::bridge_obstacle;
 pub use spec::{
     Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source,
     Spec, Upper, User,

@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) unified_cgroups: bool,
     /// Lies under the layers of every step: see [`crate::Options::stub_layer`].
     pub(crate) stub_layer: Option<PathBuf>,
+    /// This user namespace forbids `setgroups`, as one that a user fills with a single id must.
+    pub(crate) groups_forbidden: bool,
     notes: Vec<String>,
 }
 
@@ -46,6 +48,7 @@ impl Machine {
             fresh_proc,
             unified_cgroups,
             stub_layer: None,
+            groups_forbidden: groups_forbidden(),
             notes,
         })
     }
@@ -54,6 +57,11 @@ impl Machine {
     pub(crate) fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// A kernel that does not say forbids nothing.
+fn groups_forbidden() -> bool {
+    std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
 /// Whether a `uid_map` is that of the initial user namespace.

@@ -624,6 +624,13 @@ fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
     Ok(child)
 }
 
+/// Says what stands against a bridge, as far as that can be seen without making one.
+pub fn bridge_obstacle() -> Option<String> {
+    find_program("nft")
+        .is_none()
+        .then(|| "nft is not installed".to_owned())
+}
+
 fn finish_rules(rules: Child) -> Result<(), SandboxError> {
     let output = rules.wait_with_output().map_err(failed("wait for nft"))?;
     if output.status.success() {

@@ -218,10 +218,10 @@ impl Server {
             }
         }
         if self.pool.is_none() && !candidates.is_empty() {
-            notes.push(format!(
-                "steps share the network of the builder: {}",
+            notes.push(format!("steps share the network of the builder: {}", {
+                reasons.dedup();
                 reasons.join("; ")
-            ));
+            }));
         }
         self.send(&Event::Ready {
             network: self.network,
@@ -353,6 +353,7 @@ impl Server {
                     report: report_writer,
                     liveness: self.liveness.0.as_fd(),
                     filter: &self.filter,
+                    groups_forbidden: self.machine.groups_forbidden,
                 })
             }
             Cloned::Parent { pid, pidfd } => {

@@ -21,6 +21,28 @@ pub enum Ids {
     Rootless { map: String },
 }
 
+impl Ids {
+    /// Returns whether a file may be given to this id.
+    pub fn maps(&self, id: u32) -> bool {
+        let Ids::Rootless { map } = self else {
+            return true;
+        };
+        map.split(',').any(|line| {
+            let mut numbers = line.split(' ').map(|text| text.parse::<u64>().ok());
+            let (first, _, count) = (numbers.next(), numbers.next(), numbers.next());
+            let (Some(Some(first)), Some(Some(count))) = (first, count) else {
+                return false;
+            };
+            (first..first + count).contains(&u64::from(id))
+        })
+    }
+
+    /// Returns whether there is nobody but root, so that files of others become root's.
+    pub fn is_single(&self) -> bool {
+        matches!(self, Ids::Rootless { .. }) && !self.maps(1)
+    }
+}
+
 impl fmt::Display for Ids {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,6 +10,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 
@@ -216,6 +217,50 @@ impl Environment {
         self.run(arguments).success()
     }
 
+    /// Opens this environment to an ordinary user: what lies in it, the binary and these fixtures.
+    ///
+    /// # Panics
+    ///
+    /// When this is not root's process.
+    pub fn give_to(&self, uid: u32, fixtures: &[&str]) {
+        let folder = self.folder.path();
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder, open).expect("a folder can be opened");
+        let binary = folder.join("bin/lapstrake");
+        fs::remove_file(&binary).expect("a link can be removed");
+        fs::copy(&self.binary, &binary).expect("the binary can be copied");
+        for name in fixtures {
+            let path = Path::new("docker.io/library").join(name);
+            let copy = folder.join("fixtures").join(&path);
+            fs::create_dir_all(copy.parent().unwrap_or(folder)).expect("a folder can be made");
+            copy_tree(&self::fixtures().join(&path), &copy);
+        }
+        let mirrors = folder.join("fixtures");
+        let mirrors = mirrors.display();
+        self.write_config(&format!(
+            "[registry.\"docker.io\"]\nmirrors = [\"oci-layout:{mirrors}\"]\n"
+        ));
+        fs::create_dir_all(self.root()).expect("a folder can be made");
+        give_tree(&self.root(), uid);
+        give_tree(&self.work(), uid);
+        give_tree(&folder.join("home"), uid);
+    }
+
+    /// Returns the binary as a command of an ordinary user to whom this environment was given.
+    pub fn command_of<A: AsRef<OsStr>>(
+        &self,
+        uid: u32,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = self.program("setpriv");
+        let id = uid.to_string();
+        command
+            .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+            .arg(self.folder.path().join("bin/lapstrake"))
+            .args(arguments);
+        command
+    }
+
     fn config(&self) -> PathBuf {
         self.folder.path().join("config.toml")
     }
@@ -314,6 +359,53 @@ impl Outcome {
             "{}: {}\n--- stdout\n{}\n--- stderr\n{}",
             self.shown, self.status, self.stdout, self.stderr
         )
+    }
+}
+
+/// An id without an entry in `/etc/passwd` and `/etc/subuid`.
+pub const USER_WITH_ONE_ID: u32 = 54321;
+
+/// The user with subordinate ids that rootless tests run as.
+const ORDINARY_USER: &str = "lapstrake-test";
+
+/// Returns the id of an ordinary user with subordinate ids, made where there is none; `None` where none can
+/// be made or what such a user needs is missing, which is said.
+pub fn ordinary_user() -> Option<u32> {
+    if !Path::new("/usr/bin/newuidmap").exists() {
+        println!("skipped: rootless tests need newuidmap (package uidmap)");
+        return None;
+    }
+    let id = || {
+        let output = Command::new("id").args(["-u", ORDINARY_USER]).output();
+        let text = String::from_utf8(output.ok()?.stdout).ok()?;
+        text.trim().parse().ok()
+    };
+    // Another test may be adding it at this moment.
+    let found: Option<u32> = id().or_else(|| {
+        let _ = Command::new("useradd")
+            .args(["--create-home", ORDINARY_USER])
+            .output();
+        id()
+    });
+    let ranges = fs::read_to_string("/etc/subuid").unwrap_or_default();
+    if found.is_none() || !ranges.contains(&format!("{ORDINARY_USER}:")) {
+        println!("skipped: there is no user with subordinate ids, and useradd made none");
+        return None;
+    }
+    found
+}
+
+/// Returns whether this process may become any user.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|found| found.uid() == 0)
+}
+
+fn give_tree(path: &Path, uid: u32) {
+    std::os::unix::fs::lchown(path, Some(uid), Some(uid)).expect("a file can be given away");
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).expect("a folder can be read") {
+            give_tree(&entry.expect("a folder can be read").path(), uid);
+        }
     }
 }
 

@@ -441,6 +441,11 @@ impl Run {
                 return Err(not_run(failure));
             }
         };
+        if !self.quiet {
+            for note in engine.notes() {
+                eprintln!("WARNING: {note}");
+            }
+        }
         follow(running, request.tty)
     }
 }

@@ -7,15 +7,16 @@ use clap::{Args, Subcommand};
 use oci::Platform;
 use registry::{Credential, CredentialSources, Stored};
 use serde_json::json;
-use store::Store;
+use store::{OpenOptions, Store};
 
 use super::build::Build;
 use super::space::{BuilderPrune, Df, Prune};
 use super::system_check::Check;
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
+use crate::settings::Outlook;
 use crate::template::Template;
-use crate::{output, settings};
+use crate::{output, places, settings};
 
 /// Look after the state directory
 #[derive(Debug, Subcommand)]
@@ -69,12 +70,15 @@ pub(crate) struct Info {
 
 impl Info {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let store = settings::open_records(global)?;
-        let text = self.text(&store).map_err(exit::build)?;
+        // Before the namespaces are entered in which everybody is root.
+        let root = places::root(global).map_err(exit::usage)?;
+        let outlook = settings::outlook()?;
+        let store = Store::open(&root, OpenOptions::new(None)).map_err(exit::builder)?;
+        let text = self.text(&store, &outlook).map_err(exit::build)?;
         output::print(&text).map_err(exit::builder)
     }
 
-    fn text(&self, store: &Store) -> Result<String> {
+    fn text(&self, store: &Store, outlook: &Outlook) -> Result<String> {
         let containers = engine::container::containers(store)?;
         let running = containers.iter().filter(|found| found.is_running()).count();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -93,8 +97,17 @@ impl Info {
             "NCPU": cores,
             "RootDir": store.root().display().to_string(),
             "Ids": store.ids().to_string(),
+            "Isolation": outlook.isolation.rung.to_string(),
+            "IsolationNotes": outlook.isolation.notes,
+            "StepNetwork": outlook.network,
             "ServerVersion": env!("CARGO_PKG_VERSION"),
         });
+        let notes: String = outlook
+            .isolation
+            .notes
+            .iter()
+            .map(|note| format!(" {note}\n"))
+            .collect();
         match self.format.as_deref() {
             Some("json") => Ok(format!("{value}\n")),
             Some(template) if !template.is_empty() => {
@@ -103,7 +116,7 @@ impl Info {
             _ => Ok(format!(
                 "Containers: {}\n Running: {running}\n Stopped: {}\nImages: {}\nVersion: {}\n\
                  Storage Driver: overlay\nKernel Version: {kernel}\nOSType: {}\nArchitecture: {}\n\
-                 CPUs: {cores}\nRoot Dir: {}\nIds: {}\n",
+                 CPUs: {cores}\nRoot Dir: {}\nIds: {}\nIsolation: {}\n{notes}Step Network: {}\n",
                 value["Containers"],
                 value["ContainersStopped"],
                 value["Images"],
@@ -112,6 +125,8 @@ impl Info {
                 host.architecture,
                 store.root().display(),
                 store.ids(),
+                outlook.isolation.rung,
+                outlook.network,
             )),
         }
     }

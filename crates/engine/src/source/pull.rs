@@ -246,12 +246,11 @@ pub(crate) fn options(store: &Store, diff_id: &Digest) -> ApplyOptions {
     };
     let mut options = ApplyOptions::new(Form::Overlay(xattrs));
     options.diff_id = Some(diff_id.clone());
-    if let Ids::Rootless { map } = store.ids() {
+    if let Ids::Rootless { .. } = store.ids() {
         options.devices = Devices::Skip;
-        // With one id there is nobody else to give a file to.
-        if !map.contains(',') {
-            options.ownership = Ownership::Ignore;
-        }
+    }
+    if store.ids().is_single() {
+        options.ownership = Ownership::Ignore;
     }
     options
 }

@@ -6,14 +6,15 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use store::Layer;
 
-use crate::EngineError;
 use crate::keys::KeyBuilder;
 use crate::step::StepContext;
+use crate::{Cancel, EngineError};
 
 /// How many may use the directory at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub(crate) enum Claim {
     Private,
     Locked,
 }
+
+/// How often a lock that somebody has is tried again.
+const PAUSE: Duration = Duration::from_millis(10);
+
+pub(crate) const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
+pub(crate) const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 
 /// A directory in use by one step.
 #[derive(Debug)]
@@ -32,11 +39,14 @@ pub(crate) struct CacheMount {
 
 impl CacheMount {
     /// Takes the directory of this id, made from `base` if it is new.
+    ///
+    /// Waits for who has it, unless `cancel` is asked for.
     pub(crate) fn claim(
         context: &StepContext,
         id: &str,
         base: &[Layer],
         claim: Claim,
+        cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let mut key = KeyBuilder::new("cache mount").part("id", id.as_bytes());
         for layer in base {
@@ -47,8 +57,8 @@ impl CacheMount {
         let mounts = store.root().join("mounts");
         std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;
         let mount = match claim {
-            Claim::Shared => Self::lock_folder(&mounts.join(&name), FlockOperation::LockShared)?,
-            Claim::Locked => Self::lock_folder(&mounts.join(&name), FlockOperation::LockExclusive)?,
+            Claim::Shared => Self::wait(&mounts.join(&name), SHARED, cancel)?,
+            Claim::Locked => Self::wait(&mounts.join(&name), EXCLUSIVE, cancel)?,
             Claim::Private => Self::private(&mounts, &name)?,
         };
         mount.fill(context, id, base)?;
@@ -73,36 +83,47 @@ impl CacheMount {
                 0 => mounts.join(name),
                 number => mounts.join(format!("{name}.{number}")),
             };
-            if let Some(mount) = Self::try_lock(&folder)? {
+            if let Some(mount) = Self::try_lock(&folder, EXCLUSIVE)? {
                 return Ok(mount);
             }
         }
         unreachable!("there are more numbers than users")
     }
 
-    fn try_lock(folder: &Path) -> Result<Option<Self>, EngineError> {
-        let lock = open(folder)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if !is_named(&lock, folder) => Self::try_lock(folder),
-            Ok(()) => Ok(Some(Self {
-                folder: folder.to_owned(),
-                lock,
-            })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(EngineError::io("lock", folder)(errno.into())),
+    fn wait(
+        folder: &Path,
+        operation: FlockOperation,
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        loop {
+            if let Some(mount) = Self::try_lock(folder, operation)? {
+                return Ok(mount);
+            }
+            if cancel.is_requested() {
+                return Err(EngineError::Canceled);
+            }
+            // A lock that is waited for in the kernel could not be given up.
+            std::thread::sleep(PAUSE);
         }
     }
 
-    fn lock_folder(folder: &Path, operation: FlockOperation) -> Result<Self, EngineError> {
+    /// Locks a folder, made if it is not there; `None` where somebody has it.
+    pub(crate) fn try_lock(
+        folder: &Path,
+        operation: FlockOperation,
+    ) -> Result<Option<Self>, EngineError> {
         loop {
             let lock = open(folder)?;
-            flock(&lock, operation)
-                .map_err(|errno| EngineError::io("lock", folder)(errno.into()))?;
+            match flock(&lock, operation) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(EngineError::io("lock", folder)(errno.into())),
+            }
             if is_named(&lock, folder) {
-                return Ok(Self {
+                return Ok(Some(Self {
                     folder: folder.to_owned(),
                     lock,
-                });
+                }));
             }
         }
     }

@@ -36,8 +36,11 @@ pub(crate) fn run(
     cancel: &Cancel,
 ) -> Result<Vec<Snapshot>, EngineError> {
     let mut held = Held::default();
-    let spec = specify(context, op, inputs, &mut held)?;
+    let spec = specify(context, op, inputs, &mut held, cancel)?;
     let helper = context.shared.helper()?;
+    for note in context.shared.notes() {
+        vertex.warn(note);
+    }
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let stdio = Stdio {
@@ -75,6 +78,9 @@ pub(crate) fn run(
     let exit = running.wait();
     drop(guard);
     let exit = exit?;
+    for limit in &exit.usage.unset_limits {
+        vertex.warn(format!("the limit could not be set: {limit}"));
+    }
     if cancel.is_requested() {
         return Err(EngineError::Canceled);
     }
@@ -156,11 +162,11 @@ fn specify(
     op: &ExecOp,
     inputs: &[Snapshot],
     held: &mut Held,
+    cancel: &Cancel,
 ) -> Result<Spec, EngineError> {
     let root = op.mounts.iter().find(|mount| mount.dest == "/");
     let root = root.ok_or_else(|| EngineError::Graph("a process has no root".to_owned()))?;
     let layers = layers_of(context, root.input, inputs, held)?;
-    let tree = context.tree(&layers)?;
     let overlay = writable(context, &layers, root.output, held)?;
     let mut spec = Spec::new(Root::Overlay(overlay), op.meta.args.clone());
     spec.read_only_root = root.read_only;
@@ -192,7 +198,7 @@ fn specify(
             device.name
         )));
     }
-    spec.mounts = super::network::files(context, op, &spec, &tree)?;
+    spec.mounts = super::network::files(context, op, &spec)?;
     let mut mounts: Vec<&Mount> = op.mounts.iter().filter(|mount| mount.dest != "/").collect();
     // What is deeper is mounted later, whatever the order it was written in.
     mounts.sort_by_key(|mount| {
@@ -203,7 +209,7 @@ fn specify(
             .count()
     });
     for mount in mounts {
-        if let Some(mount) = mount_of(context, mount, inputs, held)? {
+        if let Some(mount) = mount_of(context, mount, inputs, held, cancel)? {
             spec.mounts.push(mount);
         }
     }
@@ -254,6 +260,7 @@ fn mount_of(
     mount: &Mount,
     inputs: &[Snapshot],
     held: &mut Held,
+    cancel: &Cancel,
 ) -> Result<Option<sandbox::Mount>, EngineError> {
     let source = match &mount.kind {
         MountKind::Bind => bind_source(context, mount, inputs, held)?,
@@ -264,7 +271,7 @@ fn mount_of(
                 CacheSharing::Private => cache_mount::Claim::Private,
                 CacheSharing::Locked => cache_mount::Claim::Locked,
             };
-            let cache = cache_mount::CacheMount::claim(context, id, &base, claim)?;
+            let cache = cache_mount::CacheMount::claim(context, id, &base, claim, cancel)?;
             let source = Source::Bind {
                 path: cache.path(),
                 subpath: mount.selector.clone(),

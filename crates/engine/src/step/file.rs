@@ -218,6 +218,10 @@ fn copy_from(
 ) -> Result<(), EngineError> {
     let mut wanted = request_of(copy)?;
     wanted.owner = owner;
+    if wanted.unpack && owner.is_none() && context.store.ids().is_single() {
+        // As the layers of images are unpacked there.
+        wanted.owner = Some(request::Owner { uid: 0, gid: 0 });
+    }
     let tree = match source {
         Secondary::Layers(layers) => context.tree(layers)?,
         Secondary::Staged(layer) => {
@@ -291,6 +295,13 @@ fn owner_of(
                 None => 0,
             };
         }
+    }
+    let ids = context.store.ids();
+    if !ids.maps(uid) || !ids.maps(gid) {
+        return Err(EngineError::Request(format!(
+            "a file cannot be given to {uid}:{gid}, which is not mapped in this user namespace: \
+             subordinate ids are needed for it (`lapstrake info` says why there are none)"
+        )));
     }
     Ok(Some(request::Owner { uid, gid }))
 }

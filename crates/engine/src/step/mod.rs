@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llb::{ExecOp, NetworkMode, SecurityMode};
 use rootfs::{OverlayXattrs, Tree};
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) images: ImageResolver,
     helper: OnceLock<Result<Helper, String>>,
     sandbox: sandbox::Options,
+    /// What was not said yet.
+    notes: Mutex<Vec<String>>,
 }
 
 impl Shared {
@@ -39,28 +41,34 @@ impl Shared {
         store: Store,
         registries: registry::Settings,
         sandbox: sandbox::Options,
+        notes: Vec<String>,
     ) -> Self {
         Self {
             images: ImageResolver::new(store.clone(), registries),
             store,
             helper: OnceLock::new(),
             sandbox,
+            notes: Mutex::new(notes),
         }
+    }
+
+    /// Returns what the isolation of steps lacks here, in words for the user: once.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the sandbox's helper process, started when the first step needs it.
     pub(crate) fn helper(&self) -> Result<&Helper, EngineError> {
         let started = self.helper.get_or_init(|| {
-            Helper::start(&self.sandbox).map_err(|error| crate::error::chain(&error))
+            let helper =
+                Helper::start(&self.sandbox).map_err(|error| crate::error::chain(&error))?;
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            notes.extend(helper.notes().iter().cloned());
+            Ok(helper)
         });
         started
             .as_ref()
             .map_err(|reason| EngineError::SandboxStart(reason.clone()))
-    }
-
-    /// Returns whether steps have a network of their own, from which the host's loopback is not seen.
-    pub(crate) fn has_own_network(&self) -> Result<bool, EngineError> {
-        Ok(self.helper()?.network() != sandbox::NetworkMode::Host)
     }
 
     /// Returns where overlay keeps its marks in this store.

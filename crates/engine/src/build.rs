@@ -1,6 +1,6 @@
 //! One build from a request to its outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use frontend::{Answers, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step};
@@ -14,6 +14,8 @@ use crate::context::ContextTree;
 use crate::driver::{Driver, Failed};
 use crate::error::{BuildFailure, StepFailure};
 use crate::export::{self, Exported};
+use crate::history::recorder::Recorder;
+use crate::history::{self, BuildRecord, Known};
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
@@ -35,6 +37,8 @@ pub struct BuildResult {
     pub warnings: Vec<dockerfile::Diagnostic>,
     /// The Dockerfile, for showing findings.
     pub dockerfile: Option<(String, String)>,
+    /// The record of the build.
+    pub record: Option<Arc<BuildRecord>>,
 }
 
 /// The tree and the image of one platform.
@@ -53,27 +57,60 @@ impl Engine {
     ) -> Result<BuildResult, BuildFailure> {
         // What is found in the store has to stay there until the outputs are written.
         let _blobs = self.shared.store.hold_blobs();
+        let store = &self.shared.store;
+        let opening = history::opening(store, request, sink.now());
+        let recorder = Recorder::new(store, opening, sink);
+        let mut known = Known::default();
+        let mut built = Vec::new();
+        let result = self.build_recorded(request, &recorder, cancel, &mut known, &mut built);
+        let (mut record, printed) = recorder.finish();
+        history::complete(store, &mut record, &known, &built);
+        history::conclude(&mut record, &result);
+        if let Err(error) = history::keep(store, &record, printed) {
+            tracing::warn!(%error, "the build is not recorded");
+        }
+        recorder.close();
+        let record = Arc::new(record);
+        match result {
+            Ok(mut result) => {
+                result.record = Some(record);
+                Ok(result)
+            }
+            Err(mut failure) => {
+                failure.dockerfile = known.dockerfile;
+                failure.record = Some(record);
+                Err(failure)
+            }
+        }
+    }
+
+    fn build_recorded(
+        &self,
+        request: &BuildRequest,
+        recorder: &Recorder,
+        cancel: &Cancel,
+        known: &mut Known,
+        built: &mut Vec<Built>,
+    ) -> Result<BuildResult, BuildFailure> {
+        let sink = recorder.sink();
         let loaded = crate::source::dockerfile::load(request, sink)?;
-        let source = (
+        known.dockerfile = Some((
             loaded.name.clone(),
             String::from_utf8_lossy(&loaded.bytes).into_owned(),
-        );
-        let run = || -> Result<BuildResult, BuildFailure> {
-            let mut images = BTreeMap::new();
-            let lowered = self.lower(request, &loaded, sink, &mut images)?;
-            let warnings = check::warnings(request, &loaded, &images)?;
-            let built = self.solve(request, &loaded, &lowered, &images, sink, cancel)?;
-            let exported =
-                export::export(&self.shared, request, &built, lowered.multi_platform, sink)?;
-            let Exported { image, manifest } = exported;
-            Ok(BuildResult {
-                image,
-                manifest,
-                warnings,
-                dockerfile: Some(source.clone()),
-            })
-        };
-        run().map_err(|failure| failure.with_source(source.clone()))
+        ));
+        let lowered = self.lower(request, &loaded, sink, known)?;
+        let warnings = check::warnings(request, &loaded, &known.images)?;
+        known.builds = lowered.builds;
+        *built = self.solve(request, &loaded, known, recorder, cancel)?;
+        let exported = export::export(&self.shared, request, built, lowered.multi_platform, sink)?;
+        let Exported { image, manifest } = exported;
+        Ok(BuildResult {
+            image,
+            manifest,
+            warnings,
+            dockerfile: known.dockerfile.clone(),
+            record: None,
+        })
     }
 
     /// Lowers the Dockerfile; what it asks about images is answered in parallel.
@@ -82,12 +119,13 @@ impl Engine {
         request: &BuildRequest,
         loaded: &Loaded,
         sink: &Sink,
-        images: &mut BTreeMap<(String, String), PinnedImage>,
+        known: &mut Known,
     ) -> Result<Lowered, EngineError> {
         let wrong = |diagnostics| EngineError::Dockerfile { diagnostics };
         let options = loaded.options(request)?;
         let ast = dockerfile::parse(&loaded.bytes).map_err(wrong)?;
         let stages = ast.stages().map_err(wrong)?;
+        known.arguments = arguments_of(&stages);
         let mut lowering = Lowering::new(&ast, &stages, &options);
         let mut answers = Answers::default();
         loop {
@@ -120,7 +158,7 @@ impl Engine {
                                 config: (*image.config).clone(),
                             };
                             let platform = asked.platform.normalized().to_string();
-                            images.insert(
+                            known.images.insert(
                                 (pinned_name(&asked.reference, &image.digest), platform),
                                 image,
                             );
@@ -177,11 +215,11 @@ impl Engine {
         &self,
         request: &BuildRequest,
         loaded: &Loaded,
-        lowered: &Lowered,
-        images: &BTreeMap<(String, String), PinnedImage>,
-        sink: &Sink,
+        known: &mut Known,
+        recorder: &Recorder,
         cancel: &Cancel,
     ) -> Result<Vec<Built>, BuildFailure> {
+        let sink = recorder.sink();
         let context = Arc::new(StepContext {
             shared: Arc::clone(&self.shared),
             secrets: request.secrets.clone(),
@@ -189,15 +227,22 @@ impl Engine {
             entitlements: request.entitlements.clone(),
             limits: request.limits.clone(),
             shm_size: request.shm_size,
+            build: recorder.id().to_owned(),
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,
             false => FailurePolicy::Cancel,
         };
-        let mut all = Vec::new();
+        let Known {
+            images,
+            builds,
+            works: all,
+            ..
+        } = known;
+        let builds = &*builds;
         let mut roots = Vec::new();
         let mut trees = Vec::new();
-        for build in &lowered.builds {
+        for build in builds {
             let pinned = Pinned {
                 images: images.clone(),
                 files: http::pin_all(&self.shared, &build.graph, sink)?,
@@ -214,8 +259,8 @@ impl Engine {
         let keys = roots.iter().map(|(work, _)| work.key).collect();
         let outputs = self
             .driver(request)
-            .solve(plan::tasks(&all), keys, policy, cancel)
-            .map_err(|failed| failure_of(failed, &lowered.builds));
+            .solve(plan::tasks(all), keys, policy, cancel)
+            .map_err(|failed| failure_of(failed, builds));
         trees.iter().for_each(|tree| tree.remember());
         if let Some((root, _)) = roots.last() {
             let keys: Vec<_> = all.iter().map(|work| work.record_key).collect();
@@ -235,7 +280,7 @@ impl Engine {
                     }
                 });
         let mut built = Vec::new();
-        for build in &lowered.builds {
+        for build in builds {
             let layers: Result<Vec<Layer>, EngineError> = match build.graph.root() {
                 None => Ok(Vec::new()),
                 Some(_) => found.next().unwrap_or(Ok(Vec::new())),
@@ -254,6 +299,21 @@ impl Engine {
             None => self.driver.clone(),
         }
     }
+}
+
+/// Returns the names that ARG instructions declare, in all stages.
+fn arguments_of(stages: &dockerfile::Stages) -> BTreeSet<String> {
+    let global = stages.meta_args.iter().map(|global| &global.arg);
+    let instructions = stages.stages.iter().flat_map(|stage| &stage.instructions);
+    let local = instructions.filter_map(|instruction| match &instruction.kind {
+        dockerfile::Kind::Arg(arg) => Some(arg),
+        _ => None,
+    });
+    global
+        .chain(local)
+        .flat_map(|arg| &arg.args)
+        .map(|item| item.key.text.clone())
+        .collect()
 }
 
 /// Returns the identifier of the source that stands for an image in a graph.

@@ -9,7 +9,7 @@ use dockerfile::ignore::Matcher;
 use llb::{Action, ActionInput, FileOp, MountKind, Op, VertexId};
 use rootfs::Tree;
 use rootfs::checksum::{Selection, checksum};
-use rootfs::context::Capture;
+use rootfs::context::{Capture, ListedFile};
 use rootfs::copy::Owner;
 use rootfs::filter::{Filter, FilterState, Verdict};
 use rootfs::memo::{MemoTable, NoMemo};
@@ -49,7 +49,7 @@ impl ContextTree {
         };
         let capture = Capture::new(root, filter, Some(OWNER))?;
         let place = std::fs::canonicalize(root).map_err(EngineError::io("find", root))?;
-        let (name, _) = KeyBuilder::new("memo")
+        let name = KeyBuilder::new("memo")
             .part("root", place.as_os_str().as_encoded_bytes())
             .finish();
         let memo_file = shared
@@ -81,6 +81,11 @@ impl ContextTree {
     pub(crate) fn paths(&self) -> impl Iterator<Item = String> {
         let files = self.capture.files();
         files.map(|file| String::from_utf8_lossy(&file.path).into_owned())
+    }
+
+    /// Returns the files of a selection, with what counts of each.
+    pub(crate) fn list(&self, selection: &Selection) -> Result<Vec<ListedFile>, EngineError> {
+        Ok(self.capture.list(selection, &self.memo)?)
     }
 
     /// Returns the checksum of what a step takes.

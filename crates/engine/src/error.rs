@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use oci::{Digest, Reference};
 
+use crate::history::BuildRecord;
+
 /// Why a build, or a part of it, failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -142,6 +144,8 @@ pub struct BuildFailure {
     pub steps: Vec<StepFailure>,
     /// The name and text of the Dockerfile, once it was read.
     pub dockerfile: Option<(String, String)>,
+    /// The record of the build.
+    pub record: Option<Arc<BuildRecord>>,
 }
 
 /// One thing that failed.
@@ -161,12 +165,8 @@ impl BuildFailure {
         Self {
             steps,
             dockerfile: None,
+            record: None,
         }
-    }
-
-    pub(crate) fn with_source(mut self, source: (String, String)) -> Self {
-        self.dockerfile = Some(source);
-        self
     }
 
     /// Returns whose failure it is: the builder's if any part of it is.

@@ -7,20 +7,19 @@ use store::Key;
 /// Raised whenever what a key means, or what a step yields for it, changes.
 const VERSION: &str = "lapstrake-key-1";
 
-/// One named part of a key, kept with the result so that a later miss can be explained.
+/// One named part of a key, kept with the build so that a later miss can be explained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPart {
-    /// What the part is: "operation", "input 0", "context files".
+    /// What the part is: "command", "ENV PATH", "files of context: /src".
     pub name: String,
     /// The value, a digest or a short text.
     pub value: String,
 }
 
-/// Collects the parts of a key.
+/// Makes a key of its parts.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyBuilder {
     hash: Sha256,
-    parts: Vec<KeyPart>,
 }
 
 impl KeyBuilder {
@@ -28,7 +27,6 @@ impl KeyBuilder {
     pub(crate) fn new(kind: &str) -> Self {
         let mut builder = Self {
             hash: Sha256::new(),
-            parts: Vec::new(),
         };
         builder.frame(VERSION.as_bytes());
         builder.frame(kind.as_bytes());
@@ -39,14 +37,6 @@ impl KeyBuilder {
     pub(crate) fn part(mut self, name: &str, value: &[u8]) -> Self {
         self.frame(name.as_bytes());
         self.frame(value);
-        let value = match std::str::from_utf8(value) {
-            Ok(text) if text.len() <= 200 && !text.contains('\0') => text.to_owned(),
-            _ => hex(&Sha256::digest(value)),
-        };
-        self.parts.push(KeyPart {
-            name: name.to_owned(),
-            value,
-        });
         self
     }
 
@@ -54,16 +44,12 @@ impl KeyBuilder {
     pub(crate) fn key(mut self, name: &str, key: &Key) -> Self {
         self.frame(name.as_bytes());
         self.frame(key);
-        self.parts.push(KeyPart {
-            name: name.to_owned(),
-            value: hex(key),
-        });
         self
     }
 
-    /// Returns the key and its parts.
-    pub(crate) fn finish(self) -> (Key, Vec<KeyPart>) {
-        (self.hash.finalize().into(), self.parts)
+    /// Returns the key.
+    pub(crate) fn finish(self) -> Key {
+        self.hash.finalize().into()
     }
 
     fn frame(&mut self, bytes: &[u8]) {
@@ -87,13 +73,13 @@ mod tests {
             let begin = KeyBuilder::new("test");
             let add =
                 |key: KeyBuilder, (name, value): &(&str, &str)| key.part(name, value.as_bytes());
-            parts.iter().fold(begin, add).finish().0
+            parts.iter().fold(begin, add).finish()
         };
         assert_ne!(key(&[("a", "bc")]), key(&[("ab", "c")]));
         assert_ne!(key(&[("a", "b"), ("c", "")]), key(&[("a", "b")]));
         assert_ne!(
             key(&[("a", "bc")]),
-            KeyBuilder::new("other").part("a", b"bc").finish().0
+            KeyBuilder::new("other").part("a", b"bc").finish()
         );
     }
 }

@@ -19,6 +19,7 @@ mod driver;
 mod engine;
 mod error;
 mod export;
+pub mod history;
 pub mod images;
 mod keys;
 mod matching;

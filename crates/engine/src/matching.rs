@@ -145,7 +145,7 @@ fn checksum(shared: &Shared, layers: &[Layer], copy: &llb::Copy) -> Result<Vec<u
     for pattern in &copy.exclude_patterns {
         key = key.part("exclude", pattern.as_bytes());
     }
-    let (key, _) = key.finish();
+    let key = key.finish();
     if let Some(known) = shared.store.recall("selection", &key)? {
         return Ok(known);
     }

@@ -1,8 +1,8 @@
 //! Turns a graph into vertices with keys.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use llb::{Graph, Op, Vertex, VertexId};
 use progress::{Group, Sink};
@@ -13,7 +13,7 @@ use store::Key;
 use crate::EngineError;
 use crate::context::{ContextTree, selections_of};
 use crate::driver::Task;
-use crate::keys::KeyBuilder;
+use crate::keys::{KeyBuilder, KeyPart, hex};
 use crate::source::http::HttpFile;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
@@ -36,7 +36,7 @@ pub(crate) fn plan(
     context: &Arc<StepContext>,
     sink: &Sink,
 ) -> Result<Vec<Arc<VertexWork>>, (VertexId, EngineError)> {
-    let nonce = nonce();
+    let nonce = random();
     let mut works: Vec<Arc<VertexWork>> = Vec::with_capacity(graph.vertices().len());
     for vertex in graph.vertices() {
         let inputs: Vec<(Arc<VertexWork>, usize)> = vertex
@@ -46,7 +46,8 @@ pub(crate) fn plan(
             .collect();
         let failed = |error| (vertex.id(), error);
         let action = action_of(vertex, pinned).map_err(failed)?;
-        let operation = operation_key(context, vertex, &action, &inputs).map_err(failed)?;
+        let (operation, outside) =
+            operation_key(context, vertex, &action, &inputs).map_err(failed)?;
         let mut record_key = KeyBuilder::new("definition").key("operation", &operation);
         let mut key = KeyBuilder::new("definition").key("operation", &operation);
         for (number, (input, output)) in inputs.iter().enumerate() {
@@ -67,12 +68,11 @@ pub(crate) fn plan(
         }
         // A context was shown when it was captured.
         let is_context = matches!(action, VertexAction::Context(_));
-        let (record_key, parts) = record_key.finish();
         works.push(Arc::new(VertexWork {
-            key: key.finish().0,
-            record_key,
+            key: key.finish(),
+            record_key: record_key.finish(),
             operation,
-            parts,
+            outside,
             name: name_of(vertex),
             handle: sink.vertex(shown(vertex, &inputs)),
             inputs,
@@ -80,6 +80,7 @@ pub(crate) fn plan(
             forced,
             context: Arc::clone(context),
             shown: AtomicBool::new(is_context),
+            notes: Mutex::default(),
             id: vertex.id(),
         }));
     }
@@ -164,29 +165,37 @@ pub(crate) fn image_key(vertex: &Vertex) -> (String, String) {
     (identifier, platform.unwrap_or_default())
 }
 
-/// Returns the key of what a vertex does, with what it takes from outside the graph.
+/// Returns the key of what a vertex does, and what it takes from outside the graph by name.
 fn operation_key(
     context: &StepContext,
     vertex: &Vertex,
     action: &VertexAction,
     inputs: &[(Arc<VertexWork>, usize)],
-) -> Result<Key, EngineError> {
-    let key = match action {
+) -> Result<(Key, Vec<KeyPart>), EngineError> {
+    let named = |name: &str, value: String| {
+        let name = name.to_owned();
+        vec![KeyPart { name, value }]
+    };
+    let (key, outside) = match action {
         VertexAction::Image(image) => {
             // The config names all layers: by whatever name or index it came, it is the same image.
-            KeyBuilder::new("image").part("config", image.id.to_string().as_bytes())
+            let id = image.id.to_string();
+            let key = KeyBuilder::new("image").part("config", id.as_bytes());
+            (key, named("image", id))
         }
         VertexAction::Http(file) => {
-            KeyBuilder::new("http").part("file", file.identity().as_bytes())
+            let key = KeyBuilder::new("http").part("file", file.identity().as_bytes());
+            (key, named("file", file.digest.to_string()))
         }
         VertexAction::Context(tree) => {
-            KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes())
+            let key = KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes());
+            (key, Vec::new())
         }
         VertexAction::Operation(op) => {
             return operation_on_contexts(context, vertex, op, inputs);
         }
     };
-    Ok(key.finish().0)
+    Ok((key.finish(), outside))
 }
 
 /// Returns the key of an operation, with the content of the files it takes from contexts.
@@ -198,15 +207,21 @@ fn operation_on_contexts(
     vertex: &Vertex,
     op: &Op,
     inputs: &[(Arc<VertexWork>, usize)],
-) -> Result<Key, EngineError> {
-    let key_of = |contexts: &[(&ContextTree, Vec<Selection>)]| -> Result<Key, EngineError> {
+) -> Result<(Key, Vec<KeyPart>), EngineError> {
+    let key_of = |contexts: &[(&ContextTree, Vec<Selection>)]| -> Result<_, EngineError> {
         let mut key = KeyBuilder::new("operation").key("operation", &vertex.operation_digest());
+        let mut outside = Vec::new();
         for (tree, selections) in contexts {
             for selection in selections {
-                key = key.part("context files", &tree.checksum(selection)?);
+                let checksum = tree.checksum(selection)?;
+                key = key.part("context files", &checksum);
+                outside.push(KeyPart {
+                    name: format!("files: {}", selection.path),
+                    value: hex(&checksum),
+                });
             }
         }
-        Ok(key.finish().0)
+        Ok((key.finish(), outside))
     };
     let mut contexts = Vec::new();
     for (number, (input, _)) in inputs.iter().enumerate() {
@@ -228,16 +243,16 @@ fn operation_on_contexts(
         stage()?;
         return key_of(&contexts);
     }
-    let key = key_of(&contexts)?;
+    let (key, outside) = key_of(&contexts)?;
     if vertex.metadata().ignore_cache || !context.shared.store.knows_operation(&key)? {
         stage()?;
         return key_of(&contexts);
     }
-    Ok(key)
+    Ok((key, outside))
 }
 
 /// Returns bytes that no other build has.
-fn nonce() -> [u8; 32] {
+pub(crate) fn random() -> [u8; 32] {
     let mut bytes = [0; 32];
     let mut filled = 0;
     while filled < bytes.len() {

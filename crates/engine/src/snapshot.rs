@@ -35,6 +35,14 @@ impl StepOutput {
 }
 
 impl Snapshot {
+    /// Returns the layer that lies above all others.
+    pub(crate) fn top(&self) -> Option<LayerId> {
+        match self {
+            Snapshot::Layers(layers) => layers.last().map(Layer::id),
+            Snapshot::Context(_) => None,
+        }
+    }
+
     /// Returns the layers' names, for records; `None` for what is not in the store.
     pub(crate) fn layer_ids(&self) -> Option<Vec<LayerId>> {
         match self {

@@ -1,7 +1,7 @@
 //! One vertex of a build as the driver carries it out: looked up, matched, run, recorded, shown.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use llb::Op;
@@ -11,6 +11,7 @@ use store::{Key, LayerId, NamedLock, Record};
 
 use crate::context::ContextTree;
 use crate::driver::Work;
+use crate::history::{CachedBy, Miss, UsageRecord, files};
 use crate::keys::{KeyPart, hex};
 use crate::matching::{InputUse, same_input};
 use crate::snapshot::{Snapshot, StepOutput};
@@ -28,8 +29,8 @@ pub(crate) struct VertexWork {
     pub(crate) record_key: Key,
     /// The operation alone, with what it takes from outside.
     pub(crate) operation: Key,
-    /// What the key was made of.
-    pub(crate) parts: Vec<KeyPart>,
+    /// What it takes from outside the graph, as part of its key.
+    pub(crate) outside: Vec<KeyPart>,
     /// As shown.
     pub(crate) name: String,
     /// The vertices it uses and which output of each.
@@ -43,6 +44,19 @@ pub(crate) struct VertexWork {
     pub(crate) forced: bool,
     /// Set once its end was shown.
     pub(crate) shown: AtomicBool,
+    pub(crate) notes: Mutex<StepNotes>,
+}
+
+/// What the record of the build says of a step, noted while it is carried out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StepNotes {
+    pub(crate) cached_by: Option<CachedBy>,
+    pub(crate) miss: Option<Miss>,
+    pub(crate) usage: Option<UsageRecord>,
+    /// The layer it made, or was found to have made.
+    pub(crate) layer: Option<LayerId>,
+    /// The layers of its process's root.
+    pub(crate) root: Option<Vec<LayerId>>,
 }
 
 /// What a vertex does.
@@ -65,9 +79,13 @@ pub(crate) struct RecordInfo {
     pub(crate) outputs: Vec<Vec<LayerId>>,
     /// Layers of each input; null for what was not in the store.
     pub(crate) inputs: Vec<Option<Vec<LayerId>>>,
-    pub(crate) parts: Vec<KeyPart>,
     /// Milliseconds it took.
     pub(crate) took: u64,
+    /// The build that made it, and the vertex it was there, which name its log.
+    #[serde(default)]
+    pub(crate) build: String,
+    #[serde(default)]
+    pub(crate) vertex: String,
 }
 
 /// How many earlier results of an operation are compared by content.
@@ -77,6 +95,31 @@ impl VertexWork {
     /// Returns whether recorded results may be used by key.
     fn may_look_up(&self) -> bool {
         self.key == self.record_key
+    }
+
+    /// Returns what was noted of it.
+    pub(crate) fn notes(&self) -> MutexGuard<'_, StepNotes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_cached(&self, by: CachedBy, output: &StepOutput) {
+        let mut notes = self.notes();
+        notes.cached_by = Some(by);
+        notes.layer = output.outputs.first().and_then(Snapshot::top);
+    }
+
+    /// Finds out why no recorded result is used; called when the step is about to run.
+    fn note_miss(&self) {
+        let mut notes = self.notes();
+        if self.forced {
+            notes.miss = Some(Miss::NoCache);
+        } else if notes.miss.is_none() {
+            let buried = self.context.store.tombstone(&self.record_key);
+            notes.miss = Some(match buried {
+                Ok(Some((at, rule))) => Miss::Evicted { at, rule },
+                _ => Miss::NotFound,
+            });
+        }
     }
 
     fn output_of(&self, record: &Record) -> Result<Option<Arc<StepOutput>>, EngineError> {
@@ -169,7 +212,15 @@ impl VertexWork {
                 Ok(vec![Snapshot::Layers(file.unpack(&self.context.shared)?)])
             }
             VertexAction::Operation(op) => match op {
-                Op::Exec(op) => exec::run(&self.context, op, trees, running, &self.name, cancel),
+                Op::Exec(op) => {
+                    let mut usage = None;
+                    let name = &self.name;
+                    self.notes().root = root_of(op, trees);
+                    let result =
+                        exec::run(&self.context, op, trees, running, name, cancel, &mut usage);
+                    self.notes().usage = usage.map(UsageRecord::from);
+                    result
+                }
                 Op::File(op) => file::run(&self.context, self.id, op, trees, &self.name, cancel),
                 Op::Merge(op) => merge::merge(&self.context, op, trees),
                 Op::Diff(op) => merge::diff(&self.context, op, trees),
@@ -179,6 +230,20 @@ impl VertexWork {
                     op.identifier
                 ))),
             },
+        }
+    }
+
+    /// Keeps the names and digests of the files taken from contexts, for who asks what changed.
+    fn keep_file_lists(&self) {
+        let VertexAction::Operation(op) = &self.action else {
+            return;
+        };
+        for (number, (input, _)) in self.inputs.iter().enumerate() {
+            if let VertexAction::Context(tree) = &input.action
+                && let Err(error) = files::keep(&self.context.shared, tree, op, number)
+            {
+                tracing::warn!(%error, name = self.name, "a list of files is not kept");
+            }
         }
     }
 
@@ -199,8 +264,9 @@ impl VertexWork {
             name: self.name.clone(),
             outputs,
             inputs: trees.iter().map(Snapshot::layer_ids).collect(),
-            parts: self.parts.clone(),
             took: took.as_millis() as u64,
+            build: self.context.build.clone(),
+            vertex: self.id.digest().hex().to_owned(),
         };
         let info = serde_json::to_value(info).expect("a record can be written as JSON");
         let keys = [self.record_key];
@@ -232,8 +298,12 @@ impl Work for VertexWork {
             return Ok(None);
         };
         let output = self.output_of(&record)?;
-        if output.is_some() {
-            self.show_cached();
+        match &output {
+            Some(output) => {
+                self.note_cached(CachedBy::Definition, output);
+                self.show_cached();
+            }
+            None => self.notes().miss = Some(Miss::Lost),
         }
         Ok(output)
     }
@@ -277,6 +347,7 @@ impl Work for VertexWork {
             }
             if let Some(output) = self.output_of(&record)? {
                 store.alias(&self.operation, &[self.record_key], record.result)?;
+                self.note_cached(CachedBy::Content, &output);
                 self.show_cached();
                 return Ok(Some(output));
             }
@@ -303,15 +374,19 @@ impl Work for VertexWork {
                 .transpose()?
                 .flatten()
             {
+                self.note_cached(CachedBy::OtherBuild, &output);
                 running.complete(Outcome::Cached);
                 return Ok(output);
             }
         }
+        self.note_miss();
         let began = std::time::Instant::now();
         let trees = self.trees(inputs);
         let result = self
             .carry_out(&trees, &running, cancel)
             .and_then(|outputs| {
+                self.notes().layer = outputs.first().and_then(Snapshot::top);
+                self.keep_file_lists();
                 let record = self.record(&outputs, &trees, began.elapsed())?;
                 Ok(StepOutput { outputs, record })
             });
@@ -322,6 +397,15 @@ impl Work for VertexWork {
             }
             Err(error) => Err(end(running, error)),
         }
+    }
+}
+
+/// Returns the layers of a process's root.
+fn root_of(op: &llb::ExecOp, trees: &[Snapshot]) -> Option<Vec<LayerId>> {
+    let root = op.mounts.iter().find(|mount| mount.dest == "/")?;
+    match root.input {
+        Some(input) => trees.get(input)?.layer_ids(),
+        None => Some(Vec::new()),
     }
 }
 

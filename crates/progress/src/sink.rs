@@ -71,6 +71,11 @@ impl Sink {
         Self::new(Discard, || Timestamp::EPOCH)
     }
 
+    /// Makes a sink with the same clock whose events go to another receiver.
+    pub fn with_receiver(&self, receiver: impl Receiver + 'static) -> Self {
+        Self::new(receiver, self.clock)
+    }
+
     pub fn send(&self, event: Event) {
         self.receiver.receive(event);
     }

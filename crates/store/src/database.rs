@@ -97,6 +97,15 @@ CREATE TRIGGER mount_removed AFTER DELETE ON mount
 CREATE TRIGGER mount_changed AFTER UPDATE OF bytes ON mount
   BEGIN UPDATE total SET bytes = bytes + coalesce(new.bytes, 0) - coalesce(old.bytes, 0); END;
 ",
+    "
+CREATE TABLE build(            -- builds that have ended
+  started INTEGER PRIMARY KEY, -- nanoseconds since 1970
+  id TEXT NOT NULL,
+  bytes INTEGER NOT NULL,      -- of its logs
+  summary TEXT NOT NULL        -- JSON, the engine's
+);
+CREATE TABLE build_record(started INTEGER PRIMARY KEY, record BLOB NOT NULL);
+",
 ];
 
 /// The newest format this version reads and writes.

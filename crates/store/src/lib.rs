@@ -1,7 +1,7 @@
 //! The state directory of lapstrake, shared by any number of processes.
 //!
 //! *Responsibility*: content-addressed blobs, layer directories, cache records, images and their
-//! names, leases, garbage collection, crash safety.
+//! names, leases, records of builds, garbage collection, crash safety.
 //!
 //! *Not here*: network, the meaning of keys, mounting.
 //!
@@ -12,6 +12,7 @@
 //! - `layers/<id>/fs`: one layer, as an overlay lower directory;
 //! - `mounts/<name>/fs`: a cache mount;
 //! - `containers/<id>/fs`: what was written in a container, over its image's layers;
+//! - `builds/<id>/`: logs of a build's steps, locked while it runs;
 //! - `ingest/`: what is being written; whatever is here and not locked is rubbish;
 //! - `locks/`: files that exist to be locked;
 //! - `records.db`: SQLite, all records.
@@ -26,10 +27,12 @@ mod collect;
 mod container;
 mod database;
 mod error;
+mod history;
 mod image;
 mod layer;
 mod lease;
 mod lock;
+mod log;
 mod mount;
 mod policy;
 mod record;
@@ -41,10 +44,12 @@ pub use check::{CheckReport, Problem, set_records_aside};
 pub use collect::{CollectPolicy, Collected, Disk};
 pub use container::Container;
 pub use error::StoreError;
+pub use history::{BuildEntry, BuildFolder, FinishedBuild, OpenBuild};
 pub use image::{Image, ImageName};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};
 pub use lease::BlobLease;
 pub use lock::NamedLock;
+pub use log::{LogPiece, LogReader, LogWriter};
 pub use policy::{Space, SpaceLimits};
 pub use record::{Encoding, Key, Record, ResultId};
 pub use root::{Ids, OpenOptions, Store};

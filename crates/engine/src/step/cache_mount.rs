@@ -52,7 +52,7 @@ impl CacheMount {
         for layer in base {
             key = key.part("base", &layer.id().0.to_be_bytes());
         }
-        let name = crate::keys::hex(&key.finish().0);
+        let name = crate::keys::hex(&key.finish());
         let store = &context.shared.store;
         let mounts = store.root().join("mounts");
         std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;

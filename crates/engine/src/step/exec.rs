@@ -34,6 +34,7 @@ pub(crate) fn run(
     vertex: &RunningVertex,
     name: &str,
     cancel: &Cancel,
+    usage: &mut Option<sandbox::Usage>,
 ) -> Result<Vec<Snapshot>, EngineError> {
     let mut held = Held::default();
     let spec = specify(context, op, inputs, &mut held, cancel)?;
@@ -81,6 +82,7 @@ pub(crate) fn run(
     for limit in &exit.usage.unset_limits {
         vertex.warn(format!("the limit could not be set: {limit}"));
     }
+    *usage = Some(exit.usage.clone());
     if cancel.is_requested() {
         return Err(EngineError::Canceled);
     }

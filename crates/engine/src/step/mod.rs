@@ -116,6 +116,8 @@ pub(crate) struct StepContext {
     pub(crate) entitlements: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) shm_size: Option<u64>,
+    /// The build's id, which leads from a recorded result to its log.
+    pub(crate) build: String,
 }
 
 impl std::ops::Deref for StepContext {

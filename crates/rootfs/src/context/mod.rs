@@ -72,6 +72,18 @@ pub struct CapturedFile {
     pub size: u64,
 }
 
+/// What counts of one file of a selection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedFile {
+    /// Path below the context, without a leading slash; empty for the context itself.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    pub mode: u32,
+    pub owner: Owner,
+    /// Tells data, link target, device and extended attributes from others.
+    pub content: [u8; 32],
+}
+
 /// One entry that a selection takes.
 struct Selected {
     index: u32,
@@ -132,6 +144,36 @@ impl Capture {
             sum.add(&selected.path, &header);
         }
         Ok(sum.finish())
+    }
+
+    /// Returns the files of a selection with what counts of each, in the order of the checksum.
+    pub fn list(&self, selection: &Selection, memo: &dyn FileMemo) -> Result<Vec<ListedFile>> {
+        let selected = self.select(selection)?;
+        let files = selected.entries.iter().map(|selected| selected.index);
+        self.read(files.collect(), memo)?;
+        let listed = selected.entries.iter().map(|selected| {
+            let header = match selected.contents_only {
+                true => Header::contents_only(),
+                false => self.header(selected.index, selection.owner),
+            };
+            // The sum of one file: it says what data, links, devices and extended attributes there are.
+            let mut sum = Sum::new();
+            let (mode, owner) = (header.mode, header.owner);
+            let bare = Header {
+                mode: 0,
+                owner: Owner { uid: 0, gid: 0 },
+                ..header
+            };
+            sum.add(b"", &bare);
+            ListedFile {
+                path: self.path(selected.index),
+                kind: bare.kind,
+                mode,
+                owner,
+                content: sum.finish(),
+            }
+        });
+        Ok(listed.collect())
     }
 
     /// Returns what of a selection is not as it was captured or read: the context changed meanwhile.

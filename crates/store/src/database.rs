@@ -127,6 +127,23 @@ pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Bytes of the log of changes that may stay when the last process leaves.
+const MOST_CHANGES: u64 = 512 << 10;
+
+/// Prepares for the end of a connection: SQLite's own way is to bring the log of changes into the database when
+/// the last connection closes, which waits for the disk four times. A build that finds everything writes some pages; a
+/// small log stays for the next process, which reads it in a fraction of a millisecond. What a power cut may take is
+/// the same either way: what was written in the last seconds, in order.
+pub(crate) fn before_close(connection: &Connection, path: &Path) {
+    let mut changes = path.as_os_str().to_owned();
+    changes.push("-wal");
+    let small = std::fs::metadata(changes).is_ok_and(|meta| meta.len() <= MOST_CHANGES);
+    let switch = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    if let Err(error) = connection.set_db_config(switch, small) {
+        tracing::debug!(%error, "the log of changes is brought in");
+    }
+}
+
 /// Reads the format of a database; 0 is one without tables.
 pub(crate) fn format(connection: &Connection) -> Result<u32, StoreError> {
     connection

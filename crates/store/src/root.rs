@@ -99,6 +99,16 @@ pub(crate) struct Inner {
     clock: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let connection = self
+            .database
+            .get_mut()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        database::before_close(connection, &self.root.join("records.db"));
+    }
+}
+
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inner")

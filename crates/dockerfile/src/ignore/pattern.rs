@@ -81,8 +81,8 @@ impl Pattern {
             Kind::Suffix(_) | Kind::Invalid => return true,
             Kind::Prefix(_) | Kind::Expression(_) => {}
         }
-        // Brackets may match a slash, and so may classes like `\W`.
-        if pattern.contains(['[', '\\', '^']) {
+        // Brackets may match a slash, and so may classes like `\W`; bars and braces mean what they do in expressions.
+        if pattern.contains(['[', '\\', '^', '|', '{']) {
             return true;
         }
         let mut wanted = pattern.split('/');

@@ -158,6 +158,10 @@ fn a_directory_is_passed_over_when_no_exception_can_match_below() {
     assert!(!hides(&["a", "!*/b"], "a"));
     assert!(!hides(&["a", "!**/b"], "a"));
     assert!(!hides(&["a", "![x]"], "a"));
+    assert!(
+        !hides(&["a", "!x|a/b?"], "a"),
+        "a bar means what it does in expressions"
+    );
     assert!(!hides(&["b"], "a"));
 }
 

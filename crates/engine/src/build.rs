@@ -93,11 +93,8 @@ impl Engine {
         built: &mut Vec<Built>,
     ) -> Result<BuildResult, BuildFailure> {
         let sink = recorder.sink();
-        let loaded = crate::source::dockerfile::load(request, sink)?;
-        known.dockerfile = Some((
-            loaded.name.clone(),
-            String::from_utf8_lossy(&loaded.bytes).into_owned(),
-        ));
+        let loaded = self.read_sources(request, sink)?;
+        known.dockerfile = Some(loaded.source_text());
         let lowered = self.lower(request, &loaded, sink, known)?;
         let warnings = check::warnings(request, &loaded, &known.images)?;
         known.builds = lowered.builds;
@@ -113,8 +110,17 @@ impl Engine {
         })
     }
 
+    /// Reads what a request names: the Dockerfile, the ignore file, the contexts.
+    pub(crate) fn read_sources(
+        &self,
+        request: &BuildRequest,
+        sink: &Sink,
+    ) -> Result<Loaded, EngineError> {
+        crate::source::dockerfile::load(request, sink)
+    }
+
     /// Lowers the Dockerfile; what it asks about images is answered in parallel.
-    fn lower(
+    pub(crate) fn lower(
         &self,
         request: &BuildRequest,
         loaded: &Loaded,
@@ -200,7 +206,7 @@ impl Engine {
         }
     }
 
-    fn find_image(
+    pub(crate) fn find_image(
         &self,
         reference: &str,
         platform: &Platform,
@@ -368,8 +374,8 @@ fn lines_of(build: &PlatformBuild, id: llb::VertexId) -> Option<(u32, u32)> {
         .vertices()
         .iter()
         .find(|vertex| vertex.id() == id)?;
-    let range = vertex.metadata().locations.last()?.ranges.first()?;
-    Some((range.start.line, range.end.line))
+    let ranges = &vertex.metadata().locations.last()?.ranges;
+    Some((ranges.first()?.start.line, ranges.last()?.end.line))
 }
 
 /// Says what a step lacks before it can run, and what was probably meant.

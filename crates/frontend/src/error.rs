@@ -3,6 +3,8 @@
 use dockerfile::expand::ExpandError;
 use dockerfile::{Diagnostic, Lines, Span, quote};
 
+use crate::pass::Stage;
+
 /// What one instruction comes to.
 pub(crate) type Outcome<T> = Result<T, Box<Diagnostic>>;
 
@@ -33,6 +35,13 @@ pub(crate) fn nowhere(code: &'static str, message: impl Into<String>) -> Box<Dia
     let mut error = error(code, message, Lines::default());
     error.lines.clear();
     error
+}
+
+/// Returns the error of an instruction that the base of a stage brings along: its words are not those of the file.
+pub(crate) fn of_trigger(mut error: Box<Diagnostic>, stage: &Stage<'_>) -> Box<Diagnostic> {
+    error.labels.clear();
+    error.edits.clear();
+    Box::new(error.label(stage.base_span, "in an ONBUILD trigger of this"))
 }
 
 /// Returns the error of a word that could not be expanded.

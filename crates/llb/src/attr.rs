@@ -1,4 +1,4 @@
-//! The names of options of sources, as BuildKit has them.
+//! The names of options of sources and of descriptions, as BuildKit has them.
 
 pub const KEEP_GIT_DIR: &str = "git.keepgitdir";
 pub const FULL_REMOTE_URL: &str = "git.fullurl";
@@ -39,3 +39,6 @@ pub const IMAGE_CHECKSUM: &str = "image.checksum";
 pub const OCI_LAYOUT_SESSION_ID: &str = "oci.session";
 pub const OCI_LAYOUT_STORE_ID: &str = "oci.store";
 pub const OCI_LAYOUT_LAYER_LIMIT: &str = "oci.layerlimit";
+
+/// The key under which the instruction of a vertex stands in its description.
+pub const COMMAND: &str = "com.docker.dockerfile.v1.command";

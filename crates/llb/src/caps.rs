@@ -8,7 +8,7 @@ use crate::{
 pub(crate) fn needed(vertex: &Vertex) -> Vec<&'static str> {
     match &vertex.op {
         Op::Source(source) => of_source(source),
-        Op::Exec(exec) => of_exec(exec),
+        Op::Exec(exec) => of_exec(exec, vertex.metadata.linux_resources.is_some()),
         Op::File(file) => of_file(file),
         Op::Merge(_) => vec!["mergeop"],
         Op::Diff(_) => vec!["diffop"],
@@ -106,8 +106,8 @@ fn of_source(source: &crate::SourceOp) -> Vec<&'static str> {
     caps
 }
 
-fn of_exec(exec: &crate::ExecOp) -> Vec<&'static str> {
-    let mut caps = vec!["exec.meta.base"];
+fn of_exec(exec: &crate::ExecOp, has_resources: bool) -> Vec<&'static str> {
+    let mut caps = vec!["exec.meta.base", "exec.meta.setsdefaultpath"];
     let meta = &exec.meta;
     let mut need = |condition: bool, cap: &'static str| {
         if condition {
@@ -119,6 +119,8 @@ fn of_exec(exec: &crate::ExecOp) -> Vec<&'static str> {
     need(!meta.valid_exit_codes.is_empty(), "exec.validexitcode");
     need(exec.network != NetworkMode::Sandbox, "exec.meta.network");
     need(exec.security != SecurityMode::Sandbox, "exec.meta.security");
+    need(has_resources, "exec.meta.linux.resources");
+    need(!exec.secret_env.is_empty(), "exec.mount.secret");
     need(!exec.secret_env.is_empty(), "exec.secretenv");
     need(!exec.cdi_devices.is_empty(), "exec.meta.cdi");
     for mount in &exec.mounts {

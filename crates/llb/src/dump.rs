@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{
     Action, ActionInput, CacheSharing, CopyMode, Edge, ExecOp, FileAction, Graph, Mount, MountKind,
-    NetworkMode, Op, Owner, SecurityMode, UserRef, Vertex,
+    NetworkMode, Op, Owner, Range, SecurityMode, UserRef, Vertex,
 };
 
 impl Graph {
@@ -62,9 +62,16 @@ impl Dump<'_> {
             self.list(1, "constraints", &vertex.constraints)?;
         }
         for location in &metadata.locations {
-            for range in &location.ranges {
-                let lines = format!("{}-{}", range.start.line, range.end.line);
-                self.line(1, "lines", &lines)?;
+            // An instruction of several lines is a range for each of them.
+            let next =
+                |one: &Range, other: &Range| one.end.line.checked_add(1) == Some(other.start.line);
+            for run in location.ranges.chunk_by(next) {
+                if let [first, ..] = run
+                    && let Some(last) = run.last()
+                {
+                    let lines = format!("{}-{}", first.start.line, last.end.line);
+                    self.line(1, "lines", &lines)?;
+                }
             }
         }
         match &vertex.op {

@@ -16,8 +16,7 @@ use crate::{
 
 /// The key under which a vertex's name stands in its description.
 pub(crate) const CUSTOM_NAME: &str = "llb.customname";
-/// The key under which the instruction of a vertex stands in its description.
-pub(crate) const COMMAND: &str = "com.docker.dockerfile.v1.command";
+pub(crate) use crate::attr::COMMAND;
 
 /// Appends the encoding of a vertex, its inputs named by the given ids; `count` is the number it has.
 pub(crate) fn operation(
@@ -360,7 +359,7 @@ impl Graph {
         for (id, encoded) in &metadata {
             writer.entry(2, &id.to_string(), |writer| writer.item(2, encoded));
         }
-        if !self.sources.is_empty() {
+        if !self.sources.is_empty() && self.root.is_some() {
             writer.message(3, |writer| self.write_sources(writer, &wire_ids));
         }
         writer.raw(&self.unknown);
@@ -395,12 +394,9 @@ impl Graph {
     }
 
     fn write_sources(&self, writer: &mut Writer<'_>, wire_ids: &[VertexId]) {
-        let mut located: BTreeMap<VertexId, &crate::Vertex> = BTreeMap::new();
-        for (vertex, id) in self.vertices.iter().zip(wire_ids) {
-            if !vertex.metadata.locations.is_empty() {
-                located.insert(*id, vertex);
-            }
-        }
+        // Every vertex has an entry, also one that comes from no line.
+        let located: BTreeMap<VertexId, &crate::Vertex> =
+            wire_ids.iter().copied().zip(&self.vertices).collect();
         for (id, vertex) in located {
             writer.entry(1, &id.to_string(), |writer| {
                 writer.message(2, |writer| {
@@ -451,8 +447,7 @@ fn write_metadata(writer: &mut Writer<'_>, metadata: &Metadata, needed: &[&str])
         .description
         .iter()
         .map(|(key, value)| (key.as_str(), value));
-    let mut description: Vec<(&str, &String)> = given.chain(own).collect();
-    description.sort_unstable_by_key(|(key, _)| *key);
+    let description: BTreeMap<&str, &String> = given.chain(own).collect();
     for (key, value) in description {
         writer.entry(2, key, |writer| writer.item(2, value.as_bytes()));
     }

@@ -322,6 +322,29 @@ enum Place {
     At(usize),
 }
 
+/// Names an input once that an op uses twice: two drafts may turn out to be one vertex. As in the reference merges and
+/// differences are left alone: there each input has its own meaning.
+fn unify_inputs(op: &mut Op, inputs: &mut Vec<Edge>) {
+    if inputs.len() < 2 || !matches!(op, Op::Exec(_) | Op::File(_)) {
+        return;
+    }
+    let mut first = HashMap::with_capacity(inputs.len());
+    let mut kept = Vec::with_capacity(inputs.len());
+    let numbers: Vec<usize> = inputs
+        .iter()
+        .map(|edge| {
+            *first.entry(*edge).or_insert_with(|| {
+                kept.push(*edge);
+                kept.len() - 1
+            })
+        })
+        .collect();
+    if kept.len() < inputs.len() {
+        op.renumber_inputs(&numbers);
+        *inputs = kept;
+    }
+}
+
 /// A graph in the making: a walk from the root, inputs first.
 struct Assembly {
     /// Those that are placed are empty.
@@ -384,13 +407,16 @@ impl Assembly {
             foreign: None,
         };
         let pending = std::mem::replace(&mut self.drafts[position], emptied);
-        let Pending { draft, foreign } = pending;
+        let Pending { mut draft, foreign } = pending;
         check(position, &draft.op, draft.inputs.len())?;
         let kind = draft.op.kind();
         let inputs = draft.inputs.iter();
-        let inputs: Vec<Edge> = inputs
+        let mut inputs: Vec<Edge> = inputs
             .map(|input| self.edge(kind, position, *input))
             .collect::<Result<_, _>>()?;
+        if foreign.is_none() {
+            unify_inputs(&mut draft.op, &mut inputs);
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let named = inputs

@@ -31,6 +31,32 @@ impl Op {
         }
     }
 
+    /// Gives the inputs of an exec or file op new numbers: `numbers` has one for each old number.
+    pub(crate) fn renumber_inputs(&mut self, numbers: &[usize]) {
+        let renumber = |input: &mut usize| *input = numbers.get(*input).copied().unwrap_or(*input);
+        match self {
+            Self::Exec(exec) => {
+                let inputs = exec
+                    .mounts
+                    .iter_mut()
+                    .filter_map(|mount| mount.input.as_mut());
+                inputs.for_each(renumber);
+            }
+            Self::File(file) => {
+                for action in &mut file.actions {
+                    let trees = [&mut action.input, &mut action.secondary_input];
+                    for tree in trees.into_iter().flatten() {
+                        if let ActionInput::Vertex(number) = tree {
+                            renumber(number);
+                        }
+                    }
+                    action.action.named_inputs().for_each(renumber);
+                }
+            }
+            Self::Source(_) | Self::Merge(_) | Self::Diff(_) | Self::Build(_) => {}
+        }
+    }
+
     /// Returns the name of the kind, in lower case.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -254,6 +280,25 @@ pub enum Action {
     MakeDirectory(MakeDirectory),
     Remove(Remove),
     Symlink(Symlink),
+}
+
+impl Action {
+    /// Returns the inputs in which names of users and groups are looked up.
+    fn named_inputs(&mut self) -> impl Iterator<Item = &mut usize> {
+        let owner = match self {
+            Self::Copy(copy) => copy.owner.as_mut(),
+            Self::MakeFile(file) => file.owner.as_mut(),
+            Self::MakeDirectory(directory) => directory.owner.as_mut(),
+            Self::Symlink(link) => link.owner.as_mut(),
+            Self::Remove(_) => None,
+        };
+        let who = owner.map(|owner| [owner.user.as_mut(), owner.group.as_mut()]);
+        let who = who.into_iter().flatten().flatten();
+        who.filter_map(|who| match who {
+            UserRef::Name { input, .. } => input.as_mut(),
+            UserRef::Id(_) => None,
+        })
+    }
 }
 
 /// Copies from the secondary input onto the input.

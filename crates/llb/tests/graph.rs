@@ -452,3 +452,33 @@ fn a_chain_of_any_length_is_read_without_recursion() {
     assert_eq!(decoded.vertices().len(), 20_001);
     assert_eq!(decoded.root(), graph.root());
 }
+
+/// Two drafts of one image are one vertex, and who uses both uses it once, as BuildKit's client has it.
+#[test]
+fn an_input_that_is_used_twice_is_named_once() {
+    let mut graph = GraphBuilder::default();
+    let image = || {
+        let source = SourceOp {
+            identifier: "docker-image://docker.io/library/alpine:3".to_owned(),
+            ..SourceOp::default()
+        };
+        Draft::new(Op::Source(source), Vec::new())
+    };
+    let (one, other) = (graph.add(image()), graph.add(image()));
+    let mut spec = FileSpec::new(Some(one));
+    let copy = Copy {
+        source: "/a".to_owned(),
+        dest: "/b".to_owned(),
+        ..Copy::default()
+    };
+    spec.copy(Some(other), copy);
+    let root = graph.add(spec.into_draft(Metadata::default()));
+    let graph = graph.finish(Some(root)).unwrap();
+    let last = graph.vertices().last().unwrap();
+    assert_eq!(last.inputs().len(), 1);
+    assert!(
+        graph.dump().contains("a0 on v0 -> 0: copy v0:\"/a\""),
+        "{}",
+        graph.dump()
+    );
+}

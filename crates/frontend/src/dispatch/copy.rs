@@ -283,9 +283,8 @@ impl Pass<'_> {
                 agree(&mut keep_git_dir, &mut checksum, &git)
                     .map_err(|problem| wrong(problem, word))?;
                 let source = git_source(&git, keep_git_dir == Some(true), &checksum);
-                let metadata = Metadata::named(copying.name.clone());
                 let draft = Draft {
-                    metadata,
+                    metadata: fetched(copying),
                     ..Draft::new(Op::Source(source), Vec::new())
                 };
                 let tree = self.graph.add(draft);
@@ -295,7 +294,7 @@ impl Pass<'_> {
                     return Err(wrong("source can't be a URL for COPY".to_owned(), word));
                 }
                 let name = file_name(source);
-                let mut draft = http(source, &name, Metadata::named(copying.name.clone()));
+                let mut draft = http(source, &name, fetched(copying));
                 if !checksum.is_empty() {
                     let digest: Digest = checksum
                         .parse()
@@ -334,6 +333,16 @@ impl Copying {
             exclude_patterns: self.exclude.clone(),
             ..llb::Copy::default()
         }
+    }
+}
+
+/// Returns what is noted of a source that an ADD fetches: the reference keeps a place for the instruction, and leaves
+/// it empty.
+fn fetched(copying: &Copying) -> Metadata {
+    let command = (attr::COMMAND.to_owned(), String::new());
+    Metadata {
+        description: [command].into(),
+        ..Metadata::named(copying.name.clone())
     }
 }
 

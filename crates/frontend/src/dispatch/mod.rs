@@ -5,7 +5,7 @@ use dockerfile::paths;
 use dockerfile::{Instruction, Kind, Lines, Word};
 use oci::Platform;
 
-use crate::error::{Outcome, error, unexpanded};
+use crate::error::{Outcome, error, of_trigger, unexpanded};
 use crate::pass::{Pass, Stage};
 use crate::state::{DEFAULT_PATH, Layer, Variables, history};
 use crate::text::uppercase_first_word;
@@ -41,7 +41,11 @@ impl Pass<'_> {
                 sources: &command.sources,
                 lines: command.instruction.header.lines,
             };
-            self.instruction(number, stage, &site)?;
+            let outcome = self.instruction(number, stage, &site);
+            match command.is_trigger {
+                true => outcome.map_err(|error| of_trigger(error, stage))?,
+                false => outcome?,
+            }
             self.spend(0, site.lines)?;
         }
         stage.commands = commands;

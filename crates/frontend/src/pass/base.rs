@@ -240,11 +240,15 @@ impl Pass<'_> {
     fn image_source(&mut self, stage: &mut Stage<'_>, platform: &Arc<Platform>) -> Output {
         let name = format!("FROM {}", stage.base_name);
         let name = name::step(stage, &name, self.shown_platform(Some(platform)), None);
-        let metadata = Metadata {
+        let mut metadata = Metadata {
             command: stage.code.to_owned(),
             locations: self.location(stage.lines),
             ..Metadata::named(name)
         };
+        if stage.unregistered {
+            let command = (attr::COMMAND.to_owned(), String::new());
+            metadata.description.extend([command]);
+        }
         let reference = stage.base_name.clone();
         self.image_vertex(reference, platform, metadata)
     }

@@ -22,11 +22,14 @@ const CONTEXT: &str = "context";
 impl Pass<'_> {
     /// Returns the places of a vertex in the Dockerfile.
     pub(crate) fn location(&self, lines: Lines) -> Vec<Location> {
-        let number = |line: usize| u32::try_from(line).unwrap_or(u32::MAX);
-        let ranges = vec![Range::lines(number(lines.first), number(lines.last))];
+        // A range a line, as the reference has it.
+        let ranges = lines.iter().map(|line| {
+            let line = u32::try_from(line).unwrap_or(u32::MAX);
+            Range::lines(line, line)
+        });
         vec![Location {
             source: self.source_file,
-            ranges,
+            ranges: ranges.collect(),
         }]
     }
 

@@ -8,7 +8,7 @@ use oci::Platform;
 
 use super::{Command, Pass, SCRATCH, Stage, Text};
 use crate::Answers;
-use crate::error::{Outcome, Stop, error, nowhere};
+use crate::error::{Outcome, Stop, error, nowhere, of_trigger};
 
 /// Which stages are needed, by number.
 pub(crate) type Needed = Vec<bool>;
@@ -423,8 +423,11 @@ impl<'a> Pass<'a> {
         let lines = self.states[number].lines;
         let mut commands = Vec::new();
         for trigger in triggers {
-            let instruction = parse_trigger(&trigger, lines)?;
-            commands.push(self.command(number, Text::Trigger(Box::new(instruction)), true)?);
+            let command = parse_trigger(&trigger, lines).and_then(|instruction| {
+                self.command(number, Text::Trigger(Box::new(instruction)), true)
+            });
+            let stage = &self.states[number];
+            commands.push(command.map_err(|error| of_trigger(error, stage))?);
         }
         let is_new = commands.iter().any(|command| !command.sources.is_empty());
         let stage = &mut self.states[number];

@@ -16,8 +16,8 @@ pub(super) fn read_metadata(bytes: &[u8], unknown: &mut Unknown) -> Decoded<Meta
             2 => {
                 let (key, value) = text_entry("description", field)?;
                 match key.as_str() {
-                    encode::CUSTOM_NAME => metadata.name = value,
-                    encode::COMMAND => metadata.command = value,
+                    encode::CUSTOM_NAME if !value.is_empty() => metadata.name = value,
+                    encode::COMMAND if !value.is_empty() => metadata.command = value,
                     _ => {
                         metadata.description.insert(key, value);
                     }

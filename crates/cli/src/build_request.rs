@@ -110,7 +110,9 @@ fn sources(build: &Build) -> Result<(Context, DockerfileSource)> {
 }
 
 /// Returns `Dockerfile`, or `dockerfile` where only that is there, as Docker has it.
-fn default_file(directory: &Path) -> PathBuf {
+pub(crate) fn default_file(directory: &Path) -> PathBuf {
+    // "Dockerfile" for the one here, as everyone writes it.
+    let directory = directory.strip_prefix(".").unwrap_or(directory);
     let usual = directory.join("Dockerfile");
     let lower = directory.join("dockerfile");
     match !usual.exists() && lower.exists() {
@@ -167,7 +169,7 @@ fn from_stdin(file: Option<&str>) -> Result<(Context, DockerfileSource)> {
     Ok((Context::Empty, DockerfileSource::Bytes { name, bytes }))
 }
 
-fn read_stdin() -> Result<Vec<u8>> {
+pub(crate) fn read_stdin() -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::io::stdin()
         .lock()
@@ -209,7 +211,7 @@ fn pairs(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
 }
 
 /// Reads `NAME=VALUE`; a `NAME` alone is taken from the environment, or left out.
-fn assignments(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn assignments(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for value in values {
         match value.split_once('=') {

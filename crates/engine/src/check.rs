@@ -27,13 +27,7 @@ impl Images for Known<'_> {
             // A stage that is not built: its base is not worth a question to the network.
             return dockerfile::check::UnknownImages.image(name, &Platform::host());
         };
-        Ok(BaseImage {
-            env: image.config.config.env.clone(),
-            working_dir: image.config.config.working_dir.clone(),
-            has_shell: !image.config.config.shell.is_empty(),
-            onbuild: image.config.config.on_build.clone(),
-            platform: Some(image.platform.clone()),
-        })
+        Ok(crate::inspect::base_image(image))
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 mod export;
 pub mod history;
 pub mod images;
+mod inspect;
 mod keys;
 mod matching;
 mod plan;
@@ -35,6 +36,7 @@ pub use build::BuildResult;
 pub use cancel::{Cancel, CancelGuard};
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
+pub use inspect::Inspected;
 pub use keys::KeyPart;
 pub use request::{
     ArchiveOutput, BuildRequest, Compression, Context, Destination, DockerfileSource, IgnoreCache,

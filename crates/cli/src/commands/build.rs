@@ -5,10 +5,11 @@ use std::sync::mpsc::sync_channel;
 
 use anyhow::Context;
 use clap::Args;
-use engine::{BuildResult, Cancel, Destination, Output};
+use engine::{BuildFailure, BuildResult, Cancel, Destination, Engine, Output};
 use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
 use progress::{Event, Sink, system_clock};
 
+use super::call::Call;
 use super::space;
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
@@ -145,6 +146,15 @@ pub(crate) struct Build {
     /// Attestations: not possible yet
     #[arg(long, value_name = "ATTEST")]
     pub(crate) attest: Vec<String>,
+    /// Say something of the build instead: check, outline or targets[,format=json]
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) call: Option<String>,
+    /// Check the Dockerfile and build nothing, as --call=check
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Write the build's graph to stdout as buildctl reads it, and build nothing
+    #[arg(long, conflicts_with_all = ["check", "call"])]
+    pub(crate) print_llb: bool,
     #[command(flatten)]
     pub(crate) accepted: Accepted,
 }
@@ -171,10 +181,33 @@ pub(crate) struct Accepted {
 /// Events that may wait to be shown; steps that print faster than that wait too.
 const EVENTS: usize = 4096;
 
-/// Builds.
+/// Builds, or says what was asked for instead.
 pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
+    let call = Call::of(build).map_err(exit::usage)?;
     let request = build_request::request(build).map_err(exit::usage)?;
     let engine = settings::open_engine(global)?;
+    match call {
+        Some(call) => {
+            let answer = with_progress(build, engine, |engine, sink, _| {
+                call.ask(engine, &request, sink)
+            })?;
+            answer.show()
+        }
+        None => {
+            let result = with_progress(build, engine, |engine, sink, cancel| {
+                engine.build(&request, sink, cancel)
+            })?;
+            finish(build, &request.outputs, &result).map_err(exit::builder)
+        }
+    }
+}
+
+/// Lets the engine work while its progress is shown; once this returns all of it was.
+fn with_progress<T>(
+    build: &Build,
+    engine: Engine,
+    work: impl FnOnce(&Engine, &Sink, &Cancel) -> Result<T, BuildFailure>,
+) -> Result<T, Failure> {
     let cancel = Cancel::default();
     signals::cancel_on_signal(&cancel)
         .context("failed to listen for signals")
@@ -188,7 +221,7 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
         .map_err(exit::builder)?;
     let result = {
         let sink = Sink::new(sender, system_clock);
-        engine.build(&request, &sink, &cancel)
+        work(&engine, &sink, &cancel)
     };
     let surplus = engine.collect_surplus();
     // The screen ends when the last sender has gone, which the engine's works may still hold.
@@ -202,8 +235,7 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
             engine::chain(&error)
         ),
     }
-    let result = result.map_err(Failure::Build)?;
-    finish(build, &request.outputs, &result).map_err(exit::builder)
+    result.map_err(Failure::Build)
 }
 
 fn renderer(build: &Build) -> Box<dyn Render + Send> {

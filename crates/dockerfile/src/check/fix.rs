@@ -11,8 +11,8 @@ const MOST_ROUNDS: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fixed {
     pub text: String,
-    /// How many findings were mended.
-    pub count: usize,
+    /// What was mended, in the order it was; the places are those of the text it was found in.
+    pub mended: Vec<Diagnostic>,
 }
 
 /// Mends the findings that know how, until there are none left.
@@ -21,21 +21,19 @@ pub struct Fixed {
 pub fn fix(source: &[u8], options: &CheckOptions<'_>) -> Option<Fixed> {
     let mut fixed = Fixed {
         text: String::from_utf8(source.to_vec()).ok()?,
-        count: 0,
+        mended: Vec::new(),
     };
     if !is_sound(&fixed.text) {
         return None;
     }
     for _ in 0..MOST_ROUNDS {
         let report = check(fixed.text.as_bytes(), options);
-        let (text, count) = apply_edits(&fixed.text, &report.warnings);
-        if count == 0 || !is_sound(&text) {
+        let (text, mended) = apply_edits(&fixed.text, &report.warnings);
+        if mended.is_empty() || !is_sound(&text) {
             break;
         }
-        fixed = Fixed {
-            text,
-            count: fixed.count + count,
-        };
+        fixed.text = text;
+        fixed.mended.extend(mended.into_iter().cloned());
     }
     Some(fixed)
 }
@@ -46,13 +44,13 @@ fn is_sound(text: &str) -> bool {
         .is_ok()
 }
 
-/// Makes the edits of the findings; returns the text and how many findings were mended.
+/// Makes the edits of the findings; returns the text and the findings that were mended.
 ///
 /// Of two findings that want the same bytes the first is mended.
-pub fn apply_edits(source: &str, findings: &[Diagnostic]) -> (String, usize) {
+pub fn apply_edits<'a>(source: &str, findings: &'a [Diagnostic]) -> (String, Vec<&'a Diagnostic>) {
     let mut chosen: Vec<&Edit> = Vec::new();
     let mut taken = std::collections::BTreeMap::new();
-    let mut count = 0;
+    let mut mended = Vec::new();
     for finding in findings.iter().filter(|finding| !finding.edits.is_empty()) {
         let is_free = |edit: &Edit| {
             let Span { start, end } = edit.span;
@@ -69,7 +67,7 @@ pub fn apply_edits(source: &str, findings: &[Diagnostic]) -> (String, usize) {
         if !finding.edits.iter().all(is_free) {
             continue;
         }
-        count += 1;
+        mended.push(finding);
         for edit in &finding.edits {
             taken.insert(edit.span.start, edit.span.end);
             chosen.push(edit);
@@ -87,7 +85,7 @@ pub fn apply_edits(source: &str, findings: &[Diagnostic]) -> (String, usize) {
         at = edit.span.end;
     }
     out.push_str(source.get(at..).unwrap_or_default());
-    (out, count)
+    (out, mended)
 }
 
 /// Returns the edits that turn `KEY VALUE` into `KEY=VALUE` of the same meaning; none where that takes thought.

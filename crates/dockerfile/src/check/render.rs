@@ -11,11 +11,14 @@ use crate::{Diagnostic, Lines, Stages};
 use super::{Outline, OutlineMount, Report, Rule};
 
 /// Returns the findings as text: a head line, then each with the lines it is about.
+///
+/// An error is not part of it: it is a diagnostic, and drawing those is the caller's work.
 pub fn check_text(source: &[u8], filename: &str, report: &Report) -> String {
     let source = String::from_utf8_lossy(source);
     let lines: Vec<&str> = source.split('\n').collect();
     let mut out = String::new();
     match report.warnings.len() {
+        0 if report.error.is_none() => out.push_str("Check complete, no warnings found.\n"),
         0 => {}
         1 => out.push_str("Check complete, 1 warning has been found!\n"),
         count => {
@@ -34,17 +37,6 @@ pub fn check_text(source: &[u8], filename: &str, report: &Report) -> String {
             warning.full_message()
         );
         quote_lines(&lines, filename, numbers(&warning.lines), &mut out);
-    }
-    match &report.error {
-        Some(error) => {
-            if !report.warnings.is_empty() {
-                out.push('\n');
-            }
-            let _ = writeln!(out, "{}", error.message);
-            quote_lines(&lines, filename, error.merged_lines(), &mut out);
-        }
-        None if report.warnings.is_empty() => out.push_str("Check complete, no warnings found.\n"),
-        None => {}
     }
     out
 }

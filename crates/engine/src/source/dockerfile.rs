@@ -284,6 +284,17 @@ impl Loaded {
             .ok_or_else(|| EngineError::Graph(format!("there is no context {name}")))
     }
 
+    /// Returns the name and the text of the Dockerfile, for messages.
+    pub(crate) fn source_text(&self) -> (String, String) {
+        let text = String::from_utf8_lossy(&self.bytes).into_owned();
+        (self.name.clone(), text)
+    }
+
+    /// Returns the context that stands for a stage or an image.
+    pub(crate) fn named_context(&self, name: &str) -> Option<&NamedContext> {
+        self.named.get(&canonical(name))
+    }
+
     /// Returns the ignore file of the context.
     pub(crate) fn ignore_file(&self) -> &IgnoreFile {
         &self.ignore

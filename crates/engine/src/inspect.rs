@@ -1,7 +1,5 @@
 //! What can be asked of a Dockerfile without building it.
 
-use std::collections::BTreeMap;
-
 use dockerfile::check::{BaseImage, CheckOptions, Images, Outline, Report, check, outline};
 use dockerfile::{Diagnostic, Stages};
 use frontend::NamedContext;
@@ -9,6 +7,7 @@ use oci::Platform;
 use progress::{Outcome, Sink, Vertex};
 
 use crate::error::BuildFailure;
+use crate::history::Known;
 use crate::request::BuildRequest;
 use crate::source::dockerfile::Loaded;
 use crate::source::image::PinnedImage;
@@ -76,9 +75,9 @@ impl Engine {
     /// What makes the build fail before it begins; a request for several platforms.
     pub fn definition(&self, request: &BuildRequest, sink: &Sink) -> Result<Vec<u8>, BuildFailure> {
         let loaded = self.read_sources(request, sink)?;
-        let lowered = self.lower(request, &loaded, sink, &mut BTreeMap::new());
-        let lowered =
-            lowered.map_err(|error| BuildFailure::from(error).with_source(loaded.source_text()))?;
+        let mut known = Known::default();
+        let lowered = self.lower(request, &loaded, sink, &mut known);
+        let lowered = lowered.map_err(|error| failure_in(&loaded, error))?;
         match lowered.builds.as_slice() {
             [build] => Ok(build.graph.encode_definition()),
             builds => Err(EngineError::Request(format!(
@@ -112,10 +111,8 @@ impl Engine {
             images: &images,
             ignore: Some(loaded.ignore_file()),
         };
-        let answer = ask(&loaded, &options).map_err(|diagnostics| {
-            let failure = BuildFailure::from(EngineError::Dockerfile { diagnostics });
-            failure.with_source(loaded.source_text())
-        })?;
+        let answer = ask(&loaded, &options)
+            .map_err(|diagnostics| failure_in(&loaded, EngineError::Dockerfile { diagnostics }))?;
         let name = loaded.name.clone();
         Ok(Inspected {
             name,
@@ -123,6 +120,13 @@ impl Engine {
             answer,
         })
     }
+}
+
+/// Returns a failure that can show the Dockerfile it is about.
+fn failure_in(loaded: &Loaded, error: EngineError) -> BuildFailure {
+    let mut failure = BuildFailure::from(error);
+    failure.dockerfile = Some(loaded.source_text());
+    failure
 }
 
 /// Looks images up as a build does: in the store, or in their registries.

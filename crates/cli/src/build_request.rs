@@ -12,6 +12,7 @@ use engine::{
 use oci::{Platform, Reference};
 
 use crate::commands::build::Build;
+use crate::{annotations, engines};
 
 /// Reads the options of `lapstrake build`.
 pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
@@ -70,7 +71,7 @@ pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
         keep_going: build.keep_going,
         outputs: outputs(build, &tags)?,
         tags,
-        annotations: pairs("--annotation", &build.annotations)?,
+        squash: build.squash,
     })
 }
 
@@ -376,10 +377,13 @@ fn entitlements(build: &Build) -> Vec<String> {
 fn fields(text: &str) -> Result<BTreeMap<String, String>> {
     let mut fields = BTreeMap::new();
     for field in split_csv(text) {
-        match field.split_once('=') {
-            Some((key, value)) => fields.insert(key.trim().to_lowercase(), value.to_owned()),
-            None => fields.insert(field.trim().to_lowercase(), "true".to_owned()),
+        let (key, value) = field.split_once('=').unwrap_or((&field, "true"));
+        // What follows the dot is a key of the user's.
+        let key = match key.trim().split_once('.') {
+            Some((name, rest)) => format!("{}.{rest}", name.to_lowercase()),
+            None => key.trim().to_lowercase(),
         };
+        fields.insert(key, value.to_owned());
     }
     if fields.contains_key("") {
         bail!("{text:?} has a field without a name");
@@ -420,14 +424,61 @@ fn outputs(build: &Build, tags: &[Reference]) -> Result<Vec<Output>> {
     if outputs.is_empty() || build.load {
         outputs.push(Output::Image(store));
     } else if build.push {
-        let push = ImageOutput {
-            push: true,
-            store: false,
-            ..ImageOutput::default()
-        };
-        outputs.push(Output::Image(push));
+        // As buildx has it: an image output that is there already is pushed.
+        let mut images = outputs.iter_mut().filter_map(|output| match output {
+            Output::Image(image) => Some(image),
+            _ => None,
+        });
+        match images.next() {
+            Some(image) => image.push = true,
+            None => outputs.push(Output::Image(ImageOutput {
+                push: true,
+                store: false,
+                ..ImageOutput::default()
+            })),
+        }
     }
+    if build.load {
+        outputs.extend(engines::find().map(|engine| {
+            Output::Docker(ArchiveOutput {
+                destination: Destination::Engine(engine),
+                tar: true,
+                names: tags.to_vec(),
+                // Nobody keeps what is compressed for the way between two programs.
+                layers: LayerOptions {
+                    compression: Compression::Uncompressed,
+                    ..LayerOptions::default()
+                },
+                annotations: Vec::new(),
+            })
+        }));
+    }
+    annotate(&mut outputs, &build.annotations)?;
     Ok(outputs)
+}
+
+/// Gives the annotations of the command line to all images.
+fn annotate(outputs: &mut [Output], values: &[String]) -> Result<()> {
+    let mut given = Vec::new();
+    for text in values {
+        given.extend(annotations::option(text)?);
+    }
+    let mut carried = given.is_empty();
+    for output in outputs {
+        let own = match output {
+            Output::Image(image) => &mut image.annotations,
+            Output::Oci(archive) => &mut archive.annotations,
+            Output::Docker(archive) => &mut archive.annotations,
+            Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => continue,
+        };
+        // What the output says itself comes last, and wins.
+        own.splice(0..0, given.iter().cloned());
+        carried = true;
+    }
+    if !carried {
+        bail!("--annotation: no output is an image that could carry it");
+    }
+    Ok(())
 }
 
 fn output(text: &str, tags: &[Reference]) -> Result<Output> {
@@ -456,6 +507,13 @@ fn output(text: &str, tags: &[Reference]) -> Result<Output> {
         None => Vec::new(),
     };
     let layers = layer_options(&mut fields)?;
+    let mut annotations = Vec::new();
+    for (name, value) in &fields {
+        annotations.extend(annotations::field(name, value)?);
+    }
+    if matches!(kind.as_str(), "image" | "registry" | "oci" | "docker") {
+        fields.retain(|name, _| !name.starts_with("annotation"));
+    }
     let mut flag = |name: &str| {
         fields
             .remove(name)
@@ -476,18 +534,28 @@ fn output(text: &str, tags: &[Reference]) -> Result<Output> {
                 push_by_digest,
                 store: store.unwrap_or(kind == "image"),
                 layers,
+                annotations,
             })
         }
         "oci" | "docker" => {
             let tar = flag("tar")?.unwrap_or(true);
+            // As buildx has it: without a place to write to, it goes to Docker.
+            let engine = match (kind.as_str(), &destination) {
+                ("docker", None) if std::io::stdout().is_terminal() || !tar => engines::find(),
+                _ => None,
+            };
             let archive = ArchiveOutput {
-                destination: archive_destination(text, destination, tar)?,
+                destination: match engine {
+                    Some(engine) => Destination::Engine(engine),
+                    None => archive_destination(text, destination, tar)?,
+                },
                 tar,
                 names: match names.is_empty() {
                     true => tags.to_vec(),
                     false => names,
                 },
                 layers,
+                annotations,
             };
             match kind.as_str() {
                 "oci" => Output::Oci(archive),
@@ -537,7 +605,7 @@ fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> 
     };
     let force = flag("force-compression")?.unwrap_or(false);
     let oci_media_types = flag("oci-mediatypes")?;
-    let rewrite_timestamp = flag("rewrite-timestamp")?.unwrap_or(false);
+    let rewrite_timestamp = flag("rewrite-timestamp")?;
     flag("oci-artifact")?;
     flag("prefer-nondist-layers")?;
     let compression = match fields.remove("compression").as_deref() {

@@ -4,11 +4,13 @@
 //!
 //! *Not here*: building; it is the engine's.
 
+mod annotations;
 mod arguments;
 mod attach;
 mod build_request;
 mod commands;
 mod diagnostics;
+mod engines;
 mod failure;
 mod glob;
 mod output;

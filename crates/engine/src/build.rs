@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use frontend::{Answers, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step};
-use oci::{Digest, Platform, Reference};
+use oci::{Descriptor, Digest, Platform, Reference};
 use progress::{Outcome, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
@@ -31,8 +31,12 @@ use crate::{Cancel, Engine, EngineError};
 pub struct BuildResult {
     /// The id of the image (the digest of its config), or of the index for several platforms.
     pub image: Option<Digest>,
-    /// The digest of the manifest or index, where one was written.
-    pub manifest: Option<Digest>,
+    /// The digest of the config, of an image for one platform.
+    pub config: Option<Digest>,
+    /// The manifest or index, where one was written or pushed.
+    pub descriptor: Option<Descriptor>,
+    /// The names it was given.
+    pub names: Vec<Reference>,
     /// Findings about the Dockerfile.
     pub warnings: Vec<dockerfile::Diagnostic>,
     /// The Dockerfile, for showing findings.
@@ -100,10 +104,17 @@ impl Engine {
         known.builds = lowered.builds;
         *built = self.solve(request, &loaded, known, recorder, cancel)?;
         let exported = export::export(&self.shared, request, built, lowered.multi_platform, sink)?;
-        let Exported { image, manifest } = exported;
+        let Exported {
+            image,
+            config,
+            root,
+            names,
+        } = exported;
         Ok(BuildResult {
             image,
-            manifest,
+            config,
+            descriptor: root,
+            names,
             warnings,
             dockerfile: known.dockerfile.clone(),
             record: None,

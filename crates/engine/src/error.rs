@@ -63,6 +63,9 @@ pub enum EngineError {
     /// The sandbox could not be started.
     #[error("failed to start the sandbox: {0}")]
     SandboxStart(String),
+    /// A container engine did not take an image.
+    #[error("failed to load the image into {engine}: {reason}")]
+    Load { engine: String, reason: String },
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] registry::RegistryError),

@@ -39,8 +39,9 @@ pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
 pub use inspect::Inspected;
 pub use keys::KeyPart;
 pub use request::{
-    ArchiveOutput, BuildRequest, Compression, Context, Destination, DockerfileSource, IgnoreCache,
-    ImageOutput, LayerOptions, Output, SecretSource,
+    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, Compression, ContainerEngine, Context,
+    Destination, DockerfileSource, EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output,
+    SecretSource,
 };
 pub use sandbox::Limits;
 pub use verify::verify_layers;

@@ -54,8 +54,8 @@ pub struct BuildRequest {
     pub tags: Vec<Reference>,
     /// Where the result goes.
     pub outputs: Vec<Output>,
-    /// Annotations of the manifest.
-    pub annotations: BTreeMap<String, String>,
+    /// Makes one layer of those this build adds.
+    pub squash: bool,
 }
 
 /// Where the files of the build come from.
@@ -135,6 +135,29 @@ pub struct ImageOutput {
     /// Keep it in the store.
     pub store: bool,
     pub layers: LayerOptions,
+    pub annotations: Vec<Annotation>,
+}
+
+/// A note on a part of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Annotation {
+    pub part: AnnotatedPart,
+    /// Only in what is made for this platform.
+    pub platform: Option<Platform>,
+    pub key: String,
+    pub value: String,
+}
+
+/// What carries an annotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnnotatedPart {
+    Manifest,
+    /// The descriptor of a manifest, in an index or a layout.
+    ManifestDescriptor,
+    /// The index over several platforms.
+    Index,
+    /// The descriptor of that index, in a layout.
+    IndexDescriptor,
 }
 
 /// How an archive is written.
@@ -145,6 +168,7 @@ pub struct ArchiveOutput {
     pub tar: bool,
     pub names: Vec<Reference>,
     pub layers: LayerOptions,
+    pub annotations: Vec<Annotation>,
 }
 
 /// Where bytes go.
@@ -152,6 +176,28 @@ pub struct ArchiveOutput {
 pub enum Destination {
     Path(PathBuf),
     Stdout,
+    /// Another program that keeps images.
+    Engine(ContainerEngine),
+}
+
+/// A container engine that takes archives as `docker load` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerEngine {
+    /// As people call it.
+    pub name: String,
+    pub via: EngineDoor,
+}
+
+/// How an engine is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineDoor {
+    /// Docker's API, which Podman speaks too, behind a Unix socket.
+    Socket(PathBuf),
+    /// A program that reads the archive from its standard input.
+    Program {
+        program: PathBuf,
+        arguments: Vec<String>,
+    },
 }
 
 /// How layers are encoded.
@@ -163,8 +209,8 @@ pub struct LayerOptions {
     pub force: bool,
     /// OCI media types; `None` is the exporter's own choice.
     pub oci_media_types: Option<bool>,
-    /// Clamp the times of files to `source_date_epoch`.
-    pub rewrite_timestamp: bool,
+    /// Whether the times of files are clamped to `source_date_epoch`; `None` is yes where there is one.
+    pub rewrite_timestamp: Option<bool>,
 }
 
 /// How a layer's tar is compressed.

@@ -14,6 +14,7 @@
 
 pub mod apply;
 pub mod checksum;
+pub mod compare;
 pub mod compress;
 pub mod context;
 pub mod copy;

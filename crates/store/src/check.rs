@@ -307,7 +307,10 @@ impl Store {
                 [number],
             )?;
             transaction.execute(
-                &format!("DELETE FROM name WHERE image IN (SELECT id {made_of})"),
+                &format!(
+                    "DELETE FROM name WHERE reference IN
+                       (SELECT reference FROM named WHERE image IN (SELECT id {made_of}))"
+                ),
                 [number],
             )?;
             let images = transaction.execute(
@@ -357,7 +360,7 @@ impl Store {
         }
         let lost: Vec<String> = self
             .database()
-            .prepare("SELECT reference FROM name WHERE image NOT IN (SELECT id FROM image)")
+            .prepare("SELECT DISTINCT reference FROM named WHERE image NOT IN (SELECT id FROM image) ORDER BY 1")
             .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect())
             .map_err(StoreError::database("list the names"))?;
         for reference in lost {
@@ -384,7 +387,10 @@ impl Store {
 
     fn drop_image_record(&self, id: &str) -> Result<String, StoreError> {
         self.write("forget a damaged image", |transaction| {
-            let names = transaction.execute("DELETE FROM name WHERE image = ?1", [id])?;
+            let names = transaction.execute(
+                "DELETE FROM name WHERE reference IN (SELECT reference FROM named WHERE image = ?1)",
+                [id],
+            )?;
             transaction.execute("DELETE FROM image WHERE id = ?1", [id])?;
             Ok(format!(
                 "removed, with {names} names; pull or build it again"

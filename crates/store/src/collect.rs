@@ -197,7 +197,8 @@ impl Store {
     }
 
     fn remove_dangling_images(&self, dry_run: bool) -> Result<Vec<Digest>, StoreError> {
-        let named: BTreeSet<Digest> = self.names()?.into_iter().map(|name| name.image).collect();
+        let names = self.names()?;
+        let named: BTreeSet<&Digest> = names.iter().flat_map(|name| name.images()).collect();
         let mut removed = Vec::new();
         for image in self.images()? {
             let dangling = !named.contains(&image.id);
@@ -428,7 +429,7 @@ pub(crate) fn forget(
                 forget_result(transaction, result, now, rule)?;
             }
             run(
-                "DELETE FROM image WHERE id NOT IN (SELECT image FROM name)
+                "DELETE FROM image WHERE id NOT IN (SELECT image FROM named)
                    AND id NOT IN (SELECT image FROM container)
                    AND layers IS NOT NULL AND json_valid(layers)
                    AND EXISTS(SELECT 1 FROM json_each(image.layers) WHERE value = ?1)",
@@ -440,7 +441,7 @@ pub(crate) fn forget(
             let digest = digest.to_string();
             run("DELETE FROM encoding WHERE digest = ?1", &[&digest])?;
             run(
-                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM name)
+                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM named)
                    AND id NOT IN (SELECT image FROM container)",
                 &[&digest],
             )?;

@@ -106,6 +106,14 @@ CREATE TABLE build(            -- builds that have ended
 );
 CREATE TABLE build_record(started INTEGER PRIMARY KEY, record BLOB NOT NULL);
 ",
+    "
+ALTER TABLE image ADD COLUMN annotations TEXT; -- JSON: those of the manifest it was built with
+ALTER TABLE name ADD COLUMN variants TEXT;     -- JSON: an index and its images, where the name means several
+CREATE VIEW named(reference, image) AS         -- all images that a name stands for
+  SELECT reference, image FROM name UNION
+  SELECT name.reference, json_each.value FROM name, json_each(name.variants, '$.images')
+    WHERE name.variants IS NOT NULL AND json_valid(name.variants);
+",
 ];
 
 /// The newest format this version reads and writes.
@@ -202,7 +210,7 @@ mod tests {
                 "INSERT INTO layer(bytes, content, origin, boot, created, used)
                    VALUES(1000, 900, 'step', '', 5, 5);
                  INSERT INTO blob VALUES('{digest}', 30, 5, 5, '');
-                 INSERT INTO name VALUES('docker.io/library/app:latest', '{digest}', NULL, 5);"
+                 INSERT INTO name(reference, image, digest, updated) VALUES('docker.io/library/app:latest', '{digest}', NULL, 5);"
             ))
             .expect("records");
     }

@@ -1,6 +1,9 @@
 //! Images and their names.
 
+use std::collections::BTreeMap;
+
 use rusqlite::OptionalExtension;
+use serde::{Deserialize, Serialize};
 
 use oci::{Digest, Reference};
 
@@ -21,6 +24,8 @@ pub struct Image {
     pub size: u64,
     /// When the image was made, in seconds since 1970.
     pub created: i64,
+    /// Annotations of the manifest it was built with; those of a pulled one are in its manifest.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A name and what it points to.
@@ -32,11 +37,49 @@ pub struct ImageName {
     pub image: Digest,
     /// The digest the registry knows it by, if it was pulled or pushed under this name.
     pub digest: Option<Digest>,
+    /// The images of all platforms, where the name stands for several.
+    pub variants: Option<Variants>,
     /// When the name was given, in seconds since 1970.
     pub updated: i64,
 }
 
-type ImageRow = (String, Option<String>, Option<String>, String, i64, i64);
+/// Images of several platforms under one name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variants {
+    /// The index over them, a blob.
+    pub index: Digest,
+    /// Their ids, in the order of the index.
+    pub images: Vec<Digest>,
+}
+
+impl ImageName {
+    /// Returns the ids of all images the name stands for.
+    pub fn images(&self) -> &[Digest] {
+        match &self.variants {
+            Some(variants) => &variants.images,
+            None => std::slice::from_ref(&self.image),
+        }
+    }
+}
+
+/// Names to give to an image, or to the images of several platforms.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NewNames<'a> {
+    pub names: &'a [Reference],
+    /// The digest the registry knows it by.
+    pub digest: Option<&'a Digest>,
+    pub variants: Option<&'a Variants>,
+}
+
+type ImageRow = (
+    String,
+    Option<String>,
+    Option<String>,
+    String,
+    i64,
+    i64,
+    Option<String>,
+);
 
 impl Store {
     /// Adds an image, or brings its record up to date, and gives it names; whoever had one of them
@@ -49,29 +92,29 @@ impl Store {
         names: &[Reference],
         digest: Option<&Digest>,
     ) -> Result<(), StoreError> {
-        let layers = image
-            .layers
-            .as_ref()
-            .map(|layers| serde_json::to_string(layers).expect("numbers can be written"));
+        let names = NewNames {
+            names,
+            digest,
+            variants: None,
+        };
+        self.put_images(std::slice::from_ref(image), &image.id, names)
+    }
+
+    /// Adds the images of several platforms as [`Store::put_image`] adds one; the names stand for all of them,
+    /// and for `usual` where one is meant.
+    pub fn put_images(
+        &self,
+        images: &[Image],
+        usual: &Digest,
+        names: NewNames<'_>,
+    ) -> Result<(), StoreError> {
         let now = self.now();
         self.write("record an image", |transaction| {
-            transaction.execute(
-                "INSERT INTO image(id, manifest, layers, platform, size, created, used)
-                 VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT(id) DO UPDATE SET manifest = coalesce(?2, manifest),
-                   layers = coalesce(?3, layers), size = ?5, used = ?7",
-                rusqlite::params![
-                    image.id.to_string(),
-                    image.manifest.as_ref().map(ToString::to_string),
-                    layers,
-                    image.platform,
-                    image.size as i64,
-                    image.created,
-                    now
-                ],
-            )?;
-            for name in names {
-                give_name(transaction, name, &image.id, digest, now)?;
+            for image in images {
+                insert(transaction, image, now)?;
+            }
+            for name in names.names {
+                give_name(transaction, name, usual, &names, now)?;
             }
             Ok(())
         })
@@ -81,7 +124,7 @@ impl Store {
     pub fn image(&self, id: &Digest) -> Result<Option<Image>, StoreError> {
         self.database()
             .prepare_cached(
-                "SELECT id, manifest, layers, platform, size, created FROM image WHERE id = ?1",
+                "SELECT id, manifest, layers, platform, size, created, annotations FROM image WHERE id = ?1",
             )
             .and_then(|mut statement| statement.query_row([id.to_string()], image_row).optional())
             .map_err(StoreError::database("look up an image"))?
@@ -94,7 +137,7 @@ impl Store {
         let rows: Vec<ImageRow> = self
             .database()
             .prepare_cached(
-                "SELECT id, manifest, layers, platform, size, created FROM image
+                "SELECT id, manifest, layers, platform, size, created, annotations FROM image
                  ORDER BY created DESC, id",
             )
             .and_then(|mut statement| statement.query_map([], image_row)?.collect())
@@ -106,7 +149,10 @@ impl Store {
     pub fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
         self.write("remove an image", |transaction| {
             let id = id.to_string();
-            transaction.execute("DELETE FROM name WHERE image = ?1", [&id])?;
+            transaction.execute(
+                "DELETE FROM name WHERE reference IN (SELECT reference FROM named WHERE image = ?1)",
+                [&id],
+            )?;
             transaction.execute("DELETE FROM image WHERE id = ?1", [&id])?;
             Ok(())
         })
@@ -116,7 +162,7 @@ impl Store {
     pub fn remove_image_without_name(&self, id: &Digest) -> Result<bool, StoreError> {
         self.write("remove an image", |transaction| {
             let removed = transaction.execute(
-                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM name)",
+                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM named)",
                 [id.to_string()],
             )?;
             Ok(removed > 0)
@@ -130,9 +176,25 @@ impl Store {
         image: &Digest,
         digest: Option<&Digest>,
     ) -> Result<(), StoreError> {
+        self.set_name_of(reference, image, digest, None)
+    }
+
+    /// Gives the images of several platforms a name; `image` is the one that is meant where one is wanted.
+    pub fn set_name_of(
+        &self,
+        reference: &Reference,
+        image: &Digest,
+        digest: Option<&Digest>,
+        variants: Option<&Variants>,
+    ) -> Result<(), StoreError> {
         let now = self.now();
+        let names = NewNames {
+            names: &[],
+            digest,
+            variants,
+        };
         let given = self.write("name an image", |transaction| {
-            give_name(transaction, reference, image, digest, now)
+            give_name(transaction, reference, image, &names, now)
         })?;
         match given {
             0 => Err(StoreError::NoImage { id: image.clone() }),
@@ -157,20 +219,28 @@ impl Store {
 
     /// Returns all names, in their order.
     pub fn names(&self) -> Result<Vec<ImageName>, StoreError> {
-        let rows: Vec<(String, String, Option<String>, i64)> = self
+        type NameRow = (String, String, Option<String>, i64, Option<String>);
+        let row = |row: &rusqlite::Row<'_>| -> rusqlite::Result<NameRow> {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+            ))
+        };
+        let rows: Vec<NameRow> = self
             .database()
-            .prepare_cached("SELECT reference, image, digest, updated FROM name ORDER BY reference")
-            .and_then(|mut statement| {
-                statement
-                    .query_map([], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                    })?
-                    .collect()
-            })
+            .prepare_cached(
+                "SELECT reference, image, digest, updated, variants FROM name ORDER BY reference",
+            )
+            .and_then(|mut statement| statement.query_map([], row)?.collect())
             .map_err(StoreError::database("list the names"))?;
         rows.into_iter()
-            .map(|(reference, image, digest, updated)| {
+            .map(|(reference, image, digest, updated, variants)| {
+                let variants = variants.map(|text| parse_json(&reference, &text));
                 Ok(ImageName {
+                    variants: variants.transpose()?,
                     image: parse_digest(&reference, &image)?,
                     digest: digest
                         .map(|text| parse_digest(&reference, &text))
@@ -183,22 +253,59 @@ impl Store {
     }
 }
 
-/// Names an image that is there; returns 0 where it is not.
+fn insert(
+    transaction: &rusqlite::Transaction<'_>,
+    image: &Image,
+    now: i64,
+) -> rusqlite::Result<usize> {
+    let layers = image
+        .layers
+        .as_ref()
+        .map(|layers| serde_json::to_string(layers).expect("numbers can be written"));
+    let annotations = (!image.annotations.is_empty())
+        .then(|| serde_json::to_string(&image.annotations).expect("text can be written"));
+    transaction.execute(
+        "INSERT INTO image(id, manifest, layers, platform, size, created, used, annotations)
+         VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT(id) DO UPDATE SET manifest = coalesce(?2, manifest),
+           layers = coalesce(?3, layers), size = ?5, used = ?7, annotations = ?8",
+        rusqlite::params![
+            image.id.to_string(),
+            image.manifest.as_ref().map(ToString::to_string),
+            layers,
+            image.platform,
+            image.size as i64,
+            image.created,
+            now,
+            annotations
+        ],
+    )
+}
+
+/// Names an image that is there, with all its variants; returns 0 where it is not.
 fn give_name(
     transaction: &rusqlite::Transaction<'_>,
     reference: &Reference,
     image: &Digest,
-    digest: Option<&Digest>,
+    names: &NewNames<'_>,
     now: i64,
 ) -> rusqlite::Result<usize> {
+    let images = names.variants.map(|variants| &variants.images);
+    let images = serde_json::to_string(&images).expect("digests can be written");
+    let variants = names
+        .variants
+        .map(|variants| serde_json::to_string(variants).expect("digests can be written"));
     transaction.execute(
-        "INSERT OR REPLACE INTO name(reference, image, digest, updated)
-         SELECT ?1, id, ?3, ?4 FROM image WHERE id = ?2",
+        "INSERT OR REPLACE INTO name(reference, image, digest, updated, variants)
+         SELECT ?1, id, ?3, ?4, ?5 FROM image WHERE id = ?2 AND NOT EXISTS
+           (SELECT 1 FROM json_each(?6) WHERE value NOT IN (SELECT id FROM image))",
         rusqlite::params![
             reference.to_string(),
             image.to_string(),
-            digest.map(ToString::to_string),
-            now
+            names.digest.map(ToString::to_string),
+            now,
+            variants,
+            images
         ],
     )
 }
@@ -211,19 +318,24 @@ fn image_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<ImageRow> {
         row.get(3)?,
         row.get(4)?,
         row.get(5)?,
+        row.get(6)?,
     ))
 }
 
+fn parse_json<T: serde::de::DeserializeOwned>(subject: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Damaged {
+        subject: subject.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
 fn image_of_row(row: ImageRow) -> Result<Image, StoreError> {
-    let (id, manifest, layers, platform, size, created) = row;
-    let layers = layers
-        .map(|text| serde_json::from_str(&text))
-        .transpose()
-        .map_err(|error| StoreError::Damaged {
-            subject: format!("image {id}"),
-            reason: error.to_string(),
-        })?;
+    let (id, manifest, layers, platform, size, created, annotations) = row;
+    let subject = format!("image {id}");
+    let layers = layers.map(|text| parse_json(&subject, &text)).transpose()?;
+    let annotations = annotations.map(|text| parse_json(&subject, &text));
     Ok(Image {
+        annotations: annotations.transpose()?.unwrap_or_default(),
         manifest: manifest.map(|text| parse_digest(&id, &text)).transpose()?,
         id: parse_digest(&id, &id)?,
         layers,

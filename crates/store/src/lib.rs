@@ -45,7 +45,7 @@ pub use collect::{CollectPolicy, Collected, Disk};
 pub use container::Container;
 pub use error::StoreError;
 pub use history::{BuildEntry, BuildFolder, FinishedBuild, OpenBuild};
-pub use image::{Image, ImageName};
+pub use image::{Image, ImageName, NewNames, Variants};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};
 pub use lease::BlobLease;
 pub use lock::NamedLock;

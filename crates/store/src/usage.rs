@@ -158,7 +158,11 @@ impl Store {
             for layer in holding.layers.iter().flatten() {
                 hold(Item::Layer(*layer));
             }
-            let documents = holding.manifest.iter().chain(&holding.index);
+            let documents = holding
+                .manifest
+                .iter()
+                .chain(&holding.index)
+                .chain(&holding.variants);
             documents.for_each(|digest| hold(Item::Blob(digest.clone())));
             // Once unpacked, the compressed form can go: an export makes or fetches it again.
             if let (None, Some(digest)) = (&holding.layers, &holding.manifest) {
@@ -181,15 +185,18 @@ pub(crate) struct Holding {
     layers: Option<Vec<LayerId>>,
     manifest: Option<Digest>,
     index: Option<Digest>,
+    variants: Option<Digest>,
 }
 
 /// Lists the containers and names with the images they hold.
 pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Vec<Holding>> {
     let mut statement = database.prepare_cached(
-        "SELECT 'container ' || name, image, layers, NULL, NULL FROM container
+        "SELECT 'container ' || name, image, layers, NULL, NULL, NULL FROM container
          UNION ALL
-         SELECT * FROM (SELECT name.reference, image.id, image.layers, image.manifest, name.digest
-           FROM name JOIN image ON image.id = name.image ORDER BY name.reference)",
+         SELECT * FROM (SELECT name.reference, image.id, image.layers, image.manifest, name.digest,
+             CASE WHEN json_valid(name.variants) THEN json_extract(name.variants, '$.index') END
+           FROM name JOIN named ON named.reference = name.reference
+             JOIN image ON image.id = named.image ORDER BY name.reference, image.id)",
     )?;
     let digest = |text: Option<String>| text.and_then(|text| text.parse::<Digest>().ok());
     let rows = statement.query_map([], |row| {
@@ -200,6 +207,7 @@ pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Vec<Holding>> 
             layers: layers.and_then(|text| serde_json::from_str(&text).ok()),
             manifest: digest(row.get(3).unwrap_or_default()),
             index: digest(row.get(4).unwrap_or_default()),
+            variants: digest(row.get(5).unwrap_or_default()),
         }))
     })?;
     // A row with a damaged image holds nothing that could be named here; the check reports it.

@@ -98,6 +98,7 @@ fn collection_spares_the_leased_and_the_named() {
         platform: "linux/amd64".to_owned(),
         size: 1000,
         created: 0,
+        annotations: Default::default(),
     };
     let name = Reference::parse_normalized("app:latest").expect("a name");
     store

@@ -39,8 +39,8 @@ pub(crate) struct Build {
     /// Set a label of the image
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<String>,
-    /// Set an annotation of the manifest
-    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    /// Set an annotation of the manifest, or of PART: index, manifest-descriptor, index-descriptor
+    #[arg(long = "annotation", value_name = "[PART:]KEY=VALUE")]
     pub(crate) annotations: Vec<String>,
     /// Platforms to build for, such as linux/amd64,linux/arm64
     #[arg(
@@ -56,9 +56,12 @@ pub(crate) struct Build {
     /// Push the image to the registry of its name
     #[arg(long)]
     pub(crate) push: bool,
-    /// Keep the image in the store (the default without --output)
+    /// Load the image into Docker, Podman or containerd where one runs here; it is in the store too
     #[arg(long)]
     pub(crate) load: bool,
+    /// Make one layer of those that the build adds
+    #[arg(long)]
+    pub(crate) squash: bool,
     /// Use no recorded results
     #[arg(long)]
     pub(crate) no_cache: bool,
@@ -295,14 +298,19 @@ fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Re
         std::fs::write(path, id).with_context(|| format!("failed to write {}", path.display()))?;
     }
     if let Some(path) = &build.metadata_file {
-        let metadata = serde_json::json!({
-            "containerimage.config.digest": id,
-            "containerimage.digest": result.manifest.as_ref().or(result.image.as_ref()).map(ToString::to_string),
-            "image.name": build.tags.join(","),
-        });
-        let text = serde_json::to_string_pretty(&metadata)?;
+        let text = serde_json::to_string_pretty(&metadata(result))?;
         std::fs::write(path, text)
             .with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    if build.load
+        && !build.quiet
+        && !outputs
+            .iter()
+            .any(|output| matches!(output, Output::Docker(_)))
+    {
+        eprintln!(
+            "note: --load: neither Docker nor Podman nor containerd runs here; the image is in lapstrake's store"
+        );
     }
     let taken = outputs.iter().any(|output| match output {
         Output::Tar { destination } => *destination == Destination::Stdout,
@@ -318,4 +326,34 @@ fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Re
         output::print(&format!("{id}\n"))?;
     }
     Ok(())
+}
+
+/// Returns what `--metadata-file` holds, under the names that docker buildx gives it.
+fn metadata(result: &BuildResult) -> serde_json::Value {
+    let mut metadata = serde_json::Map::new();
+    let mut add = |key: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            metadata.insert(key.to_owned(), value);
+        }
+    };
+    let text = |digest: &oci::Digest| digest.to_string().into();
+    add(
+        "containerimage.config.digest",
+        result.config.as_ref().map(text),
+    );
+    let descriptor = result.descriptor.as_ref();
+    add(
+        "containerimage.descriptor",
+        descriptor.map(|descriptor| serde_json::json!(descriptor)),
+    );
+    let digest = descriptor.map(|descriptor| &descriptor.digest);
+    add(
+        "containerimage.digest",
+        digest.or(result.image.as_ref()).map(text),
+    );
+    if !result.names.is_empty() {
+        let names: Vec<String> = result.names.iter().map(ToString::to_string).collect();
+        add("image.name", Some(names.join(",").into()));
+    }
+    metadata.into()
 }

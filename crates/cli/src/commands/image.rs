@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use engine::Destination;
+use engine::images::Subject;
 use oci::{ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
-use store::{CollectPolicy, Image, ImageName, Store};
+use store::{CollectPolicy, Image, Store, Variants};
 
 use super::build::Build;
-use super::images::{Images, Remove, find};
+use super::images::{Images, Remove, find, find_subject};
 use super::inspect::Inspect;
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
@@ -72,9 +73,14 @@ impl Tag {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let store = settings::open_records(global)?;
         let target = build_request::reference(&self.target).map_err(exit::usage)?;
-        let (image, _) = find(&store, &self.source).map_err(exit::build)?;
+        let (subject, _) = find_subject(&store, &self.source, None).map_err(exit::build)?;
         store
-            .set_name(&target, &image.id, None)
+            .set_name_of(
+                &target,
+                &subject.image.id,
+                None,
+                variants(&subject).as_ref(),
+            )
             .map_err(exit::builder)
     }
 }
@@ -194,6 +200,9 @@ pub(crate) struct Save {
     /// File to write; standard output if absent
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Only the image for this platform, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Names or ids
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
@@ -216,38 +225,46 @@ impl Save {
     }
 
     /// Returns the images with the names they were asked for by; a name without a tag means all of its tags.
-    fn chosen(&self, store: &Store) -> Result<Vec<(Image, Vec<Reference>)>> {
-        let mut chosen: Vec<(Image, Vec<Reference>)> = Vec::new();
-        let mut add = |image: Image, name: Option<Reference>| {
-            let at = chosen.iter().position(|(known, _)| known.id == image.id);
+    fn chosen(&self, store: &Store) -> Result<Vec<(Subject, Vec<Reference>)>> {
+        let platform = platform(self.platform.as_deref())?;
+        let platform = platform.as_ref();
+        let mut chosen: Vec<(Subject, Vec<Reference>)> = Vec::new();
+        let mut add = |subject: Subject, name: Option<Reference>| {
+            let at = chosen.iter().position(|(known, _)| {
+                known.image.id == subject.image.id && known.index == subject.index
+            });
             let at = at.unwrap_or_else(|| {
-                chosen.push((image, Vec::new()));
+                chosen.push((subject, Vec::new()));
                 chosen.len() - 1
             });
             chosen[at].1.extend(name);
         };
         for wanted in &self.images {
-            let (image, name) = match find(store, wanted) {
+            let (subject, name) = match find_subject(store, wanted, platform) {
                 Ok(found) => found,
                 Err(error) => {
-                    let tags = all_tags(store, wanted)?;
+                    let tags = all_tags(store, wanted, platform)?;
                     if tags.is_empty() {
                         return Err(error);
                     }
-                    for (name, image) in tags {
-                        add(image, Some(name));
+                    for (name, subject) in tags {
+                        add(subject, Some(name));
                     }
                     continue;
                 }
             };
             let name = name.map(|name| Reference::parse_normalized(&name.reference));
-            add(image, name.transpose()?);
+            add(subject, name.transpose()?);
         }
         Ok(chosen)
     }
 }
 
-fn all_tags(store: &Store, wanted: &str) -> Result<Vec<(Reference, Image)>> {
+fn all_tags(
+    store: &Store,
+    wanted: &str,
+    platform: Option<&Platform>,
+) -> Result<Vec<(Reference, Subject)>> {
     let Ok(wanted) = Reference::parse_normalized(wanted) else {
         return Ok(Vec::new());
     };
@@ -255,18 +272,27 @@ fn all_tags(store: &Store, wanted: &str) -> Result<Vec<(Reference, Image)>> {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    for ImageName {
-        reference, image, ..
-    } in store.names()?
-    {
-        let reference = Reference::parse_normalized(&reference)?;
+    for name in store.names()? {
+        let reference = Reference::parse_normalized(&name.reference)?;
         if reference.name() == wanted.name()
-            && let Some(image) = store.image(&image)?
+            && let Some(subject) = Subject::of_name(store, &name, platform)?
         {
-            found.push((reference, image));
+            found.push((reference, subject));
         }
     }
     Ok(found)
+}
+
+/// Returns the index of a subject as a name records it.
+fn variants(subject: &Subject) -> Option<Variants> {
+    subject.index.as_ref().map(|index| Variants {
+        index: index.clone(),
+        images: subject
+            .images
+            .iter()
+            .map(|image| image.id.clone())
+            .collect(),
+    })
 }
 
 /// Load images from an archive: docker save's, or an OCI layout
@@ -316,7 +342,7 @@ impl Load {
     }
 }
 
-fn platform(text: Option<&str>) -> Result<Option<Platform>> {
+pub(crate) fn platform(text: Option<&str>) -> Result<Option<Platform>> {
     match text {
         None | Some("") => Ok(None),
         Some(text) => {
@@ -385,6 +411,9 @@ pub(crate) struct Push {
     /// Show no progress
     #[arg(long, short = 'q')]
     quiet: bool,
+    /// Only the image for this platform, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
     /// Accepted for Docker's sake
     #[arg(long, hide = true)]
     disable_content_trust: bool,
@@ -400,13 +429,13 @@ impl Push {
             true => ProgressMode::Quiet,
             false => ProgressMode::Auto,
         };
-        for (name, image) in chosen {
+        for (name, subject) in chosen {
             if !self.quiet {
                 let repository = name.clone().without_version();
                 let line = format!("The push refers to repository [{repository}]\n");
                 output::print(&line).map_err(exit::builder)?;
             }
-            let (digest, size) = screen::show(mode, |sink, _| engine.push(&image, &name, sink))?;
+            let (digest, size) = screen::show(mode, |sink, _| engine.push(&subject, &name, sink))?;
             let line = match self.quiet {
                 true => format!("{name}\n"),
                 false => format!(
@@ -419,9 +448,10 @@ impl Push {
         Ok(())
     }
 
-    fn chosen(&self, store: &Store) -> Result<Vec<(Reference, Image)>> {
+    fn chosen(&self, store: &Store) -> Result<Vec<(Reference, Subject)>> {
+        let platform = platform(self.platform.as_deref())?;
         if self.all_tags {
-            let found = all_tags(store, &self.image)?;
+            let found = all_tags(store, &self.image, platform.as_ref())?;
             if found.is_empty() {
                 bail!(
                     "tag can't be used with --all-tags, or no such image: {}",
@@ -437,9 +467,12 @@ impl Push {
                 self.image
             );
         };
-        let image = store.image(&name.image)?;
-        let image = image.context("the store lacks the image of this name")?;
-        Ok(vec![(reference, image)])
+        let subject = Subject::of_name(store, &name, platform.as_ref())?;
+        let subject = subject.with_context(|| match &platform {
+            None => "the store lacks the image of this name".to_owned(),
+            Some(platform) => format!("{} has no image for {platform}", self.image),
+        })?;
+        Ok(vec![(reference, subject)])
     }
 }
 
@@ -491,19 +524,15 @@ pub(crate) fn prune(store: &Store, all: bool) -> Result<String> {
         .collect();
     let names = store.names()?;
     let mut out = String::new();
-    for image in store.images()? {
-        let mut own = names
-            .iter()
-            .filter(|name| name.image == image.id)
-            .peekable();
-        if used.contains(&image.id) || (own.peek().is_some() && !all) {
-            continue;
-        }
-        for name in own {
+    let images = store.images()?;
+    for name in &names {
+        if all && !name.images().iter().any(|image| used.contains(image)) {
             store.remove_name(&name.reference)?;
             out.push_str(&format!("untagged: {}\n", familiar(&name.reference)));
         }
-        if store.remove_image_without_name(&image.id)? {
+    }
+    for image in images {
+        if !used.contains(&image.id) && store.remove_image_without_name(&image.id)? {
             out.push_str(&format!("deleted: {}\n", image.id));
         }
     }

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use oci::{ImageConfig, Reference};
+use engine::images::Subject;
+use oci::{Digest, ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
 use store::{Image, ImageName, Store};
 
@@ -51,6 +52,12 @@ pub(crate) struct Remove {
 
 /// One line of the listing: an image under one of its names.
 struct Row {
+    /// The image's id, or that of the index over several.
+    id: Digest,
+    /// Bytes of content, of all platforms.
+    size: u64,
+    platform: String,
+    /// The image that is meant where one is wanted.
     image: Image,
     name: Option<(Reference, ImageName)>,
 }
@@ -70,7 +77,7 @@ impl Images {
         if self.quiet {
             let mut seen = std::collections::BTreeSet::new();
             for row in &rows {
-                if seen.insert(row.image.id.clone()) {
+                if seen.insert(row.id.clone()) {
                     out.push_str(&self.id(row));
                     out.push('\n');
                 }
@@ -83,8 +90,8 @@ impl Images {
 
     fn id(&self, row: &Row) -> String {
         match self.no_trunc {
-            true => row.image.id.to_string(),
-            false => row.image.id.short().to_owned(),
+            true => row.id.to_string(),
+            false => row.id.short().to_owned(),
         }
     }
 
@@ -100,9 +107,9 @@ impl Images {
                 ("ID", self.id(row).into()),
                 ("CreatedSince", format!("{age} ago").into()),
                 ("CreatedAt", crate::output::date(row.image.created).into()),
-                ("Size", human_size(row.image.size).into()),
-                ("VirtualSize", human_size(row.image.size).into()),
-                ("Platform", row.image.platform.clone().into()),
+                ("Size", human_size(row.size).into()),
+                ("VirtualSize", human_size(row.size).into()),
+                ("Platform", row.platform.clone().into()),
                 ("Containers", "N/A".into()),
                 ("SharedSize", "N/A".into()),
                 ("UniqueSize", "N/A".into()),
@@ -137,6 +144,22 @@ const WITH_DIGESTS: [(&str, &str); 6] = [
 ];
 
 impl Row {
+    fn of_name(image: &Image, reference: Reference, name: &ImageName, images: &[Image]) -> Self {
+        let meant = |id: &Digest| images.iter().find(|image| image.id == *id);
+        let all: Vec<&Image> = name.images().iter().filter_map(meant).collect();
+        let platforms: Vec<&str> = all.iter().map(|image| image.platform.as_str()).collect();
+        Self {
+            id: match &name.variants {
+                Some(variants) => variants.index.clone(),
+                None => image.id.clone(),
+            },
+            size: all.iter().map(|image| image.size).sum(),
+            platform: platforms.join(","),
+            image: image.clone(),
+            name: Some((reference, name.clone())),
+        }
+    }
+
     fn texts(&self) -> (String, String, String) {
         const NONE: &str = "<none>";
         let Some((reference, name)) = &self.name else {
@@ -162,19 +185,27 @@ impl Row {
 /// Returns every image under every name, newest first.
 fn rows(store: &Store) -> Result<Vec<Row>> {
     let names = store.names()?;
+    let images = store.images()?;
     let mut rows = Vec::new();
-    for image in store.images()? {
-        let before = rows.len();
-        for name in names.iter().filter(|name| name.image == image.id) {
+    for image in &images {
+        let mut is_named = false;
+        for name in &names {
+            is_named |= name.images().contains(&image.id);
+            if name.image != image.id {
+                continue;
+            }
             let reference = Reference::parse_normalized(&name.reference)
                 .with_context(|| format!("the store has the name {:?}", name.reference))?;
-            rows.push(Row {
-                image: image.clone(),
-                name: Some((reference, name.clone())),
-            });
+            rows.push(Row::of_name(image, reference, name, &images));
         }
-        if rows.len() == before {
-            rows.push(Row { image, name: None });
+        if !is_named {
+            rows.push(Row {
+                id: image.id.clone(),
+                size: image.size,
+                platform: image.platform.clone(),
+                image: image.clone(),
+                name: None,
+            });
         }
     }
     Ok(rows)
@@ -232,6 +263,18 @@ pub(crate) fn find(store: &Store, wanted: &str) -> Result<(Image, Option<ImageNa
     engine::images::find(store, wanted)?.with_context(|| format!("No such image: {wanted}"))
 }
 
+/// Returns all that a name or an id stands for, or what of it is for a platform.
+pub(crate) fn find_subject(
+    store: &Store,
+    wanted: &str,
+    platform: Option<&Platform>,
+) -> Result<(Subject, Option<ImageName>)> {
+    engine::images::find_subject(store, wanted, platform)?.with_context(|| match platform {
+        None => format!("No such image: {wanted}"),
+        Some(platform) => format!("No such image: {wanted} for {platform}"),
+    })
+}
+
 /// Refuses to take the last name of an image that a container is made of.
 fn refuse_used(store: &Store, image: &Image, wanted: &str) -> Result<()> {
     let containers = store.containers()?;
@@ -262,19 +305,26 @@ impl Remove {
     }
 
     fn remove(&self, store: &Store, wanted: &str) -> Result<()> {
-        let (image, name) = find(store, wanted)?;
-        let names: Vec<ImageName> = store
-            .names()?
-            .into_iter()
-            .filter(|name| name.image == image.id)
-            .collect();
+        let (subject, name) = find_subject(store, wanted, None)?;
+        let id = subject.index.as_ref().unwrap_or(&subject.image.id);
+        let is_meant = |name: &&ImageName| match &subject.index {
+            Some(index) => name
+                .variants
+                .as_ref()
+                .is_some_and(|known| known.index == *index),
+            None => name.images().contains(&subject.image.id),
+        };
+        let all = store.names()?;
+        let names: Vec<&ImageName> = all.iter().filter(is_meant).collect();
         let mut out = String::new();
         let last = name.is_none() || names.len() <= 1;
         if last && !self.force {
-            refuse_used(store, &image, wanted)?;
+            for image in &subject.images {
+                refuse_used(store, image, wanted)?;
+            }
         }
         let untag = match &name {
-            Some(name) => vec![name.clone()],
+            Some(name) => vec![name],
             None if names.len() > 1 && !self.force => bail!(
                 "image {wanted} has {} names ({}); remove them one by one, or use --force",
                 names.len(),
@@ -292,9 +342,14 @@ impl Remove {
                 .map_or_else(|_| name.reference.clone(), |reference| reference.familiar());
             out.push_str(&format!("Untagged: {familiar}\n"));
         }
-        if untag.len() == names.len() {
+        let left = store.names()?;
+        let is_free = |image: &&Image| !left.iter().any(|name| name.images().contains(&image.id));
+        let free: Vec<&Image> = subject.images.iter().filter(is_free).collect();
+        for image in &free {
             store.remove_image(&image.id)?;
-            out.push_str(&format!("Deleted: {}\n", image.id));
+        }
+        if untag.len() == names.len() && (subject.index.is_some() || !free.is_empty()) {
+            out.push_str(&format!("Deleted: {id}\n"));
         }
         crate::output::print(&out)
     }

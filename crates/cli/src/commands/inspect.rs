@@ -3,12 +3,12 @@
 use anyhow::{Result, anyhow};
 use clap::Args;
 use engine::container::{self, Container, ContainerNetwork, ContainerState, MountSource};
-use oci::Reference;
+use oci::{Platform, Reference};
 use serde_json::{Value, json};
 use store::{Image, Store};
 
-use super::image::{config_of, familiar};
-use super::images::find;
+use super::image::{config_of, familiar, platform};
+use super::images::find_subject;
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::template::Template;
@@ -23,6 +23,12 @@ pub(crate) struct Inspect {
     /// Only things of this kind: image or container
     #[arg(long = "type", value_name = "KIND")]
     kind: Option<String>,
+    /// The image for this platform, where there are several
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+    /// Accepted for Docker's sake
+    #[arg(long, short = 's', hide = true)]
+    size: bool,
     /// Names or ids
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
@@ -48,11 +54,13 @@ impl Inspect {
                 "there are the kinds image and container"
             )));
         }
+        let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
+        let platform = platform.as_ref();
         let store = settings::open_records(global)?;
         let mut found = Vec::new();
         let mut missing = Vec::new();
         for name in &self.names {
-            match look(&store, name, kind).map_err(exit::builder)? {
+            match look(&store, name, kind, platform).map_err(exit::builder)? {
                 Some(value) => found.push(value),
                 None => missing.push(name),
             }
@@ -94,16 +102,21 @@ fn pretty(value: &Value) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-fn look(store: &Store, name: &str, kind: Option<&str>) -> Result<Option<Value>> {
+fn look(
+    store: &Store,
+    name: &str,
+    kind: Option<&str>,
+    platform: Option<&Platform>,
+) -> Result<Option<Value>> {
     if kind != Some("image")
         && let Ok(container) = container::find_container(store, name)
     {
         return Ok(Some(container_value(store, &container)));
     }
     if kind != Some("container")
-        && let Ok((image, _)) = find(store, name)
+        && let Ok((subject, _)) = find_subject(store, name, platform)
     {
-        return image_value(store, &image).map(Some);
+        return image_value(store, &subject.image).map(Some);
     }
     Ok(None)
 }
@@ -122,7 +135,7 @@ fn image_value(store: &Store, image: &Image) -> Result<Value> {
     let (mut tags, mut digests) = (Vec::new(), Vec::new());
     let mut tagged = 0;
     for name in store.names()? {
-        if name.image != image.id {
+        if !name.images().contains(&image.id) {
             continue;
         }
         tagged = tagged.max(name.updated);

@@ -120,7 +120,9 @@ impl Engine {
         let found = match request.pull {
             PullPolicy::Always => None,
             PullPolicy::Missing | PullPolicy::Never => {
-                crate::images::find(self.store(), &request.image)?.map(|(image, _)| image)
+                let (store, name) = (self.store(), &request.image);
+                crate::images::find_subject(store, name, platform.as_ref())?
+                    .map(|(subject, _)| subject.image)
             }
         };
         let fits = |image: &Image| match &platform {

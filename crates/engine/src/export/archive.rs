@@ -4,29 +4,55 @@ use std::fs::File;
 use std::path::Path;
 
 use oci::media_type::Naming;
-use oci::{Descriptor, Index, Reference, layout};
-use progress::RunningVertex;
+use oci::{Descriptor, Digest, Index, Reference, layout};
 
 use super::Exported;
-use super::image::{Assembled, assemble, index_of, naming};
+use super::image::{Assembled, Assembly};
 use super::layout::LayoutWriter;
+use super::load::{self, Loading};
 use crate::EngineError;
 use crate::build::Built;
-use crate::request::{ArchiveOutput, BuildRequest, Destination};
+use crate::request::{ArchiveOutput, Destination};
 use crate::step::Shared;
 
 /// A layout that appears under its name only once it is whole.
 pub(crate) struct Begun {
     pub(crate) writer: LayoutWriter,
-    rename: Option<(tempfile::TempPath, std::path::PathBuf)>,
+    end: End,
 }
 
-pub(crate) fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
+impl Begun {
+    /// Returns why nothing more could be written: what the other side says, if it said something.
+    fn reason_or(self, error: EngineError) -> EngineError {
+        drop(self.writer);
+        match self.end {
+            End::Answer(loading) => loading.finish().err().unwrap_or(error),
+            End::Nothing | End::Rename(..) => error,
+        }
+    }
+}
+
+/// What is left to do once all is written.
+enum End {
+    Nothing,
+    Rename(tempfile::TempPath, std::path::PathBuf),
+    Answer(Loading),
+}
+
+pub(crate) fn begin(shared: &Shared, output: &ArchiveOutput) -> Result<Begun, EngineError> {
     let path = match &output.destination {
         Destination::Stdout => {
             return Ok(Begun {
                 writer: LayoutWriter::stream(Box::new(std::io::BufWriter::new(std::io::stdout()))),
-                rename: None,
+                end: End::Nothing,
+            });
+        }
+        Destination::Engine(engine) => {
+            let (out, loading) = load::begin(shared.images.runtime().handle(), engine)?;
+            let out = std::io::BufWriter::with_capacity(256 << 10, out);
+            return Ok(Begun {
+                writer: LayoutWriter::stream(Box::new(out)),
+                end: End::Answer(loading),
             });
         }
         Destination::Path(path) => path,
@@ -34,7 +60,7 @@ pub(crate) fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
     if !output.tar {
         return Ok(Begun {
             writer: LayoutWriter::directory(path)?,
-            rename: None,
+            end: End::Nothing,
         });
     }
     // A device or a pipe is written to as it is.
@@ -42,7 +68,7 @@ pub(crate) fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
         let file = File::create(path).map_err(EngineError::io("open", path))?;
         return Ok(Begun {
             writer: LayoutWriter::stream(Box::new(std::io::BufWriter::new(file))),
-            rename: None,
+            end: End::Nothing,
         });
     }
     let folder = match path.parent() {
@@ -57,17 +83,18 @@ pub(crate) fn begin(output: &ArchiveOutput) -> Result<Begun, EngineError> {
     let (file, temporary) = temporary.into_parts();
     Ok(Begun {
         writer: LayoutWriter::archive(file, path),
-        rename: Some((temporary, path.clone())),
+        end: End::Rename(temporary, path.clone()),
     })
 }
 
-pub(crate) fn finish(begun: Begun) -> Result<(), EngineError> {
+fn finish(begun: Begun) -> Result<(), EngineError> {
     begun.writer.finish()?;
-    match begun.rename {
-        None => Ok(()),
-        Some((temporary, path)) => temporary
+    match begun.end {
+        End::Nothing => Ok(()),
+        End::Rename(temporary, path) => temporary
             .persist(&path)
             .map_err(|error| EngineError::io("rename an archive to", &path)(error.error)),
+        End::Answer(loading) => loading.finish(),
     }
 }
 
@@ -111,92 +138,96 @@ pub(crate) fn named(
 
 /// Writes an archive or directory in OCI layout.
 pub(crate) fn to_oci(
-    shared: &Shared,
-    request: &BuildRequest,
+    assembly: &Assembly<'_>,
     output: &ArchiveOutput,
     built: &[Built],
     multi_platform: bool,
-    running: &RunningVertex,
 ) -> Result<Exported, EngineError> {
-    let naming = naming(&output.layers, Naming::Oci);
-    let images = built
-        .iter()
-        .map(|built| assemble(shared, request, built, &output.layers, naming, running))
-        .collect::<Result<Vec<_>, _>>()?;
-    let status = running.status_of("sending tarball", "", 0);
-    let mut begun = begin(output)?;
+    let set = assembly.make(built, multi_platform)?;
+    let status = assembly.running.status_of("sending tarball", "", 0);
+    let mut begun = begin(assembly.shared, output)?;
     let writer = &mut begun.writer;
-    let root = match (images.as_slice(), multi_platform) {
-        ([image], false) => {
-            write_image(shared, writer, image)?;
-            image.manifest_descriptor.clone()
-        }
-        (images, _) => {
-            for image in images {
-                write_image(shared, writer, image)?;
-            }
-            let (bytes, descriptor) = index_of(images, naming);
-            writer.bytes(&descriptor.digest, &bytes)?;
-            descriptor
-        }
-    };
-    let manifests = named(&root, &output.names, None);
-    let index = Index::new(Naming::Oci, manifests);
-    let index = oci::json::compact(&index).expect("an index can be written as JSON");
-    writer.file(layout::INDEX_FILE, &index)?;
-    writer.file(layout::LAYOUT_FILE, layout::LAYOUT_CONTENT.as_bytes())?;
-    finish(begun)?;
+    for image in &set.images {
+        write_image(assembly.shared, writer, image)?;
+    }
+    if let Some((descriptor, bytes)) = &set.index {
+        writer.bytes(&descriptor.digest, bytes)?;
+    }
+    finish_layout(begun, set.root(), &output.names, None)?;
     status.finish(0);
-    Ok(Exported {
-        image: images
-            .first()
-            .map(|image| image.config_descriptor.digest.clone()),
-        manifest: Some(root.digest),
-    })
+    Ok(set.exported(&output.names))
 }
 
 /// Writes an archive that `docker load` takes: an OCI layout with Docker's `manifest.json` beside it.
 pub(crate) fn to_docker(
-    shared: &Shared,
-    request: &BuildRequest,
+    assembly: &Assembly<'_>,
     output: &ArchiveOutput,
     built: &[Built],
-    running: &RunningVertex,
+    multi_platform: bool,
 ) -> Result<Exported, EngineError> {
-    let [built] = built else {
+    let ([_], false) = (built, multi_platform) else {
         return Err(EngineError::Request(
             "docker's archive holds one platform; use type=oci for several".to_owned(),
         ));
     };
-    let naming = naming(&output.layers, Naming::Docker);
-    let image = assemble(shared, request, built, &output.layers, naming, running)?;
-    let status = running.status_of("sending tarball", "", 0);
-    let mut begun = begin(output)?;
+    let set = assembly.make(built, false)?;
+    let status = assembly.running.status_of("sending tarball", "", 0);
+    let mut begun = begin(assembly.shared, output)?;
+    for image in &set.images {
+        if let Err(error) = write_image(assembly.shared, &mut begun.writer, image) {
+            return Err(begun.reason_or(error));
+        }
+    }
+    let entries: Vec<serde_json::Value> = set
+        .images
+        .iter()
+        .map(|image| {
+            let layers = image.layers.iter().map(|layer| &layer.descriptor.digest);
+            docker_entry(&image.config_descriptor.digest, layers, &output.names)
+        })
+        .collect();
+    finish_layout(begun, set.root(), &output.names, Some(&entries))?;
+    status.finish(0);
+    Ok(set.exported(&output.names))
+}
+
+/// Returns an entry of Docker's `manifest.json`.
+pub(crate) fn docker_entry<'a>(
+    config: &Digest,
+    layers: impl Iterator<Item = &'a Digest>,
+    names: &[Reference],
+) -> serde_json::Value {
+    serde_json::json!({
+        "Config": layout::blob_path(config),
+        "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
+        "Layers": layers.map(layout::blob_path).collect::<Vec<_>>(),
+    })
+}
+
+fn finish_layout(
+    begun: Begun,
+    root: Option<&Descriptor>,
+    names: &[Reference],
+    docker: Option<&[serde_json::Value]>,
+) -> Result<(), EngineError> {
+    let manifests = root.map(|root| named(root, names, None));
+    finish_with(begun, manifests.unwrap_or_default(), docker)
+}
+
+/// Writes the documents that name what is in a layout, and ends it.
+pub(crate) fn finish_with(
+    mut begun: Begun,
+    manifests: Vec<Descriptor>,
+    docker: Option<&[serde_json::Value]>,
+) -> Result<(), EngineError> {
     let writer = &mut begun.writer;
-    write_image(shared, writer, &image)?;
-    let index = Index::new(
-        Naming::Oci,
-        named(&image.manifest_descriptor, &output.names, None),
-    );
+    let index = Index::new(Naming::Oci, manifests);
     let index = oci::json::compact(&index).expect("an index can be written as JSON");
     writer.file(layout::INDEX_FILE, &index)?;
-    let tags: Vec<String> = output.names.iter().map(Reference::familiar).collect();
-    let layers: Vec<String> = image
-        .layers
-        .iter()
-        .map(|layer| layout::blob_path(&layer.descriptor.digest))
-        .collect();
-    let manifest = serde_json::json!([{
-        "Config": layout::blob_path(&image.config_descriptor.digest),
-        "RepoTags": tags,
-        "Layers": layers,
-    }]);
-    writer.file("manifest.json", manifest.to_string().as_bytes())?;
+    if let Some(entries) = docker {
+        let entries = serde_json::Value::from(entries.to_vec()).to_string();
+        writer.file("manifest.json", entries.as_bytes())?;
+    }
     writer.file(layout::LAYOUT_FILE, layout::LAYOUT_CONTENT.as_bytes())?;
-    finish(begun)?;
-    status.finish(0);
-    Ok(Exported {
-        image: Some(image.config_descriptor.digest),
-        manifest: Some(image.manifest_descriptor.digest),
-    })
+    finish(begun)
 }

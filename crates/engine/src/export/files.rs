@@ -74,6 +74,12 @@ pub(crate) fn to_tar(
         |out: &mut dyn Write| rootfs::diff::write_layer(&dir, None, &options, &compress, out);
     match destination {
         Destination::Stdout => write(&mut std::io::stdout())?,
+        Destination::Engine(engine) => {
+            return Err(EngineError::Request(format!(
+                "{} takes images, not files",
+                engine.name
+            )));
+        }
         Destination::Path(path) => {
             let mut file = std::fs::File::create(path).map_err(EngineError::io("create", path))?;
             write(&mut file)?

@@ -1,25 +1,31 @@
 //! Makes configs and manifests, and puts images into the store.
 
+use std::collections::BTreeMap;
+
 use oci::media_type::{self, Naming};
 use oci::{
-    Descriptor, Digest, History, ImageConfig, Index, Manifest, Platform, Reference, Timestamp,
+    Descriptor, History, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference,
+    Timestamp,
 };
 use progress::RunningVertex;
-use store::{Image, Layer};
+use store::{Image, Layer, NewNames, Variants};
 
 use super::Exported;
 use super::layers::{self, EncodedLayer, LayerTar};
 use crate::EngineError;
 use crate::build::Built;
-use crate::request::{BuildRequest, ImageOutput, LayerOptions};
+use crate::request::{AnnotatedPart, Annotation, BuildRequest, ImageOutput, LayerOptions};
 use crate::step::Shared;
 
 /// An image whose parts can all be written.
 #[derive(Debug)]
 pub(crate) struct Assembled {
     pub(crate) platform: Platform,
+    /// Seconds since 1970.
+    pub(crate) created: i64,
     pub(crate) config: Vec<u8>,
     pub(crate) config_descriptor: Descriptor,
+    pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) manifest: Vec<u8>,
     pub(crate) manifest_descriptor: Descriptor,
     pub(crate) layers: Vec<EncodedLayer>,
@@ -98,49 +104,186 @@ fn date_history(config: &mut ImageConfig, base: usize, times: &[Timestamp]) {
     }
 }
 
-/// Makes all parts of an image, its layers encoded.
-pub(crate) fn assemble(
-    shared: &Shared,
-    request: &BuildRequest,
-    built: &Built,
-    options: &LayerOptions,
-    naming: Naming,
-    running: &RunningVertex,
-) -> Result<Assembled, EngineError> {
-    let status = running.status_of("exporting layers", "", 0);
-    let layers = layers::encode_all(shared, request, built, options, naming)?;
-    status.finish(0);
-    let tars: Vec<LayerTar> = layers.iter().map(|layer| layer.tar.clone()).collect();
-    let config = config_of(shared, request, built, &tars)?;
-    let config = oci::json::compact(&config).expect("a config can be written as JSON");
-    let config_descriptor = Descriptor::of(naming.config(), &config);
-    let descriptors = layers
-        .iter()
-        .map(|layer| layer.descriptor.clone())
-        .collect();
-    let mut manifest = Manifest::new(naming, config_descriptor.clone(), descriptors);
-    manifest.annotations = request.annotations.clone();
-    let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");
-    let platform = platform_of(built);
-    let manifest_descriptor =
-        Descriptor::of(naming.manifest(), &manifest).with_platform(platform.clone());
-    for descriptor in [&manifest_descriptor, &config_descriptor] {
-        let what = match descriptor.digest == config_descriptor.digest {
-            true => "config",
-            false => "manifest",
-        };
-        running
-            .status_of(&format!("exporting {what} {}", descriptor.digest), "", 0)
-            .finish(0);
+/// How the parts of an image are made for one output.
+pub(crate) struct Assembly<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) request: &'a BuildRequest,
+    pub(crate) layers: &'a LayerOptions,
+    pub(crate) annotations: &'a [Annotation],
+    pub(crate) naming: Naming,
+    pub(crate) running: &'a RunningVertex,
+}
+
+impl Assembly<'_> {
+    /// Makes all images, their layers encoded, and the index over them where one is wanted.
+    pub(crate) fn make(
+        &self,
+        built: &[Built],
+        multi_platform: bool,
+    ) -> Result<AssembledSet, EngineError> {
+        let images = built.iter().map(|built| {
+            let status = self.running.status_of("exporting layers", "", 0);
+            let layers =
+                layers::encode_all(self.shared, self.request, built, self.layers, self.naming)?;
+            status.finish(0);
+            self.image(built, layers)
+        });
+        let images = images.collect::<Result<Vec<_>, _>>()?;
+        self.set(images, multi_platform)
     }
-    Ok(Assembled {
-        platform,
-        config,
-        config_descriptor,
-        manifest,
-        manifest_descriptor,
-        layers,
-    })
+
+    /// Makes all images with layers that are not compressed, and that no blob holds.
+    fn make_plain(
+        &self,
+        built: &[Built],
+        multi_platform: bool,
+    ) -> Result<AssembledSet, EngineError> {
+        let kind = self.naming.layer(media_type::Compression::None);
+        let images = built.iter().map(|built| {
+            let status = self.running.status_of("exporting layers", "", 0);
+            let tars = layers::measure_all(self.shared, self.request, built)?;
+            status.finish(0);
+            let layers = tars.into_iter().map(|tar| EncodedLayer {
+                descriptor: Descriptor::new(kind, tar.diff_id.clone(), tar.size),
+                tar,
+            });
+            self.image(built, layers.collect())
+        });
+        let images = images.collect::<Result<Vec<_>, _>>()?;
+        self.set(images, multi_platform)
+    }
+
+    fn image(&self, built: &Built, layers: Vec<EncodedLayer>) -> Result<Assembled, EngineError> {
+        let naming = self.naming;
+        let tars: Vec<LayerTar> = layers.iter().map(|layer| layer.tar.clone()).collect();
+        let config = config_of(self.shared, self.request, built, &tars)?;
+        let created = config.created.map_or(0, |time| time.unix_seconds());
+        let config = oci::json::compact(&config).expect("a config can be written as JSON");
+        let config_descriptor = Descriptor::of(naming.config(), &config);
+        let descriptors = layers
+            .iter()
+            .map(|layer| layer.descriptor.clone())
+            .collect();
+        let platform = platform_of(built);
+        let mut manifest = Manifest::new(naming, config_descriptor.clone(), descriptors);
+        let annotations = self.annotations_of(AnnotatedPart::Manifest, Some(&platform));
+        manifest.annotations = annotations.clone();
+        let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");
+        let mut manifest_descriptor =
+            Descriptor::of(naming.manifest(), &manifest).with_platform(platform.clone());
+        manifest_descriptor.annotations =
+            self.annotations_of(AnnotatedPart::ManifestDescriptor, Some(&platform));
+        let made = [
+            ("manifest", &manifest_descriptor.digest),
+            ("config", &config_descriptor.digest),
+        ];
+        for (what, digest) in made {
+            self.running
+                .status_of(&format!("exporting {what} {digest}"), "", 0)
+                .finish(0);
+        }
+        Ok(Assembled {
+            platform,
+            created,
+            config,
+            config_descriptor,
+            annotations,
+            manifest,
+            manifest_descriptor,
+            layers,
+        })
+    }
+
+    fn set(
+        &self,
+        images: Vec<Assembled>,
+        multi_platform: bool,
+    ) -> Result<AssembledSet, EngineError> {
+        let is_index = |part| matches!(part, AnnotatedPart::Index | AnnotatedPart::IndexDescriptor);
+        if images.len() <= 1 && !multi_platform {
+            if let Some(lost) = self.annotations.iter().find(|note| is_index(note.part)) {
+                return Err(EngineError::Request(format!(
+                    "the annotation {} is for an index, and an image for one platform has none",
+                    lost.key
+                )));
+            }
+            return Ok(AssembledSet {
+                images,
+                index: None,
+            });
+        }
+        let manifests = images
+            .iter()
+            .map(|image| image.manifest_descriptor.clone())
+            .collect();
+        let mut index = Index::new(self.naming, manifests);
+        index.annotations = self.annotations_of(AnnotatedPart::Index, None);
+        let bytes = oci::json::compact(&index).expect("an index can be written as JSON");
+        let mut descriptor = Descriptor::of(self.naming.index(), &bytes);
+        descriptor.annotations = self.annotations_of(AnnotatedPart::IndexDescriptor, None);
+        Ok(AssembledSet {
+            images,
+            index: Some((descriptor, bytes)),
+        })
+    }
+
+    fn annotations_of(
+        &self,
+        part: AnnotatedPart,
+        platform: Option<&Platform>,
+    ) -> BTreeMap<String, String> {
+        let meant = |note: &&Annotation| {
+            note.part == part
+                && match (&note.platform, platform) {
+                    (None, _) => true,
+                    (Some(wanted), Some(platform)) => {
+                        PlatformMatcher::exactly(wanted).matches(platform)
+                    }
+                    (Some(_), None) => false,
+                }
+        };
+        let notes = self.annotations.iter().filter(meant);
+        notes
+            .map(|note| (note.key.clone(), note.value.clone()))
+            .collect()
+    }
+}
+
+/// The images of all platforms, and the index over them.
+#[derive(Debug)]
+pub(crate) struct AssembledSet {
+    pub(crate) images: Vec<Assembled>,
+    pub(crate) index: Option<(Descriptor, Vec<u8>)>,
+}
+
+impl AssembledSet {
+    /// Returns what names the whole: the index, or the only manifest.
+    pub(crate) fn root(&self) -> Option<&Descriptor> {
+        match &self.index {
+            Some((descriptor, _)) => Some(descriptor),
+            None => self.images.first().map(|image| &image.manifest_descriptor),
+        }
+    }
+
+    /// Returns what a build is told it made.
+    pub(crate) fn exported(&self, names: &[Reference]) -> Exported {
+        let image = match &self.index {
+            Some((descriptor, _)) => Some(descriptor.digest.clone()),
+            None => self
+                .images
+                .first()
+                .map(|image| image.config_descriptor.digest.clone()),
+        };
+        Exported {
+            image,
+            config: match self.images.as_slice() {
+                [image] if self.index.is_none() => Some(image.config_descriptor.digest.clone()),
+                _ => None,
+            },
+            root: self.root().cloned(),
+            names: names.to_vec(),
+        }
+    }
 }
 
 /// Returns what the image says it is for; what was asked for where it does not say.
@@ -150,18 +293,6 @@ fn platform_of(built: &Built) -> Platform {
         true => built.build.platform.clone(),
         false => said.clone(),
     }
-}
-
-/// Makes the index over the images of several platforms.
-pub(crate) fn index_of(images: &[Assembled], naming: Naming) -> (Vec<u8>, Descriptor) {
-    let manifests = images
-        .iter()
-        .map(|image| image.manifest_descriptor.clone())
-        .collect();
-    let index = Index::new(naming, manifests);
-    let bytes = oci::json::compact(&index).expect("an index can be written as JSON");
-    let descriptor = Descriptor::of(naming.index(), &bytes);
-    (bytes, descriptor)
 }
 
 /// Puts the image into the store, and pushes it where that is asked for.
@@ -174,66 +305,112 @@ pub(crate) fn to_store(
     running: &RunningVertex,
 ) -> Result<Exported, EngineError> {
     let mut names = request.tags.clone();
-    names.extend(output.names.iter().cloned());
+    for name in &output.names {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
     let mut exported = Exported::default();
     if output.store {
-        for built in built {
-            exported.image = Some(store_one(shared, request, built, &names, running)?);
+        let options = LayerOptions {
+            rewrite_timestamp: output.layers.rewrite_timestamp,
+            ..LayerOptions::default()
+        };
+        let assembly = Assembly {
+            shared,
+            request,
+            layers: &options,
+            annotations: &output.annotations,
+            naming: Naming::Oci,
+            running,
+        };
+        let set = assembly.make_plain(built, multi_platform)?;
+        keep(shared, built, &set, &names, running)?;
+        exported = set.exported(&names);
+        // What is in the store has no manifest that anyone else could ask for.
+        if set.index.is_none() {
+            exported.root = None;
         }
     }
     if output.push {
-        let pushed = super::push::push(
+        let assembly = Assembly {
             shared,
             request,
-            output,
-            built,
-            multi_platform,
-            &names,
+            layers: &output.layers,
+            annotations: &output.annotations,
+            naming: naming(&output.layers, Naming::Oci),
             running,
-        )?;
-        exported.manifest = pushed.manifest;
+        };
+        let set = super::push::push(&assembly, output, built, multi_platform, &names)?;
+        let pushed = set.exported(&names);
         exported.image = exported.image.or(pushed.image);
+        exported.config = exported.config.or(pushed.config);
+        exported.root = pushed.root;
+        exported.names = pushed.names;
     }
     Ok(exported)
 }
 
-/// Records one image; nothing is compressed for it.
-fn store_one(
+/// Records images and names; nothing is compressed for them.
+fn keep(
     shared: &Shared,
-    request: &BuildRequest,
-    built: &Built,
+    built: &[Built],
+    set: &AssembledSet,
     names: &[Reference],
     running: &RunningVertex,
-) -> Result<Digest, EngineError> {
-    let status = running.status_of("exporting layers", "", 0);
-    let tars = layers::measure_all(shared, request, built)?;
-    status.finish(0);
-    let config = config_of(shared, request, built, &tars)?;
-    let created = config.created.map_or(0, |time| time.unix_seconds());
-    let config = oci::json::compact(&config).expect("a config can be written as JSON");
-    let id = shared.store.blobs().put(&config)?;
-    let mut size = 0;
-    for layer in &built.layers {
-        size += shared.store.layer_info(layer.id())?.content;
+) -> Result<(), EngineError> {
+    let store = &shared.store;
+    let mut images = Vec::new();
+    for (built, image) in built.iter().zip(&set.images) {
+        let id = store.blobs().put(&image.config)?;
+        let mut size = 0;
+        for layer in &built.layers {
+            size += store.layer_info(layer.id())?.content;
+        }
+        running
+            .status_of(&format!("writing image {id}"), "", 0)
+            .finish(0);
+        images.push(Image {
+            id,
+            manifest: None,
+            layers: Some(built.layers.iter().map(Layer::id).collect()),
+            platform: image.platform.to_string(),
+            size,
+            created: image.created,
+            annotations: image.annotations.clone(),
+        });
     }
-    running
-        .status_of(&format!("writing image {id}"), "", 0)
-        .finish(0);
-    let image = Image {
-        id: id.clone(),
-        manifest: None,
-        layers: Some(built.layers.iter().map(Layer::id).collect()),
-        platform: platform_of(built).to_string(),
-        size,
-        created,
+    let variants = match &set.index {
+        None => None,
+        Some((_, bytes)) => {
+            let ids = images.iter().map(|image| image.id.clone());
+            Some(Variants {
+                index: store.blobs().put(bytes)?,
+                images: ids.collect(),
+            })
+        }
     };
-    shared.store.put_image(&image, names, None)?;
+    let host = PlatformMatcher::runnable(&Platform::host());
+    let usual = set
+        .images
+        .iter()
+        .find(|image| host.matches(&image.platform))
+        .or(set.images.first());
+    let Some(usual) = usual else {
+        return Ok(());
+    };
+    let given = NewNames {
+        names,
+        digest: None,
+        variants: variants.as_ref(),
+    };
+    store.put_images(&images, &usual.config_descriptor.digest, given)?;
     for name in names {
         running
             .status_of(&format!("naming to {name}"), "", 0)
             .finish(0);
     }
-    Ok(id)
+    Ok(())
 }
 
 /// Returns the naming of media types for an output.

@@ -42,7 +42,7 @@ pub(crate) fn measure_all(
             shared,
             &built.layers[..index],
             layer,
-            clamp(request, built, from_image),
+            clamp(request, built, from_image, &LayerOptions::default()),
         )
     })
 }
@@ -57,7 +57,7 @@ pub(crate) fn encode_all(
 ) -> Result<Vec<EncodedLayer>, EngineError> {
     in_parallel(&built.layers, |index, layer| {
         let from_image = is_from_image(built, index);
-        let clamp = clamp(request, built, from_image);
+        let clamp = clamp(request, built, from_image, options);
         let below = &built.layers[..index];
         encode(shared, below, layer, clamp, options, naming)
     })
@@ -108,8 +108,13 @@ fn is_from_image(built: &Built, index: usize) -> bool {
 }
 
 /// Returns the time no file of the layer is later than.
-fn clamp(request: &BuildRequest, built: &Built, from_image: bool) -> Option<i64> {
-    match from_image {
+fn clamp(
+    request: &BuildRequest,
+    built: &Built,
+    from_image: bool,
+    options: &LayerOptions,
+) -> Option<i64> {
+    match from_image || options.rewrite_timestamp == Some(false) {
         true => None,
         false => built.build.epoch.or(request.source_date_epoch),
     }

@@ -6,21 +6,30 @@ mod files;
 mod image;
 pub(crate) mod layers;
 pub(crate) mod layout;
+mod load;
 pub(crate) mod push;
+mod squash;
 
-use oci::Digest;
-use progress::{Outcome, Sink, Vertex};
+use oci::media_type::Naming;
+use oci::{Descriptor, Digest, Reference};
+use progress::{Outcome, RunningVertex, Sink, Vertex};
 
+use self::image::Assembly;
 use crate::EngineError;
 use crate::build::Built;
-use crate::request::{BuildRequest, Output};
+use crate::request::{ArchiveOutput, BuildRequest, Destination, Output};
 use crate::step::Shared;
 
 /// What the outputs name.
 #[derive(Debug, Default)]
 pub(crate) struct Exported {
+    /// What the image is called by here: the digest of its config, or of its index.
     pub(crate) image: Option<Digest>,
-    pub(crate) manifest: Option<Digest>,
+    /// The digest of the config of the only platform.
+    pub(crate) config: Option<Digest>,
+    /// The manifest or index that others can ask for.
+    pub(crate) root: Option<Descriptor>,
+    pub(crate) names: Vec<Reference>,
 }
 
 /// Carries out all outputs of a request.
@@ -31,11 +40,23 @@ pub(crate) fn export(
     multi_platform: bool,
     sink: &Sink,
 ) -> Result<Exported, EngineError> {
+    let squashed;
+    let built = match request.squash {
+        false => built,
+        true => {
+            squashed = squash::squash_all(shared, built, sink)?;
+            squashed.as_slice()
+        }
+    };
     let mut exported = Exported::default();
     for output in &request.outputs {
         let name = match output {
             Output::Image(_) => "exporting to image",
             Output::Oci(_) => "exporting to oci image format",
+            Output::Docker(ArchiveOutput {
+                destination: Destination::Engine(engine),
+                ..
+            }) => &format!("importing to {}", engine.name),
             Output::Docker(_) => "exporting to docker image format",
             Output::Local { .. } => "exporting to client directory",
             Output::Tar { .. } => "exporting to client tarball",
@@ -47,9 +68,13 @@ pub(crate) fn export(
                 image::to_store(shared, request, output, built, multi_platform, &running)
             }
             Output::Oci(output) => {
-                archive::to_oci(shared, request, output, built, multi_platform, &running)
+                let assembly = assembly(shared, request, output, Naming::Oci, &running);
+                archive::to_oci(&assembly, output, built, multi_platform)
             }
-            Output::Docker(output) => archive::to_docker(shared, request, output, built, &running),
+            Output::Docker(output) => {
+                let assembly = assembly(shared, request, output, Naming::Docker, &running);
+                archive::to_docker(&assembly, output, built, multi_platform)
+            }
             Output::Local {
                 destination,
                 platform_split,
@@ -61,7 +86,11 @@ pub(crate) fn export(
             Ok(found) => {
                 running.complete(Outcome::Done);
                 exported.image = found.image.or(exported.image);
-                exported.manifest = found.manifest.or(exported.manifest);
+                exported.config = found.config.or(exported.config);
+                exported.root = found.root.or(exported.root);
+                if !found.names.is_empty() {
+                    exported.names = found.names;
+                }
             }
             Err(error) => {
                 running.complete(Outcome::Failed {
@@ -72,4 +101,21 @@ pub(crate) fn export(
         }
     }
     Ok(exported)
+}
+
+fn assembly<'a>(
+    shared: &'a Shared,
+    request: &'a BuildRequest,
+    output: &'a ArchiveOutput,
+    usual: Naming,
+    running: &'a RunningVertex,
+) -> Assembly<'a> {
+    Assembly {
+        shared,
+        request,
+        layers: &output.layers,
+        annotations: &output.annotations,
+        naming: image::naming(&output.layers, usual),
+        running,
+    }
 }

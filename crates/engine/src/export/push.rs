@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use oci::media_type::Naming;
 use oci::{Descriptor, Digest, Reference};
 use progress::RunningVertex;
 use registry::{BlobSource, PushOptions};
 
-use super::Exported;
-use super::image::{assemble, index_of, naming};
+use super::image::{AssembledSet, Assembly};
 use crate::EngineError;
 use crate::build::Built;
-use crate::request::{BuildRequest, ImageOutput};
+use crate::request::ImageOutput;
 use crate::step::Shared;
 
 /// Blobs that are sent at once to one repository.
@@ -20,26 +18,21 @@ const MOST_AT_ONCE: usize = 4;
 
 /// Pushes the result under all names: blobs, then manifests, then the index.
 pub(crate) fn push(
-    shared: &Shared,
-    request: &BuildRequest,
+    assembly: &Assembly<'_>,
     output: &ImageOutput,
     built: &[Built],
     multi_platform: bool,
     names: &[Reference],
-    running: &RunningVertex,
-) -> Result<Exported, EngineError> {
+) -> Result<AssembledSet, EngineError> {
     if names.is_empty() {
         return Err(EngineError::Request(
             "nothing to push to: give the image a name with --tag".to_owned(),
         ));
     }
-    let naming: Naming = naming(&output.layers, Naming::Oci);
-    let images = built
-        .iter()
-        .map(|built| assemble(shared, request, built, &output.layers, naming, running))
-        .collect::<Result<Vec<_>, _>>()?;
+    let shared = assembly.shared;
+    let set = assembly.make(built, multi_platform)?;
     let mut blobs: BTreeMap<Digest, (Descriptor, BlobSource)> = BTreeMap::new();
-    for image in &images {
+    for image in &set.images {
         for layer in &image.layers {
             let path = shared.store.blobs().path(&layer.descriptor.digest);
             let blob = (layer.descriptor.clone(), BlobSource::File(path));
@@ -51,29 +44,21 @@ pub(crate) fn push(
         );
         blobs.insert(image.config_descriptor.digest.clone(), config);
     }
-    let mut manifests: Vec<(Descriptor, Vec<u8>)> = images
+    let mut manifests: Vec<(Descriptor, Vec<u8>)> = set
+        .images
         .iter()
         .map(|image| (image.manifest_descriptor.clone(), image.manifest.clone()))
         .collect();
-    if images.len() > 1 || multi_platform {
-        let (bytes, descriptor) = index_of(&images, naming);
-        manifests.push((descriptor, bytes));
-    }
+    manifests.extend(set.index.clone());
     let blobs: Vec<(Descriptor, BlobSource)> = blobs.into_values().collect();
     for name in names {
+        let running = assembly.running;
         let status = running.status_of(&format!("pushing layers for {name}"), "", 0);
         push_blobs(shared, name, &blobs)?;
         status.finish(0);
         push_manifests(shared, name, &manifests, output.push_by_digest, running)?;
     }
-    Ok(Exported {
-        image: images
-            .first()
-            .map(|image| image.config_descriptor.digest.clone()),
-        manifest: manifests
-            .last()
-            .map(|(descriptor, _)| descriptor.digest.clone()),
-    })
+    Ok(set)
 }
 
 pub(crate) fn push_blobs(

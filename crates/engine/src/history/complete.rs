@@ -77,7 +77,7 @@ pub(crate) fn conclude(record: &mut BuildRecord, result: &Result<BuildResult, Bu
             // Of several platforms it is the index that has a name.
             if let [output] = record.outputs.as_mut_slice() {
                 output.image.clone_from(&result.image);
-                output.manifest.clone_from(&result.manifest);
+                output.manifest = result.descriptor.as_ref().map(|found| found.digest.clone());
             }
         }
         Err(failure) => {

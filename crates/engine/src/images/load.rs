@@ -11,7 +11,7 @@ use oci::media_type::{self, Kind, Naming};
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
 use progress::{Outcome, Sink, Vertex};
 use serde::Deserialize;
-use store::{Image, Layer};
+use store::{Image, Layer, NewNames, Variants};
 
 use crate::{Cancel, Engine, EngineError};
 
@@ -46,12 +46,20 @@ struct Entry {
     layers: Vec<String>,
 }
 
-/// An image of an archive, before it is unpacked.
+/// What an archive names, before it is unpacked.
 struct Found {
+    images: Vec<FoundImage>,
+    /// The index over several images.
+    index: Option<Digest>,
+    /// What the archive calls it: a manifest or an index.
+    root: Option<Digest>,
+    names: Vec<Reference>,
+}
+
+struct FoundImage {
     config: Digest,
     layers: Vec<Descriptor>,
     manifest: Option<Digest>,
-    names: Vec<Reference>,
 }
 
 impl Engine {
@@ -68,8 +76,8 @@ impl Engine {
         let work = || -> Result<Vec<Loaded>, EngineError> {
             let files = self.read_archive(archive, cancel)?;
             let found = match files.get("manifest.json") {
-                Some(file) => self.by_docker(&files, file)?,
-                None => self.by_index(&files, platform)?,
+                Some(file) if !self.has_index(&files) => self.by_docker(&files, file)?,
+                _ => self.by_index(&files, platform)?,
             };
             found
                 .into_iter()
@@ -165,10 +173,15 @@ impl Engine {
                     .map(Reference::or_latest)
                     .map_err(|error| wrong(&error.to_string()))
             });
-            found.push(Found {
+            let image = FoundImage {
                 config: config.clone(),
                 layers: layers.collect::<Result<_, EngineError>>()?,
                 manifest: None,
+            };
+            found.push(Found {
+                images: vec![image],
+                index: None,
+                root: None,
                 names: names.collect::<Result<_, _>>()?,
             });
         }
@@ -192,58 +205,106 @@ impl Engine {
                 continue;
             }
             let names = name_in(entry);
-            let manifest = self.manifest_below(files, entry, platform)?;
             match found
                 .iter_mut()
-                .find(|known| known.manifest.as_ref() == Some(&manifest))
+                .find(|known| known.root.as_ref() == Some(&entry.digest))
             {
                 Some(known) => known.names.extend(names),
                 None => {
-                    let size = self.store().blobs().size(&manifest).unwrap_or(0);
-                    let parsed: Manifest = self.document("manifest", &(manifest.clone(), size))?;
-                    found.push(Found {
-                        config: parsed.config.digest,
-                        layers: parsed.layers,
-                        manifest: Some(manifest),
-                        names: names.into_iter().collect(),
-                    });
+                    let mut images = Vec::new();
+                    self.manifests_below(files, entry, 0, &mut images)?;
+                    found.push(self.chosen(entry, images, names, platform)?);
                 }
             }
         }
         Ok(found)
     }
 
-    /// Follows indexes to the manifest for a platform.
-    fn manifest_below(
+    /// Returns whether what Docker's document cannot tell is in the archive: images of several platforms.
+    fn has_index(&self, files: &Files) -> bool {
+        let file = files.get(oci::layout::INDEX_FILE);
+        let index = file.and_then(|file| self.document::<Index>("index.json", file).ok());
+        index.is_some_and(|index| {
+            let mut entries = index.manifests.iter();
+            entries.any(|entry| entry.kind() == Kind::Index)
+        })
+    }
+
+    /// Collects the images that are in the archive, whatever platforms its indexes name besides.
+    fn manifests_below(
         &self,
         files: &Files,
         descriptor: &Descriptor,
-        platform: Option<&Platform>,
-    ) -> Result<Digest, EngineError> {
-        let mut descriptor = descriptor.clone();
-        for _ in 0..4 {
-            let file = files.need(&oci::layout::blob_path(&descriptor.digest))?;
-            if file.0 != descriptor.digest {
-                return Err(wrong(&format!(
-                    "{} is {} in truth",
-                    descriptor.digest, file.0
-                )));
-            }
-            if descriptor.kind() != Kind::Index {
-                return Ok(descriptor.digest);
-            }
-            let index: Index = self.document("index", file)?;
-            let host = Platform::host();
-            let matcher = PlatformMatcher::runnable(platform.unwrap_or(&host));
-            let chosen = index
-                .candidates(&matcher)
-                .into_iter()
-                .find(|entry| files.get(&oci::layout::blob_path(&entry.digest)).is_some());
-            descriptor = chosen
-                .ok_or_else(|| wrong("it has no image for this platform"))?
-                .clone();
+        depth: usize,
+        images: &mut Vec<(Platform, FoundImage)>,
+    ) -> Result<(), EngineError> {
+        const MOST_IMAGES: usize = 256;
+        if depth > 4 {
+            return Err(wrong("its indexes are nested too deeply"));
         }
-        Err(wrong("its indexes are nested too deeply"))
+        let file = files.need(&oci::layout::blob_path(&descriptor.digest))?;
+        if file.0 != descriptor.digest {
+            return Err(wrong(&format!(
+                "{} is {} in truth",
+                descriptor.digest, file.0
+            )));
+        }
+        if descriptor.kind() == Kind::Index {
+            let index: Index = self.document("index", file)?;
+            for entry in index.manifests.iter().filter(|entry| {
+                let is_image = matches!(entry.kind(), Kind::Manifest | Kind::Index);
+                is_image && !entry.is_attestation()
+            }) {
+                if files.get(&oci::layout::blob_path(&entry.digest)).is_some() {
+                    self.manifests_below(files, entry, depth + 1, images)?;
+                }
+            }
+            return Ok(());
+        }
+        let parsed: Manifest = self.document("manifest", file)?;
+        let size = self.store().blobs().size(&parsed.config.digest);
+        let size = size.ok_or_else(|| wrong(&format!("{} is not in it", parsed.config.digest)))?;
+        let config: ImageConfig = self.document("config", &(parsed.config.digest.clone(), size))?;
+        let platform = descriptor.platform.clone().unwrap_or(config.platform);
+        if images.len() == MOST_IMAGES {
+            return Err(wrong("it has too many images"));
+        }
+        images.push((
+            platform,
+            FoundImage {
+                config: parsed.config.digest,
+                layers: parsed.layers,
+                manifest: Some(descriptor.digest.clone()),
+            },
+        ));
+        Ok(())
+    }
+
+    /// Returns what is loaded of an entry: all of it, or the image of one platform.
+    fn chosen(
+        &self,
+        entry: &Descriptor,
+        mut images: Vec<(Platform, FoundImage)>,
+        names: Option<Reference>,
+        platform: Option<&Platform>,
+    ) -> Result<Found, EngineError> {
+        let is_index = entry.kind() == Kind::Index;
+        if let Some(platform) = platform {
+            let matcher = PlatformMatcher::runnable(platform);
+            images.retain(|(found, _)| matcher.matches(found));
+            images.sort_by(|(a, _), (b, _)| matcher.compare(a, b));
+            images.truncate(1);
+        }
+        if images.is_empty() {
+            return Err(wrong("it has no image for this platform"));
+        }
+        let several = is_index && platform.is_none();
+        Ok(Found {
+            images: images.into_iter().map(|(_, image)| image).collect(),
+            index: several.then(|| entry.digest.clone()),
+            root: Some(entry.digest.clone()),
+            names: names.into_iter().collect(),
+        })
     }
 
     fn unpack_loaded(
@@ -252,6 +313,41 @@ impl Engine {
         running: &progress::RunningVertex,
         cancel: &Cancel,
     ) -> Result<Loaded, EngineError> {
+        let shown = match found.names.first() {
+            Some(name) => name.clone(),
+            None => Reference::parse_normalized("loaded").expect("a plain name"),
+        };
+        let mut images = Vec::new();
+        for image in found.images {
+            images.push(self.unpack_image(image, &shown, running, cancel)?);
+        }
+        let store = self.store();
+        let variants = found.index.map(|index| Variants {
+            index,
+            images: images.iter().map(|image| image.id.clone()).collect(),
+        });
+        let image = super::stored::best_for(&images, &Platform::host())
+            .or_else(|| images.first().cloned())
+            .ok_or_else(|| wrong("it has no image"))?;
+        let names = NewNames {
+            names: &found.names,
+            digest: found.root.as_ref(),
+            variants: variants.as_ref(),
+        };
+        store.put_images(&images, &image.id, names)?;
+        Ok(Loaded {
+            image,
+            names: found.names,
+        })
+    }
+
+    fn unpack_image(
+        &self,
+        found: FoundImage,
+        shown: &Reference,
+        running: &progress::RunningVertex,
+        cancel: &Cancel,
+    ) -> Result<Image, EngineError> {
         let store = self.store();
         let size = store.blobs().size(&found.config).unwrap_or(0);
         let config: ImageConfig = self.document("config", &(found.config.clone(), size))?;
@@ -270,27 +366,19 @@ impl Engine {
                 return Err(wrong(&format!("layer {} is not in it", layer.digest)));
             }
         }
-        let shown = match found.names.first() {
-            Some(name) => name.clone(),
-            None => Reference::parse_normalized("loaded").expect("a plain name"),
-        };
-        let layers = crate::source::pull::pull(&self.shared, &shown, &pairs, running, cancel)?;
+        let layers = crate::source::pull::pull(&self.shared, shown, &pairs, running, cancel)?;
         let mut content = 0;
         for layer in &layers {
             content += store.layer_info(layer.id())?.content;
         }
-        let image = Image {
+        Ok(Image {
             id: found.config,
-            manifest: found.manifest.clone(),
+            manifest: found.manifest,
             layers: Some(layers.iter().map(Layer::id).collect()),
             platform: config.platform.to_string(),
             size: content,
             created: config.created.map_or(0, |time| time.unix_seconds()),
-        };
-        store.put_image(&image, &found.names, found.manifest.as_ref())?;
-        Ok(Loaded {
-            image,
-            names: found.names,
+            annotations: BTreeMap::new(),
         })
     }
 }

@@ -64,6 +64,7 @@ impl Engine {
             platform: pinned.platform.to_string(),
             size,
             created: pinned.config.created.map_or(0, |time| time.unix_seconds()),
+            annotations: Default::default(),
         };
         // By digest alone it stays without a name that could be listed.
         let names = reference.tag().map(|_| tagged(&reference));

@@ -1,22 +1,22 @@
 //! Writes images of the store into an archive, and pushes them.
 
 use oci::media_type::Naming;
-use oci::{Descriptor, Digest, Index, Reference, layout};
+use oci::{Descriptor, Digest, Reference};
 use progress::{Outcome, Sink, Vertex};
 use registry::BlobSource;
-use store::Image;
+use store::Variants;
 
-use super::stored::StoredImage;
+use super::stored::{StoredSet, Subject};
 use crate::export::{archive, push};
 use crate::request::{ArchiveOutput, Compression, Destination, LayerOptions};
 use crate::{Engine, EngineError};
 
 impl Engine {
     /// Writes images, each with its names, as an archive that `docker load` takes: an OCI layout
-    /// with Docker's `manifest.json` beside it.
+    /// with Docker's `manifest.json` beside it, which names the image of this machine where there are several.
     pub fn save(
         &self,
-        images: &[(Image, Vec<Reference>)],
+        subjects: &[(Subject, Vec<Reference>)],
         destination: Destination,
     ) -> Result<(), EngineError> {
         let _blobs = self.store().hold_blobs();
@@ -29,43 +29,43 @@ impl Engine {
             tar: true,
             names: Vec::new(),
             layers: options.clone(),
+            annotations: Vec::new(),
         };
-        let mut begun = archive::begin(&output)?;
+        let mut begun = archive::begin(&self.shared, &output)?;
         let writer = &mut begun.writer;
         let mut manifests: Vec<Descriptor> = Vec::new();
         let mut entries = Vec::new();
-        for (image, names) in images {
-            let stored = StoredImage::of(&self.shared, image, &options, Naming::Docker)?;
-            for layer in &stored.layers {
-                let mut blob = self.store().blobs().open(&layer.digest)?;
-                writer.blob(&layer.digest, layer.size, &mut blob)?;
+        for (subject, names) in subjects {
+            let naming = match subject.index {
+                None => Naming::Docker,
+                Some(_) => Naming::Oci,
+            };
+            let set = StoredSet::of(&self.shared, subject, &options, naming)?;
+            for stored in &set.images {
+                for layer in &stored.layers {
+                    let mut blob = self.store().blobs().open(&layer.digest)?;
+                    writer.blob(&layer.digest, layer.size, &mut blob)?;
+                }
+                writer.bytes(&stored.config_descriptor.digest, &stored.config)?;
+                writer.bytes(&stored.manifest_descriptor.digest, &stored.manifest)?;
+                if stored.config_descriptor.digest == subject.image.id {
+                    let layers = stored.layers.iter().map(|layer| &layer.digest);
+                    entries.push(archive::docker_entry(&subject.image.id, layers, names));
+                }
             }
-            writer.bytes(&stored.config_descriptor.digest, &stored.config)?;
-            writer.bytes(&stored.manifest_descriptor.digest, &stored.manifest)?;
-            manifests.extend(archive::named(&stored.manifest_descriptor, names, None));
-            let paths = stored
-                .layers
-                .iter()
-                .map(|layer| layout::blob_path(&layer.digest));
-            entries.push(serde_json::json!({
-                "Config": layout::blob_path(&stored.config_descriptor.digest),
-                "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-                "Layers": paths.collect::<Vec<_>>(),
-            }));
+            if let Some((descriptor, bytes)) = &set.index {
+                writer.bytes(&descriptor.digest, bytes)?;
+            }
+            let root = set.root().into_iter();
+            manifests.extend(root.flat_map(|root| archive::named(root, names, None)));
         }
-        let index = Index::new(Naming::Oci, manifests);
-        let index = oci::json::compact(&index).expect("an index can be written as JSON");
-        writer.file(layout::INDEX_FILE, &index)?;
-        let entries = serde_json::Value::from(entries).to_string();
-        writer.file("manifest.json", entries.as_bytes())?;
-        writer.file(layout::LAYOUT_FILE, layout::LAYOUT_CONTENT.as_bytes())?;
-        archive::finish(begun)
+        archive::finish_with(begun, manifests, Some(&entries))
     }
 
-    /// Pushes an image under a name; returns the digest and size of its manifest.
+    /// Pushes what is under a name; returns the digest and size of its manifest or index.
     pub fn push(
         &self,
-        image: &Image,
+        subject: &Subject,
         name: &Reference,
         sink: &Sink,
     ) -> Result<(Digest, u64), EngineError> {
@@ -75,26 +75,41 @@ impl Engine {
         let _blobs = self.store().hold_blobs();
         let work = || -> Result<(Digest, u64), EngineError> {
             let options = LayerOptions::default();
-            let stored = StoredImage::of(&self.shared, image, &options, Naming::Oci)?;
+            let set = StoredSet::of(&self.shared, subject, &options, Naming::Oci)?;
             let mut blobs: Vec<(Descriptor, BlobSource)> = Vec::new();
-            for layer in &stored.layers {
-                if blobs.iter().any(|(known, _)| known.digest == layer.digest) {
-                    continue;
+            let mut manifests = Vec::new();
+            for stored in &set.images {
+                for layer in &stored.layers {
+                    if blobs.iter().any(|(known, _)| known.digest == layer.digest) {
+                        continue;
+                    }
+                    let path = self.store().blobs().path(&layer.digest);
+                    blobs.push((layer.clone(), BlobSource::File(path)));
                 }
-                let path = self.store().blobs().path(&layer.digest);
-                blobs.push((layer.clone(), BlobSource::File(path)));
+                blobs.push((
+                    stored.config_descriptor.clone(),
+                    BlobSource::Bytes(stored.config.clone().into()),
+                ));
+                manifests.push((stored.manifest_descriptor.clone(), stored.manifest.clone()));
             }
-            blobs.push((
-                stored.config_descriptor.clone(),
-                BlobSource::Bytes(stored.config.clone().into()),
-            ));
+            manifests.extend(set.index.clone());
             push::push_blobs(&self.shared, name, &blobs)?;
-            let manifests = [(stored.manifest_descriptor.clone(), stored.manifest.clone())];
             push::push_manifests(&self.shared, name, &manifests, false, &running)?;
+            let (root, bytes) = manifests.last().expect("a subject has one image at least");
             // From now on the registry knows it by this.
-            let digest = self.store().blobs().put(&stored.manifest)?;
-            self.store().set_name(name, &image.id, Some(&digest))?;
-            Ok((digest, stored.manifest.len() as u64))
+            self.store().blobs().put(bytes)?;
+            let variants = subject.index.as_ref().map(|index| Variants {
+                index: index.clone(),
+                images: subject
+                    .images
+                    .iter()
+                    .map(|image| image.id.clone())
+                    .collect(),
+            });
+            let (id, digest) = (&subject.image.id, Some(&root.digest));
+            self.store()
+                .set_name_of(name, id, digest, variants.as_ref())?;
+            Ok((root.digest.clone(), bytes.len() as u64))
         };
         let result = work();
         running.complete(match &result {

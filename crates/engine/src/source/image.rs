@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use store::{Image, Layer, Store};
 use tokio::runtime::Runtime;
 
+use crate::images::Subject;
 use crate::step::Shared;
 use crate::{Cancel, EngineError};
 
@@ -141,14 +142,11 @@ impl ImageResolver {
         let Some(name) = self.store.name(&reference.to_string())? else {
             return Ok(None);
         };
-        let Some(image) = self.store.image(&name.image)? else {
+        let Some(subject) = Subject::of_name(&self.store, &name, Some(platform))? else {
             return Ok(None);
         };
-        let matches = image
-            .platform
-            .parse()
-            .is_ok_and(|found: Platform| PlatformMatcher::runnable(platform).matches(&found));
-        if !matches || image.layers.is_none() {
+        let image = subject.image;
+        if image.layers.is_none() {
             return Ok(None);
         }
         let raw = self.store.blobs().read(&image.id)?;

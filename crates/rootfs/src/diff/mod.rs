@@ -9,6 +9,8 @@ mod walk;
 
 use std::io::Write;
 
+pub(crate) use walk::is_same_content;
+
 pub use options::{DiffOptions, Diffed, TimePrecision, Written};
 
 use crate::Result;

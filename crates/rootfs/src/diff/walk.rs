@@ -369,7 +369,10 @@ fn is_same_leaf(
     }
 }
 
-fn is_same_content(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
+pub(crate) fn is_same_content(
+    a: BorrowedFd<'_>,
+    b: BorrowedFd<'_>,
+) -> std::result::Result<bool, Errno> {
     const CHUNK: usize = 64 << 10;
     let (mut first, mut second) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
     let mut offset = 0;

@@ -1,0 +1,221 @@
+//! What one tree has that another has not.
+
+use std::cmp::Ordering;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::Result;
+use crate::diff::is_same_content;
+use crate::meta::{self, Kind, Meta};
+use crate::tree::{Dir, Entry, Listed, Tree};
+
+/// How a path of the one tree differs from the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Added,
+    Modified,
+    Removed,
+}
+
+/// One path that differs.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// Absolute, in the tree.
+    pub path: Vec<u8>,
+    pub change: Change,
+    /// What is there in the first tree.
+    pub before: Option<Meta>,
+    /// What is there in the second.
+    pub after: Option<Meta>,
+}
+
+/// The directories of one path in both trees.
+struct Pair {
+    before: Option<Arc<Dir>>,
+    after: Option<Arc<Dir>>,
+    /// Names that are still to be looked at, the last one first.
+    rest: Vec<(Option<Listed>, Option<Listed>)>,
+}
+
+/// Tells `each` what differs between two trees, a directory before what is in it, names in the order of their bytes.
+///
+/// Below a directory that only one tree has, everything is told. Times count for nothing: files that say the same with
+/// the same owner, mode and xattrs are the same.
+pub fn compare(before: &Tree, after: &Tree, mut each: impl FnMut(Difference)) -> Result<()> {
+    let mut stack = vec![pair(
+        Some(Arc::clone(before.root())),
+        Some(Arc::clone(after.root())),
+    )?];
+    // Depth first with an explicit stack: a hostile tree is deeper than any thread's stack.
+    while let Some(top) = stack.last_mut() {
+        let Some((old, new)) = top.rest.pop() else {
+            stack.pop();
+            continue;
+        };
+        let stat = |dir: &Option<Arc<Dir>>, listed: &Option<Listed>| match (dir, listed) {
+            (Some(dir), Some(listed)) => dir.stat_listed(listed).map(Some),
+            _ => Ok(None),
+        };
+        let name: CString = match (&old, &new) {
+            (Some(listed), _) | (None, Some(listed)) => listed.name.clone(),
+            (None, None) => continue,
+        };
+        let old = stat(&top.before, &old)?;
+        let new = stat(&top.after, &new)?;
+        let change = match (&old, &new) {
+            (None, _) => Some(Change::Added),
+            (_, None) => Some(Change::Removed),
+            (Some(old), Some(new)) => {
+                let side =
+                    |dir: &Option<Arc<Dir>>| Arc::clone(dir.as_ref().expect("it was listed"));
+                let same = is_same(&side(&top.before), old, &side(&top.after), new, &name)?;
+                (!same).then_some(Change::Modified)
+            }
+        };
+        if let Some(change) = change {
+            let dir = top.after.as_ref().or(top.before.as_ref());
+            each(Difference {
+                path: dir.expect("one of them was listed").path_of(&name),
+                change,
+                before: old.map(|entry| entry.meta),
+                after: new.map(|entry| entry.meta),
+            });
+        }
+        let open = |dir: &Option<Arc<Dir>>, entry: &Option<Entry>| match (dir, entry) {
+            (Some(dir), Some(entry)) if entry.meta.is_dir() => dir.open_dir(&name, entry).map(Some),
+            _ => Ok(None),
+        };
+        let (old, new) = (open(&top.before, &old)?, open(&top.after, &new)?);
+        if old.is_some() || new.is_some() {
+            stack.push(pair(old, new)?);
+        }
+    }
+    Ok(())
+}
+
+fn pair(before: Option<Arc<Dir>>, after: Option<Arc<Dir>>) -> Result<Pair> {
+    let list = |dir: &Option<Arc<Dir>>| dir.as_ref().map_or(Ok(Vec::new()), |dir| dir.list());
+    let mut old = list(&before)?.into_iter().peekable();
+    let mut new = list(&after)?.into_iter().peekable();
+    let mut rest = Vec::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => old.name.cmp(&new.name),
+        };
+        rest.push(match order {
+            Ordering::Less => (old.next(), None),
+            Ordering::Greater => (None, new.next()),
+            Ordering::Equal => (old.next(), new.next()),
+        });
+    }
+    rest.reverse();
+    Ok(Pair {
+        before,
+        after,
+        rest,
+    })
+}
+
+/// Returns whether two entries say the same.
+fn is_same(
+    old_dir: &Arc<Dir>,
+    old: &Entry,
+    new_dir: &Arc<Dir>,
+    new: &Entry,
+    name: &CStr,
+) -> Result<bool> {
+    let (a, b) = (&old.meta, &new.meta);
+    if (a.device, a.inode) == (b.device, b.inode) {
+        return Ok(true);
+    }
+    if a.kind != b.kind || a.mode != b.mode || a.owner != b.owner {
+        return Ok(false);
+    }
+    match a.kind {
+        Kind::Symlink => Ok(old_dir.read_link(name, old)? == new_dir.read_link(name, new)?),
+        Kind::Character | Kind::Block => Ok(a.rdev == b.rdev),
+        Kind::Fifo | Kind::Socket => Ok(true),
+        Kind::Directory => {
+            let open = |dir: &Arc<Dir>, entry: &Entry| {
+                meta::open_dir(dir.fd_of(entry), name)
+                    .map_err(|errno| dir.error("open", name, errno))
+            };
+            same_xattrs(old_dir, &open(old_dir, old)?, &open(new_dir, new)?, name)
+        }
+        Kind::File => {
+            if a.size != b.size {
+                return Ok(false);
+            }
+            let old = old_dir.open_file(name, old)?;
+            let new = new_dir.open_file(name, new)?;
+            let content = is_same_content(old.as_fd(), new.as_fd())
+                .map_err(|errno| new_dir.error("read", name, errno))?;
+            Ok(content && same_xattrs(old_dir, &old, &new, name)?)
+        }
+    }
+}
+
+fn same_xattrs(dir: &Arc<Dir>, old: &OwnedFd, new: &OwnedFd, name: &CStr) -> Result<bool> {
+    let read = |file: &OwnedFd| {
+        meta::xattrs(file.as_fd()).map_err(|errno| dir.error("read the xattrs of", name, errno))
+    };
+    Ok(read(old)? == read(new)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn differences_are_told_in_order_and_times_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        for side in ["a", "b"] {
+            let root = folder.path().join(side);
+            fs::create_dir_all(root.join("same/deep")).unwrap();
+            fs::write(root.join("same/deep/file"), "content").unwrap();
+            symlink("same", root.join("link")).unwrap();
+        }
+        let a = folder.path().join("a");
+        let b = folder.path().join("b");
+        fs::create_dir(a.join("gone")).unwrap();
+        fs::write(a.join("gone/file"), "1").unwrap();
+        fs::write(b.join("new"), "22").unwrap();
+        fs::write(a.join("content"), "aa").unwrap();
+        fs::write(b.join("content"), "bb").unwrap();
+        fs::write(a.join("mode"), "x").unwrap();
+        fs::write(b.join("mode"), "x").unwrap();
+        fs::set_permissions(b.join("mode"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(a.join("turned"), "file").unwrap();
+        fs::create_dir(b.join("turned")).unwrap();
+        fs::write(b.join("turned/inside"), "").unwrap();
+        let mut found = Vec::new();
+        compare(
+            &Tree::open(&a).unwrap(),
+            &Tree::open(&b).unwrap(),
+            |difference| {
+                let path = String::from_utf8(difference.path).unwrap();
+                found.push(format!("{:?} {path}", difference.change));
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            found,
+            [
+                "Modified /content",
+                "Removed /gone",
+                "Removed /gone/file",
+                "Modified /mode",
+                "Added /new",
+                "Modified /turned",
+                "Added /turned/inside",
+            ]
+        );
+    }
+}

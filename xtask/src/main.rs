@@ -5,6 +5,7 @@ mod conformance;
 mod demo;
 mod fixtures;
 mod program;
+mod soak;
 mod test;
 mod timeline;
 mod tools;
@@ -28,6 +29,8 @@ enum Task {
     Demo,
     /// Make the base images of the tests and examples as OCI layouts, once
     Fixtures(fixtures::Arguments),
+    /// Try the program for long: kills, edits
+    Soak(soak::Arguments),
     /// Install and make everything the tests need, then run all tests
     Test,
 }
@@ -37,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Demo => demo::run(),
         Task::Fixtures(arguments) => fixtures::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::Test => test::run(),
     }
 }

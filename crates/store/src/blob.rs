@@ -29,15 +29,7 @@ impl Blobs<'_> {
     ///
     /// What was not surely on the disk when the machine went down is not there any more.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        let known: bool = self
-            .store
-            .database()
-            .prepare_cached("SELECT 1 FROM blob WHERE digest = ?1 AND boot IN ('', ?2)")
-            .and_then(|mut statement| {
-                statement.exists(rusqlite::params![digest.as_str(), self.store.inner.boot])
-            })
-            .unwrap_or(false);
-        if !known {
+        if !self.is_known(digest) {
             return None;
         }
         match self.store.lease_blob(digest) {
@@ -47,10 +39,31 @@ impl Blobs<'_> {
         }
     }
 
+    /// Returns whether there is a record of it: without one it is what a collector that was killed had
+    /// no time to remove, and may go at any moment.
+    fn is_known(&self, digest: &Digest) -> bool {
+        self.store
+            .database()
+            .prepare_cached("SELECT 1 FROM blob WHERE digest = ?1 AND boot IN ('', ?2)")
+            .and_then(|mut statement| {
+                statement.exists(rusqlite::params![digest.as_str(), self.store.inner.boot])
+            })
+            .unwrap_or(false)
+    }
+
+    fn need(&self, digest: &Digest) -> Result<(), StoreError> {
+        match self.is_known(digest) && self.store.lease_blob(digest) != Leased::Gone {
+            true => Ok(()),
+            false => Err(StoreError::NoBlob {
+                digest: digest.clone(),
+            }),
+        }
+    }
+
     /// Opens a blob.
     pub fn open(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.path(digest);
-        self.store.lease_blob(digest);
+        self.need(digest)?;
         File::open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => StoreError::NoBlob {
                 digest: digest.clone(),
@@ -62,7 +75,7 @@ impl Blobs<'_> {
     /// Reads a small blob whole and checks it.
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.path(digest);
-        self.store.lease_blob(digest);
+        self.need(digest)?;
         let bytes = std::fs::read(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => StoreError::NoBlob {
                 digest: digest.clone(),

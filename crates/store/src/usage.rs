@@ -166,7 +166,8 @@ impl Store {
             documents.for_each(|digest| hold(Item::Blob(digest.clone())));
             // Once unpacked, the compressed form can go: an export makes or fetches it again.
             if let (None, Some(digest)) = (&holding.layers, &holding.manifest) {
-                let manifest = self.blobs().read(digest).ok();
+                // Read as a file: the database may be in use by the caller.
+                let manifest = std::fs::read(self.blobs().path(digest)).ok();
                 let parsed = manifest.and_then(|raw| serde_json::from_slice::<Manifest>(&raw).ok());
                 for layer in parsed.into_iter().flat_map(|manifest| manifest.layers) {
                     hold(Item::Blob(layer.digest));

@@ -8,6 +8,8 @@
 //! *Invariants*: nothing is read from the person's home, configuration or environment, nothing is
 //! left behind, no network is used.
 
+pub mod soak;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,0 +1,84 @@
+//! `cargo xtask soak`: long trials of the real program.
+
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use testkit::Environment;
+use testkit::soak::{self, Trial};
+
+use crate::command::run as run_command;
+use crate::{fixtures, program};
+
+/// Try the program for long, from a printed seed.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    trial: Kind,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kind {
+    /// Kill builders at random moments; the store stays whole
+    Kill {
+        #[command(flatten)]
+        options: Options,
+        /// Kills
+        #[arg(long, default_value_t = 500)]
+        count: u64,
+    },
+    /// Edit a context at random; a cached build equals one without cache
+    Edits {
+        #[command(flatten)]
+        options: Options,
+        /// Edits
+        #[arg(long, default_value_t = 1000)]
+        count: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// Where the chances come from [default: the clock]
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// The program to try [default: built for development]
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+/// Runs a trial.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let (options, count, trial): (_, _, fn(&Environment, Trial)) = match &arguments.trial {
+        Kind::Kill { options, count } => (options, *count, soak::kill),
+        Kind::Edits { options, count } => (options, *count, soak::edits),
+    };
+    let program = match &options.program {
+        Some(program) => std::path::absolute(program)?,
+        None => {
+            run_command(program::cargo().args(["build", "--package", "cli"]))?;
+            program::tested()?
+        }
+    };
+    if !program.is_file() {
+        bail!("there is no program {}", program.display());
+    }
+    fixtures::make(&["busybox:latest"])?;
+    let seed = match options.seed {
+        Some(seed) => seed,
+        None => SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("failed to read the clock")?
+            .as_millis() as u64,
+    };
+    let began = Instant::now();
+    let trial_of = Trial {
+        count,
+        seed,
+        is_told: true,
+    };
+    trial(&Environment::new(program), trial_of);
+    println!("{count} turns in {:.0} s", began.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -13,6 +13,7 @@ use crate::check;
 use crate::context::ContextTree;
 use crate::driver::{Driver, Failed};
 use crate::error::{BuildFailure, StepFailure};
+use crate::export::ahead::Ahead;
 use crate::export::{self, Exported};
 use crate::history::recorder::Recorder;
 use crate::history::{self, BuildRecord, Known};
@@ -102,8 +103,13 @@ impl Engine {
         let lowered = self.lower(request, &loaded, sink, known)?;
         let warnings = check::warnings(request, &loaded, &known.images)?;
         known.builds = lowered.builds;
-        *built = self.solve(request, &loaded, known, recorder, cancel)?;
-        let exported = export::export(&self.shared, request, built, lowered.multi_platform, sink)?;
+        let ahead = Ahead::new(&self.shared, request);
+        let _stop = ahead.clone().map(StopAhead);
+        let ahead = ahead.as_ref();
+        *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+        let (shared, several) = (&self.shared, lowered.multi_platform);
+        let ahead = ahead.map(Arc::as_ref);
+        let exported = export::export(shared, request, built, several, sink, ahead)?;
         let Exported {
             image,
             config,
@@ -234,6 +240,7 @@ impl Engine {
         loaded: &Loaded,
         known: &mut Known,
         recorder: &Recorder,
+        ahead: Option<&Arc<Ahead>>,
         cancel: &Cancel,
     ) -> Result<Vec<Built>, BuildFailure> {
         let sink = recorder.sink();
@@ -245,6 +252,7 @@ impl Engine {
             limits: request.limits.clone(),
             shm_size: request.shm_size,
             build: recorder.id().to_owned(),
+            ahead: ahead.cloned(),
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,
@@ -269,7 +277,13 @@ impl Engine {
                 .map_err(|(id, error)| planning_failure(id, error, loaded, &pinned, build))?;
             trees.extend(pinned.contexts.into_values());
             if let Some(edge) = build.graph.root() {
-                roots.push((Arc::clone(&works[edge.vertex]), edge.output));
+                let root = Arc::clone(&works[edge.vertex]);
+                if let Some(ahead) = ahead {
+                    let base = build.config.rootfs.diff_ids.len();
+                    let epoch = build.epoch.or(request.source_date_epoch);
+                    ahead.watch(&root, edge.output, base, epoch);
+                }
+                roots.push((root, edge.output));
             }
             all.extend(works);
         }
@@ -315,6 +329,15 @@ impl Engine {
             Some(jobs) => Driver::start(jobs),
             None => self.driver.clone(),
         }
+    }
+}
+
+/// Ends what was begun ahead with the build, however that ends.
+struct StopAhead(Arc<Ahead>);
+
+impl Drop for StopAhead {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

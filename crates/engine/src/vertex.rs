@@ -164,6 +164,13 @@ impl VertexWork {
         }
     }
 
+    /// Lets the outputs' work on the layers of this result begin, while other steps still run.
+    fn begin_layers(&self, output: &StepOutput) {
+        if let Some(ahead) = &self.context.ahead {
+            ahead.ready(&self.key, output);
+        }
+    }
+
     /// Returns the trees of the inputs, in the order the operation numbers them.
     fn trees(&self, inputs: &[Arc<StepOutput>]) -> Vec<Snapshot> {
         let edges = self.inputs.iter().zip(inputs);
@@ -302,6 +309,7 @@ impl Work for VertexWork {
             Some(output) => {
                 self.note_cached(CachedBy::Definition, output);
                 self.show_cached();
+                self.begin_layers(output);
             }
             None => self.notes().miss = Some(Miss::Lost),
         }
@@ -349,6 +357,7 @@ impl Work for VertexWork {
                 store.alias(&self.operation, &[self.record_key], record.result)?;
                 self.note_cached(CachedBy::Content, &output);
                 self.show_cached();
+                self.begin_layers(&output);
                 return Ok(Some(output));
             }
         }
@@ -376,6 +385,7 @@ impl Work for VertexWork {
             {
                 self.note_cached(CachedBy::OtherBuild, &output);
                 running.complete(Outcome::Cached);
+                self.begin_layers(&output);
                 return Ok(output);
             }
         }
@@ -393,6 +403,7 @@ impl Work for VertexWork {
         match result {
             Ok(output) => {
                 running.complete(Outcome::Done);
+                self.begin_layers(&output);
                 Ok(Arc::new(output))
             }
             Err(error) => Err(end(running, error)),

@@ -11,6 +11,7 @@ use progress::RunningVertex;
 use store::{Image, Layer, NewNames, Variants};
 
 use super::Exported;
+use super::ahead::Ahead;
 use super::layers::{self, EncodedLayer, LayerTar};
 use crate::EngineError;
 use crate::build::Built;
@@ -112,6 +113,8 @@ pub(crate) struct Assembly<'a> {
     pub(crate) annotations: &'a [Annotation],
     pub(crate) naming: Naming,
     pub(crate) running: &'a RunningVertex,
+    /// Layers that were begun before.
+    pub(crate) ahead: Option<&'a Ahead>,
 }
 
 impl Assembly<'_> {
@@ -123,8 +126,11 @@ impl Assembly<'_> {
     ) -> Result<AssembledSet, EngineError> {
         let images = built.iter().map(|built| {
             let status = self.running.status_of("exporting layers", "", 0);
-            let layers =
-                layers::encode_all(self.shared, self.request, built, self.layers, self.naming)?;
+            let layers = {
+                let (shared, request) = (self.shared, self.request);
+                let (options, naming) = (self.layers, self.naming);
+                layers::encode_all(shared, request, built, options, naming, self.ahead)?
+            };
             status.finish(0);
             self.image(built, layers)
         });
@@ -141,7 +147,8 @@ impl Assembly<'_> {
         let kind = self.naming.layer(media_type::Compression::None);
         let images = built.iter().map(|built| {
             let status = self.running.status_of("exporting layers", "", 0);
-            let tars = layers::measure_all(self.shared, self.request, built)?;
+            let tars =
+                layers::measure_all(self.shared, self.request, built, self.layers, self.ahead)?;
             status.finish(0);
             let layers = tars.into_iter().map(|tar| EncodedLayer {
                 descriptor: Descriptor::new(kind, tar.diff_id.clone(), tar.size),
@@ -303,6 +310,7 @@ pub(crate) fn to_store(
     built: &[Built],
     multi_platform: bool,
     running: &RunningVertex,
+    ahead: Option<&Ahead>,
 ) -> Result<Exported, EngineError> {
     let mut names = request.tags.clone();
     for name in &output.names {
@@ -323,6 +331,7 @@ pub(crate) fn to_store(
             annotations: &output.annotations,
             naming: Naming::Oci,
             running,
+            ahead,
         };
         let set = assembly.make_plain(built, multi_platform)?;
         keep(shared, built, &set, &names, running)?;
@@ -340,6 +349,7 @@ pub(crate) fn to_store(
             annotations: &output.annotations,
             naming: naming(&output.layers, Naming::Oci),
             running,
+            ahead,
         };
         let set = super::push::push(&assembly, output, built, multi_platform, &names)?;
         let pushed = set.exported(&names);

@@ -9,12 +9,13 @@ use rootfs::diff::{DiffOptions, Diffed};
 use rootfs::{Form, LayerDir};
 use store::{Encoding, Layer};
 
+use super::ahead::{Ahead, Stoppable};
 use super::blocks::{self, StoredBlocks};
 use super::image::layer_type;
-use crate::EngineError;
 use crate::build::Built;
 use crate::request::{self, BuildRequest, LayerOptions};
 use crate::step::Shared;
+use crate::{Cancel, EngineError};
 
 /// The tar of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,15 +36,15 @@ pub(crate) fn measure_all(
     shared: &Shared,
     request: &BuildRequest,
     built: &Built,
+    options: &LayerOptions,
+    ahead: Option<&Ahead>,
 ) -> Result<Vec<LayerTar>, EngineError> {
     in_parallel(&built.layers, |index, layer| {
-        let from_image = is_from_image(built, index);
-        measure(
-            shared,
-            &built.layers[..index],
-            layer,
-            clamp(request, built, from_image, &LayerOptions::default()),
-        )
+        if let Some(ahead) = ahead {
+            ahead.take(layer);
+        }
+        let clamp = Clamp::of_layer(request, built, index).of(options);
+        measure(shared, &built.layers[..index], layer, clamp)
     })
 }
 
@@ -54,12 +55,15 @@ pub(crate) fn encode_all(
     built: &Built,
     options: &LayerOptions,
     naming: Naming,
+    ahead: Option<&Ahead>,
 ) -> Result<Vec<EncodedLayer>, EngineError> {
     in_parallel(&built.layers, |index, layer| {
-        let from_image = is_from_image(built, index);
-        let clamp = clamp(request, built, from_image, options);
+        if let Some(ahead) = ahead {
+            ahead.take(layer);
+        }
+        let clamp = Clamp::of_layer(request, built, index).of(options);
         let below = &built.layers[..index];
-        encode(shared, below, layer, clamp, options, naming)
+        encode(shared, below, layer, clamp, options, naming, None)
     })
 }
 
@@ -81,7 +85,7 @@ pub(crate) fn encode_stored(
             if measure(shared, below, layer, clamp)?.diff_id != diff_ids[index] {
                 continue;
             }
-            let encoded = encode(shared, below, layer, clamp, options, naming)?;
+            let encoded = encode(shared, below, layer, clamp, options, naming, None)?;
             if encoded.tar.diff_id == diff_ids[index] {
                 return Ok(encoded);
             }
@@ -102,21 +106,28 @@ pub(crate) fn encode_stored(
     })
 }
 
-/// Returns whether a layer came with the base image: its tar is kept bit for bit.
-fn is_from_image(built: &Built, index: usize) -> bool {
-    index < built.build.config.rootfs.diff_ids.len()
+/// What the time of a layer's files is cut to depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clamp {
+    /// A layer that came with the base image is kept bit for bit.
+    pub(super) from_image: bool,
+    pub(super) epoch: Option<i64>,
 }
 
-/// Returns the time no file of the layer is later than.
-fn clamp(
-    request: &BuildRequest,
-    built: &Built,
-    from_image: bool,
-    options: &LayerOptions,
-) -> Option<i64> {
-    match from_image || options.rewrite_timestamp == Some(false) {
-        true => None,
-        false => built.build.epoch.or(request.source_date_epoch),
+impl Clamp {
+    fn of_layer(request: &BuildRequest, built: &Built, index: usize) -> Self {
+        Self {
+            from_image: index < built.build.config.rootfs.diff_ids.len(),
+            epoch: built.build.epoch.or(request.source_date_epoch),
+        }
+    }
+
+    /// Returns the time no file of the layer is later than.
+    pub(super) fn of(self, options: &LayerOptions) -> Option<i64> {
+        match self.from_image || options.rewrite_timestamp == Some(false) {
+            true => None,
+            false => self.epoch,
+        }
     }
 }
 
@@ -163,7 +174,7 @@ fn diff_options(shared: &Shared, clamp: Option<i64>) -> DiffOptions {
     options
 }
 
-fn measure(
+pub(super) fn measure(
     shared: &Shared,
     below: &[Layer],
     layer: &Layer,
@@ -231,9 +242,6 @@ fn remember_tar(
     })
 }
 
-/// The version of the way layers are compressed: bytes of two versions may differ.
-const COMPRESSOR: &str = "1";
-
 fn compression_of(options: &LayerOptions) -> Result<(Compression, String), EngineError> {
     let wrong = |level: i32| {
         EngineError::Request(format!(
@@ -255,16 +263,19 @@ fn compression_of(options: &LayerOptions) -> Result<(Compression, String), Engin
             Some(level) => return Err(wrong(level)),
         },
     };
-    Ok((compression, format!("{compression:?} {COMPRESSOR}")))
+    // Bytes made by another compressor may differ: they are not taken for the same.
+    let compressor = compression.compressor();
+    Ok((compression, format!("{compression:?} {compressor}")))
 }
 
-fn encode(
+pub(super) fn encode(
     shared: &Shared,
     below: &[Layer],
     layer: &Layer,
     clamp: Option<i64>,
     options: &LayerOptions,
     naming: Naming,
+    stop: Option<&Cancel>,
 ) -> Result<EncodedLayer, EngineError> {
     let (compression, form) = compression_of(options)?;
     if let Some(tar) = known_tar(shared, layer, clamp)? {
@@ -287,7 +298,11 @@ fn encode(
     let memo = StoredBlocks { shared };
     let mut compress = CompressOptions::new(compression);
     compress.memo = Some(&memo);
-    let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, &mut blob)?;
+    let writer = Stoppable {
+        inner: &mut blob,
+        stop,
+    };
+    let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, writer)?;
     let tar = remember_tar(shared, layer, clamp, &written.layer)?;
     let (digest, size) = blob.commit_volatile(Some((&written.blob, written.blob_size)))?;
     blocks::remember(shared, &digest, &written.blocks)?;

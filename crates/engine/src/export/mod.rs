@@ -1,5 +1,6 @@
 //! Takes the result of a build to where it is wanted.
 
+pub(crate) mod ahead;
 pub(crate) mod archive;
 mod blocks;
 mod files;
@@ -14,6 +15,7 @@ use oci::media_type::Naming;
 use oci::{Descriptor, Digest, Reference};
 use progress::{Outcome, RunningVertex, Sink, Vertex};
 
+use self::ahead::Ahead;
 use self::image::Assembly;
 use crate::EngineError;
 use crate::build::Built;
@@ -39,6 +41,7 @@ pub(crate) fn export(
     built: &[Built],
     multi_platform: bool,
     sink: &Sink,
+    ahead: Option<&Ahead>,
 ) -> Result<Exported, EngineError> {
     let squashed;
     let built = match request.squash {
@@ -64,15 +67,21 @@ pub(crate) fn export(
         };
         let running = sink.vertex(Vertex::named(name)).start();
         let result = match output {
-            Output::Image(output) => {
-                image::to_store(shared, request, output, built, multi_platform, &running)
-            }
+            Output::Image(output) => image::to_store(
+                shared,
+                request,
+                output,
+                built,
+                multi_platform,
+                &running,
+                ahead,
+            ),
             Output::Oci(output) => {
-                let assembly = assembly(shared, request, output, Naming::Oci, &running);
+                let assembly = assembly(shared, request, output, Naming::Oci, &running, ahead);
                 archive::to_oci(&assembly, output, built, multi_platform)
             }
             Output::Docker(output) => {
-                let assembly = assembly(shared, request, output, Naming::Docker, &running);
+                let assembly = assembly(shared, request, output, Naming::Docker, &running, ahead);
                 archive::to_docker(&assembly, output, built, multi_platform)
             }
             Output::Local {
@@ -109,6 +118,7 @@ fn assembly<'a>(
     output: &'a ArchiveOutput,
     usual: Naming,
     running: &'a RunningVertex,
+    ahead: Option<&'a Ahead>,
 ) -> Assembly<'a> {
     Assembly {
         shared,
@@ -117,5 +127,6 @@ fn assembly<'a>(
         annotations: &output.annotations,
         naming: image::naming(&output.layers, usual),
         running,
+        ahead,
     }
 }

@@ -12,6 +12,7 @@ use store::{Ids, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
 use crate::context::ContextTree;
+use crate::export::ahead::Ahead;
 use crate::request::SecretSource;
 use crate::snapshot::tree_of;
 use crate::source::image::ImageResolver;
@@ -118,6 +119,8 @@ pub(crate) struct StepContext {
     pub(crate) shm_size: Option<u64>,
     /// The build's id, which leads from a recorded result to its log.
     pub(crate) build: String,
+    /// Layers of the image that are written while later steps run.
+    pub(crate) ahead: Option<Arc<Ahead>>,
 }
 
 impl std::ops::Deref for StepContext {

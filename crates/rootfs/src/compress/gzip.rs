@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::{BlockKey, BlockMemo, CompressedBlock};
 
 /// What stands for the compressor in a block's key: another one makes other bytes of the same block.
-const COMPRESSOR: &str = "zlib-rs 0.6.8, raw deflate, sync flush, level ";
+pub(super) const COMPRESSOR: &str = "zlib-rs 0.6.8, raw deflate, sync flush, level ";
 
 /// Deflate, no name, no time, no hint about the level, made on an unknown system.
 pub(super) const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];

@@ -40,6 +40,9 @@ pub enum Compression {
     },
 }
 
+/// Stands for the zstd that compresses, and for how its frames are cut into jobs.
+const ZSTD_COMPRESSOR: &str = "zstd 1.5.7, jobs of 4 MiB";
+
 impl Compression {
     pub const GZIP: Compression = Compression::Gzip { level: 6 };
     pub const ZSTD: Compression = Compression::Zstd { level: 3 };
@@ -53,6 +56,17 @@ impl Compression {
     }
 
     /// Returns this compression with its level brought into the range there is.
+    /// Returns what stands for the code that compresses: with another one the same content has other bytes.
+    ///
+    /// To be kept with whatever is remembered of compressed bytes.
+    pub fn compressor(self) -> &'static str {
+        match self {
+            Compression::Uncompressed => "",
+            Compression::Gzip { .. } => gzip::COMPRESSOR,
+            Compression::Zstd { .. } => ZSTD_COMPRESSOR,
+        }
+    }
+
     fn clamped(self) -> Compression {
         match self {
             Compression::Uncompressed => self,

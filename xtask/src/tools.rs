@@ -41,6 +41,7 @@ pub(crate) const TESTS: &[Tool] = &[
     tool("git", "git"),
     tool("skopeo", "skopeo"),
     tool("umoci", "umoci"),
+    tool("docker-registry", "docker-registry"),
     tool("zstd", "zstd"),
     tool("ip", "iproute2"),
     tool("nft", "nftables"),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use testkit::{Environment, has_program, skip};
+use testkit::Environment;
 
 /// How long a test waits for what has to happen before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -208,9 +208,7 @@ fn registry(world: &Environment) -> Registry {
 #[test]
 fn a_layer_for_a_registry_is_sent_while_the_next_step_runs() {
     testkit::require_fixtures!("busybox:latest");
-    if !has_program("docker-registry") {
-        skip!("docker-registry is not installed");
-    }
+    testkit::require_programs!("docker-registry", "skopeo");
     let world = world();
     let registry = registry(&world);
     let gate = Gate::new();
@@ -228,18 +226,14 @@ fn a_layer_for_a_registry_is_sent_while_the_next_step_runs() {
     end(&world, build);
     world.ok(["rmi", &name]);
     world.ok(["pull", "-q", &name]);
-    if has_program("skopeo") {
-        let mut skopeo = world.program("skopeo");
-        skopeo.args(["inspect", "--tls-verify=false", &format!("docker://{name}")]);
-        testkit::Outcome::of(&mut skopeo).success();
-    }
+    let mut skopeo = world.program("skopeo");
+    skopeo.args(["inspect", "--tls-verify=false", &format!("docker://{name}")]);
+    testkit::Outcome::of(&mut skopeo).success();
 }
 
 #[test]
 fn several_platforms_are_pushed_under_one_name() {
-    if !has_program("docker-registry") {
-        skip!("docker-registry is not installed");
-    }
+    testkit::require_programs!("docker-registry", "skopeo");
     let world = world();
     let registry = registry(&world);
     world.write("ctx/amd64", "amd64\n");

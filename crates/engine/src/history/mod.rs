@@ -6,13 +6,20 @@ use crate::EngineError;
 use crate::vertex::RecordInfo;
 
 mod complete;
+mod diff;
+mod explain;
 pub(crate) mod files;
 mod hidden;
 mod parts;
 mod record;
 pub(crate) mod recorder;
 mod request;
+#[cfg(test)]
+mod testing;
+mod totals;
 
+pub use diff::{BuildDiff, OutputDiff, StepDiff};
+pub use explain::{Change, Explanation, Reason, Root, explain};
 pub use files::{FileChanges, FileEntry, FileList};
 pub use record::{
     BuildRecord, BuildStatus, BuildSummary, CachedBy, DockerfileRecord, ErrorRecord, GroupRecord,
@@ -20,6 +27,8 @@ pub use record::{
     SourceRecord, StepKind, StepOutcome, StepRecord, TransferRecord, UsageRecord, WarningRecord,
     nanoseconds_between, time_of,
 };
+
+pub use totals::Totals;
 
 pub(crate) use complete::{Known, complete, conclude};
 pub(crate) use record::nanoseconds_of;
@@ -161,6 +170,48 @@ impl History {
     /// Removes a build and its logs; `false` if it runs.
     pub fn remove(&self, id: &str) -> Result<bool, EngineError> {
         Ok(self.store.remove_build(id)?)
+    }
+
+    /// Explains why a step of a build ran, against earlier builds of the same Dockerfile, or of one like it.
+    pub fn explain(
+        &self,
+        record: &BuildRecord,
+        step: &StepRecord,
+        earlier: &[BuildRecord],
+    ) -> Explanation {
+        explain(record, step, earlier, &|checksum| self.files(checksum))
+    }
+
+    /// Reads the builds a build is compared with: earlier ones of the same context and Dockerfile, the nearest first;
+    /// after them others of the same name, as a checkout has another directory each time.
+    pub fn earlier(
+        &self,
+        record: &BuildRecord,
+        most: usize,
+    ) -> Result<Vec<BuildRecord>, EngineError> {
+        let project = record.project();
+        let mut builds = self.list()?;
+        builds.retain(|build| {
+            let alike = build.project == project || build.name == record.name;
+            build.id != record.id && build.started < record.started && alike
+        });
+        builds.sort_by(|a, b| {
+            let key = |build: &BuildSummary| (build.project == project, build.started);
+            key(b).cmp(&key(a)).then(a.id.cmp(&b.id))
+        });
+        let mut records = Vec::new();
+        for build in builds.into_iter().take(most) {
+            match self.record(&build.id) {
+                Ok(record) => records.push(record),
+                Err(error) => tracing::warn!(%error, id = build.id, "a build cannot be read"),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Compares two builds.
+    pub fn diff(&self, a: &BuildRecord, b: &BuildRecord) -> BuildDiff {
+        diff::diff(a, b, &|checksum| self.files(checksum))
     }
 
     /// Returns the list of files behind a part of a key, where it is kept.

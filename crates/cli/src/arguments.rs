@@ -86,8 +86,8 @@ pub(crate) enum Command {
     Image(Box<commands::image::ImageCommand>),
     /// Give an image another name
     Tag(commands::image::Tag),
-    /// Show what an image was made of
-    History(commands::image::HistoryOf),
+    History(commands::history::HistoryArguments),
+    Why(commands::why::Why),
     /// Show all that is known of images or containers
     Inspect(commands::inspect::Inspect),
     /// Write images into an archive

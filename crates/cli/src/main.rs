@@ -18,8 +18,10 @@ mod places;
 mod screen;
 mod settings;
 mod signals;
+mod summary;
 mod table;
 mod template;
+mod words;
 
 use std::process::ExitCode;
 
@@ -66,6 +68,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Image(command) => command.run(&global),
         Command::Tag(command) => command.run(&global),
         Command::History(command) => command.run(&global),
+        Command::Why(command) => command.run(&global),
         Command::Inspect(command) => command.run(&global),
         Command::Save(command) => command.run(&global),
         Command::Load(command) => command.run(&global),

@@ -58,6 +58,11 @@ pub struct BuildFolder {
 const OPENING: &str = "opening";
 
 impl BuildFolder {
+    /// Returns where it is.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
     /// Begins a log. `name` becomes a file name.
     pub fn log(&self, name: &str) -> Result<LogWriter, StoreError> {
         LogWriter::create(self.path.join(name))

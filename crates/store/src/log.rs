@@ -149,6 +149,11 @@ impl LogReader {
         }))
     }
 
+    /// Returns where the log is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Reads the next block; `false` at the end.
     fn next_block(&mut self) -> Result<bool, StoreError> {
         let mut head = [0; 5];

@@ -5,15 +5,16 @@ use std::sync::mpsc::sync_channel;
 
 use anyhow::Context;
 use clap::Args;
+use engine::history::{BuildRecord, History};
 use engine::{BuildFailure, BuildResult, Cancel, Destination, Engine, Output};
 use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
 use progress::{Event, Sink, system_clock};
 
 use super::call::Call;
-use super::space;
+use super::{space, why};
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
-use crate::{build_request, diagnostics, output, settings, signals};
+use crate::{build_request, diagnostics, output, settings, signals, summary};
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
@@ -140,6 +141,9 @@ pub(crate) struct Build {
     /// Finish what does not depend on a failed step
     #[arg(long)]
     pub(crate) keep_going: bool,
+    /// Say why each step that ran did so
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// Attestations: only false is possible yet
     #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) provenance: Option<String>,
@@ -197,10 +201,17 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
             answer.show()
         }
         None => {
+            let history = History::new(engine.store());
             let result = with_progress(build, engine, |engine, sink, cancel| {
                 engine.build(&request, sink, cancel)
-            })?;
-            finish(build, &request.outputs, &result).map_err(exit::builder)
+            });
+            let record = match &result {
+                Ok(result) => result.record.as_deref(),
+                Err(Failure::Build(failure)) => failure.record.as_deref(),
+                Err(_) => None,
+            };
+            conclude(build, &history, record);
+            finish(build, &request.outputs, &result?).map_err(exit::builder)
         }
     }
 }
@@ -267,6 +278,31 @@ pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
                 Palette::Colors
             };
             Box::new(Tty::new(stderr(), palette, terminal_size))
+        }
+    }
+}
+
+/// Says what a build came to, and why its steps ran if that was asked.
+fn conclude(build: &Build, history: &History, record: Option<&BuildRecord>) {
+    let quiet = build.quiet || build.progress == ProgressMode::Quiet;
+    let Some(record) = record.filter(|_| !quiet) else {
+        return;
+    };
+    let json = build.progress == ProgressMode::Rawjson;
+    if !json {
+        eprint!(
+            "{}",
+            summary::summary(record, terminal_size().columns.max(60))
+        );
+    }
+    if build.explain {
+        match why::explain_all(history, record) {
+            // One more line of JSON among those of the progress.
+            Ok(reasons) if json => {
+                eprintln!("{}", serde_json::json!({ "explanations": reasons }));
+            }
+            Ok(reasons) => eprint!("\n{}", why::text(record, &reasons)),
+            Err(error) => eprintln!("warning: the steps cannot be explained: {error:#}"),
         }
     }
 }

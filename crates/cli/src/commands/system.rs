@@ -10,6 +10,7 @@ use serde_json::json;
 use store::{OpenOptions, Store};
 
 use super::build::Build;
+use super::history::HistoryCommand;
 use super::space::{BuilderPrune, Df, Prune};
 use super::system_check::Check;
 use crate::arguments::Global;
@@ -44,6 +45,9 @@ pub(crate) enum Builder {
     /// Build an image from a Dockerfile
     Build(Box<Build>),
     Prune(BuilderPrune),
+    /// Look after the records of builds
+    #[command(subcommand)]
+    History(HistoryCommand),
     /// Show the version
     #[command(hide = true)]
     Version,
@@ -54,6 +58,7 @@ impl Builder {
         match self {
             Self::Build(build) => super::build::run(build, global),
             Self::Prune(command) => command.run(global),
+            Self::History(command) => command.run(global),
             Self::Version => output::print(&format!("lapstrake {}\n", env!("CARGO_PKG_VERSION")))
                 .map_err(exit::builder),
         }

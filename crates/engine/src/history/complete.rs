@@ -66,6 +66,7 @@ pub(crate) fn complete(store: &Store, record: &mut BuildRecord, known: &Known, b
             }
         }
     }
+    mask(record, known);
     record.outputs = built.iter().map(|built| output(store, built)).collect();
 }
 
@@ -104,6 +105,46 @@ fn error(failed: &StepFailure) -> ErrorRecord {
         lines: failed.lines,
         message,
         help: failed.help.clone(),
+    }
+}
+
+/// The shortest hidden value that is looked for in names: shorter ones are found in every word.
+const SHORTEST_MASKED: usize = 4;
+
+/// Takes hidden values out of the names of steps and what their failures say: the names have variables in them
+/// replaced by their values.
+fn mask(record: &mut BuildRecord, known: &Known) {
+    let mut values = BTreeSet::new();
+    for vertex in known.builds.iter().flat_map(|build| build.graph.vertices()) {
+        if let Op::Exec(op) = vertex.op() {
+            for variable in &op.meta.env {
+                let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+                if value.len() >= SHORTEST_MASKED && hidden::is_secret(name) {
+                    values.insert(value);
+                }
+            }
+        }
+    }
+    // The longest first: one may begin with another.
+    let mut values: Vec<&str> = values.into_iter().collect();
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    if values.is_empty() {
+        return;
+    }
+    let hide = |text: &mut String| {
+        for value in &values {
+            if text.contains(value) {
+                *text = text.replace(value, "***");
+            }
+        }
+    };
+    for step in &mut record.steps {
+        hide(&mut step.name);
+        hide(&mut step.command);
+        hide(&mut step.error);
+        for part in step.key.iter_mut().flat_map(|key| &mut key.parts) {
+            hide(&mut part.value);
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub struct OutputDiff {
 }
 
 /// Compares two builds.
-pub fn diff(a: &BuildRecord, b: &BuildRecord, find_files: FindFiles<'_>) -> BuildDiff {
+pub(super) fn diff(a: &BuildRecord, b: &BuildRecord, find_files: FindFiles<'_>) -> BuildDiff {
     let mut steps = Vec::new();
     let mut equal = 0;
     let mut taken = vec![false; a.steps.len()];

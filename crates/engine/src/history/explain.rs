@@ -81,13 +81,13 @@ pub struct Change {
 }
 
 /// Finds the list of files behind a checksum.
-pub type FindFiles<'a> = &'a dyn Fn(&str) -> Option<FileList>;
+pub(super) type FindFiles<'a> = &'a dyn Fn(&str) -> Option<FileList>;
 
 /// Begins names of parts that are checksums of files.
 const FILES: &str = "files: ";
 
 /// Explains a step. `earlier` are builds before this one, the nearest first.
-pub fn explain(
+pub(super) fn explain(
     record: &BuildRecord,
     step: &StepRecord,
     earlier: &[BuildRecord],
@@ -152,6 +152,7 @@ fn explain_run(
             roots: now.roots(input, &mut seen),
         });
     }
+    once(record, reasons);
     if reasons.is_empty() {
         reasons.extend(inputs_made_again(record, step));
     }
@@ -164,6 +165,55 @@ fn explain_run(
             },
         });
     }
+}
+
+/// Leaves each change in one place: an ARG that many steps see is said of this one, or else of the first.
+fn once(record: &BuildRecord, reasons: &mut Vec<Reason>) {
+    let position = |name: &str| record.steps.iter().position(|step| step.name == name);
+    let mut first: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for reason in reasons.iter() {
+        if let Reason::Input { roots, .. } = reason {
+            for root in roots {
+                let Some(change) = &root.change else { continue };
+                let at = position(&root.step).unwrap_or(usize::MAX);
+                let entry = (at, root.step.clone());
+                let known = first.entry(id_of(change)).or_insert_with(|| entry.clone());
+                *known = entry.min(known.clone());
+            }
+        }
+    }
+    for reason in reasons.iter() {
+        if let Reason::Changed(change) = reason {
+            first.insert(id_of(change), (0, String::new()));
+        }
+    }
+    for reason in reasons.iter_mut() {
+        if let Reason::Input { roots, .. } = reason {
+            roots.retain(|root| {
+                let Some(change) = &root.change else {
+                    return true;
+                };
+                let id = id_of(change);
+                let here = first.get(&id).is_some_and(|(_, step)| *step == root.step);
+                if here {
+                    // Said now; the next input that leads there need not say it again.
+                    first.insert(id, (0, String::new()));
+                }
+                here
+            });
+        }
+    }
+    let says_something = |reason: &Reason| match reason {
+        Reason::Input { roots, .. } => !roots.is_empty(),
+        _ => true,
+    };
+    if reasons.iter().any(says_something) {
+        reasons.retain(says_something);
+    }
+}
+
+fn id_of(change: &Change) -> String {
+    format!("{}\0{:?}\0{:?}", change.part, change.before, change.after)
 }
 
 /// Names the inputs that were made without recorded results: what builds on them was not looked up either.
@@ -477,6 +527,33 @@ mod tests {
             }],
         };
         assert_eq!(reasons(&now, &[before]), [expected]);
+    }
+
+    #[test]
+    fn a_change_that_many_steps_see_is_said_once() {
+        const OTHER: &str = "[other 1/1] RUN x";
+        const LAST: &str = "[last 1/1] RUN y";
+        let build = |id: &str, value: &str| {
+            let input = |step: &StepRecord| step.key.clone().expect("it has parts").definition;
+            let from = with_parts(step(FROM, &[], 1), &[("image", "1")]);
+            let parts = [("ARG V", value), ("input 0", &input(&from))];
+            let run = with_parts(step(RUN, &[FROM], 1), &parts);
+            let other = with_parts(step(OTHER, &[FROM], 1), &parts);
+            let parts = [("input 0", input(&run)), ("input 1", input(&other))];
+            let parts = parts
+                .each_ref()
+                .map(|(name, value)| (*name, value.as_str()));
+            let last = with_parts(step(LAST, &[RUN, OTHER], 1), &parts);
+            record(id, &[from, run, other, last])
+        };
+        let (before, now) = (build("a", "1"), build("b", "2"));
+        let last = now.step(&vertex(LAST)).expect("it is there");
+        let found = explain(&now, last, &[before], &|_| None).reasons;
+        let [Reason::Input { step, roots }] = &found[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((step.as_str(), roots.len()), (RUN, 1));
+        assert_eq!(roots[0].step, RUN);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use store::{LogReader, Store};
 use crate::EngineError;
 use crate::vertex::RecordInfo;
 
+mod archive;
 mod complete;
 mod diff;
 mod explain;
@@ -13,13 +14,14 @@ mod hidden;
 mod parts;
 mod record;
 pub(crate) mod recorder;
+mod replay;
 mod request;
 #[cfg(test)]
 mod testing;
 mod totals;
 
 pub use diff::{BuildDiff, OutputDiff, StepDiff};
-pub use explain::{Change, Explanation, Reason, Root, explain};
+pub use explain::{Change, Explanation, Reason, Root};
 pub use files::{FileChanges, FileEntry, FileList};
 pub use record::{
     BuildRecord, BuildStatus, BuildSummary, CachedBy, DockerfileRecord, ErrorRecord, GroupRecord,
@@ -179,7 +181,7 @@ impl History {
         step: &StepRecord,
         earlier: &[BuildRecord],
     ) -> Explanation {
-        explain(record, step, earlier, &|checksum| self.files(checksum))
+        explain::explain(record, step, earlier, &|checksum| self.files(checksum))
     }
 
     /// Reads the builds a build is compared with: earlier ones of the same context and Dockerfile, the nearest first;

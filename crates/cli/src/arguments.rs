@@ -94,6 +94,8 @@ pub(crate) enum Command {
     Save(commands::image::Save),
     /// Load images from an archive
     Load(commands::image::Load),
+    /// Make an image out of a tar
+    Import(commands::image_content::Import),
     /// Bring an image from a registry
     Pull(commands::image::Pull),
     /// Send an image to the registry of its name

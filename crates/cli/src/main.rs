@@ -72,6 +72,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Inspect(command) => command.run(&global),
         Command::Save(command) => command.run(&global),
         Command::Load(command) => command.run(&global),
+        Command::Import(command) => command.run(&global),
         Command::Pull(command) => command.run(&global),
         Command::Push(command) => command.run(&global),
         Command::Login(command) => command.run(&global),

@@ -284,3 +284,138 @@ fn prune_takes_what_nothing_needs() {
     assert_eq!(world.ok(["ps", "-aq"]).stdout, "");
     world.run(["system", "prune"]).fails_with(1).says("--force");
 }
+
+#[test]
+fn a_tree_tells_what_is_carried_for_nothing() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    world.write("ctx/big", "x".repeat(2_000_000));
+    world.write("ctx/small", "y");
+    world.write(
+        "ctx/Dockerfile",
+        "FROM busybox\nCOPY big /one/big\nCOPY big /two\nCOPY small /two\nRUN rm -r /one\n",
+    );
+    world.ok(["build", "-q", "-t", "thing", "ctx"]);
+    let told = world.ok(["image", "tree", "thing"]).stdout;
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].ends_with("in 5 layers, 4MB wasted"), "{told}");
+    let at = |text: &str| {
+        let found = lines.iter().position(|line| line.contains(text));
+        found.unwrap_or_else(|| panic!("{text:?} is not in\n{told}"))
+    };
+    assert_eq!(
+        at("COPY big /one/big"),
+        at("/one/big is removed in layer 5") - 1
+    );
+    assert_eq!(at("COPY big /two"), at("/two is replaced in layer 4") - 1);
+    let told = world.ok(["image", "tree", "--format=json", "thing"]).stdout;
+    let value: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(value["wasted"], 4_000_000);
+    assert_eq!(value["layers"][1]["hidden"][0]["path"], "/one/big");
+    assert_eq!(value["layers"][1]["hidden"][0]["hiddenBy"], 5);
+    assert_eq!(
+        value["layers"][4]["createdBy"],
+        "RUN /bin/sh -c rm -r /one # buildkit"
+    );
+    world
+        .run(["image", "tree", "absent"])
+        .fails_with(1)
+        .says("No such image");
+}
+
+#[test]
+fn a_diff_tells_what_differs_between_two_images() {
+    let world = world();
+    world.write("ctx/file", "other content\n");
+    world.write(
+        "ctx/Dockerfile",
+        "FROM scratch\nCOPY file /one\nCOPY --chmod=600 file /dir/new\nCMD [\"/two\"]\n",
+    );
+    world.ok(["build", "-q", "-t", "next", "ctx"]);
+    let told = world.ok(["image", "diff", "thing", "next"]).stdout;
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(
+        lines.contains(&"config Cmd: [\"/one\"] -> [\"/two\"]"),
+        "{told}"
+    );
+    assert!(
+        lines.contains(&"config Labels: {\"k\":\"v\"} -> nothing"),
+        "{told}"
+    );
+    let files: Vec<&&str> = lines
+        .iter()
+        .filter(|line| !line.starts_with("config "))
+        .collect();
+    assert_eq!(
+        files,
+        [
+            &"A /dir",
+            &"A /dir/new  14B",
+            &"C /one  8B -> 14B",
+            &"D /two  8B"
+        ]
+    );
+    let told = world
+        .ok(["image", "diff", "--format=json", "thing", "next"])
+        .stdout;
+    let value: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(value["files"][1]["after"]["mode"], "0600");
+    assert_eq!(value["files"][3]["change"], "removed");
+    let same = world.ok(["image", "diff", "thing", "thing"]).stdout;
+    assert_eq!(same, "");
+}
+
+#[test]
+fn a_tar_becomes_an_image() {
+    let world = world();
+    archive(
+        &world,
+        "files.tar",
+        &[("bin/app", b"program"), ("etc/conf", b"1\n")],
+    );
+    let import = [
+        "import",
+        "-c",
+        "CMD [\"/bin/app\"]",
+        "-c",
+        "ENV A=b",
+        "files.tar",
+        "mine:1",
+    ];
+    let id = world.ok(import).stdout;
+    assert_eq!(id_of(&world, "mine:1"), id.trim());
+    let format = "{{json .Config.Cmd}} {{len .RootFS.Layers}}";
+    let told = world.ok(["inspect", "-f", format, "mine:1"]).stdout;
+    assert_eq!(told, "[\"/bin/app\"] 1\n");
+    let told = world
+        .ok(["history", "--format", "{{.Comment}} {{.Size}}", "mine:1"])
+        .stdout;
+    assert_eq!(told, "Imported from files.tar 9B\n");
+    // Compressed, from standard input, without a name; and what comes of it can be written again.
+    let mut gzip = Command::new("gzip");
+    assert!(
+        gzip.arg(world.work().join("files.tar"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut command = world.command(["image", "import", "-", "other:2"]);
+    command.stdin(fs::File::open(world.work().join("files.tar.gz")).unwrap());
+    testkit::Outcome::of(&mut command).success();
+    world.ok(["save", "-o", "saved.tar", "other:2"]);
+    world.ok(["rmi", "mine:1", "other:2"]);
+    world.ok(["load", "-i", "saved.tar"]);
+    world.ok(["create", "--name", "look", "other:2", "/bin/app"]);
+    world.ok(["cp", "look:/etc/conf", "conf"]);
+    assert_eq!(fs::read(world.work().join("conf")).unwrap(), b"1\n");
+    world.write("garbage", "not a tar");
+    world.run(["import", "garbage"]).fails_with(1);
+    world
+        .run(["import", "-c", "RUN true", "saved.tar"])
+        .fails_with(1)
+        .says("\"RUN\" is not possible");
+    world
+        .run(["import", "absent.tar"])
+        .fails_with(1)
+        .says("absent.tar");
+}

@@ -81,7 +81,7 @@ fn holds_again(store: &Store, info: &store::LayerInfo, content: u64) -> Result<b
     };
     let again = store.new_layer()?;
     let dir = LayerDir::open(again.path())?;
-    let options = crate::source::pull::options(store, diff_id);
+    let options = crate::source::pull::options(store, Some(diff_id));
     let unpacked = rootfs::apply::apply_layer(store.blobs().open(&blob.digest)?, &dir, &options);
     Ok(unpacked.is_ok() && usage(&again.path()).is_ok_and(|(_, found)| found == content))
 }

@@ -1,14 +1,17 @@
 //! What one tree has that another has not.
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::Result;
 use crate::diff::is_same_content;
 use crate::meta::{self, Kind, Meta};
+use crate::resolve::Follow;
 use crate::tree::{Dir, Entry, Listed, Tree};
+use crate::{OverlayXattrs, Result, RootPath};
 
 /// How a path of the one tree differs from the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +169,114 @@ fn same_xattrs(dir: &Arc<Dir>, old: &OwnedFd, new: &OwnedFd, name: &CStr) -> Res
     Ok(read(old)? == read(new)?)
 }
 
+/// A file of a layer that the layers above hide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// Absolute, in the tree.
+    pub path: Vec<u8>,
+    pub size: u64,
+    /// The first layer, counted from the lowest, with which it is no longer seen.
+    pub by: usize,
+    /// Whether something else is seen in its place then.
+    pub replaced: bool,
+}
+
+/// Returns for each layer, the lowest first, the files in it that the layers above hide, in the order of their paths.
+///
+/// A file with several names is hidden once all of them are; it is told by the last of them.
+pub fn hidden(layers: &[impl AsRef<Path>], xattrs: OverlayXattrs) -> Result<Vec<Vec<Hidden>>> {
+    let last = Tree::open_layers(layers, xattrs)?;
+    let mut lost: Vec<Vec<Lost>> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let mut files: Vec<Lost> = Vec::new();
+        let mut seen: HashSet<(u64, u64)> = HashSet::new();
+        for_each_file(&Tree::open(layer.as_ref())?, |path, meta| {
+            let id = (meta.device, meta.inode);
+            if meta.kind != Kind::File {
+                return Ok(());
+            }
+            let path = RootPath::new(&path)?;
+            if is_at(&last, &path, id)?.is_none() {
+                seen.insert(id);
+                return Ok(());
+            }
+            let size = meta.size;
+            files.push(Lost {
+                path,
+                id,
+                size,
+                by: None,
+            });
+            Ok(())
+        })?;
+        files.retain(|file| !seen.contains(&file.id));
+        lost.push(files);
+    }
+    // One view at a time is open: there may be more layers than descriptors for all of them.
+    for count in 2..=layers.len() {
+        let view = Tree::open_layers(&layers[..count], xattrs)?;
+        let below = lost[..count - 1].iter_mut().flatten();
+        for file in below.filter(|file| file.by.is_none()) {
+            file.by = is_at(&view, &file.path, file.id)?.map(|replaced| (count - 1, replaced));
+        }
+    }
+    Ok(lost.into_iter().map(last_names).collect())
+}
+
+/// A name of a file that is not seen any more.
+struct Lost {
+    path: RootPath,
+    id: (u64, u64),
+    size: u64,
+    by: Option<(usize, bool)>,
+}
+
+/// Returns `None` where a tree has this very file under a path, else whether it has another one.
+fn is_at(tree: &Tree, path: &RootPath, id: (u64, u64)) -> Result<Option<bool>> {
+    let found = tree.stat(path, Follow::Parents)?;
+    Ok(match found {
+        Some(found) if (found.device, found.inode) == id => None,
+        found => Some(found.is_some()),
+    })
+}
+
+/// Keeps of each file the name that was lost last.
+fn last_names(files: Vec<Lost>) -> Vec<Hidden> {
+    let mut last: BTreeMap<(u64, u64), Hidden> = BTreeMap::new();
+    for file in files {
+        let (by, replaced) = file.by.unwrap_or_default();
+        let hidden = Hidden {
+            path: file.path.as_bytes().to_vec(),
+            size: file.size,
+            by,
+            replaced,
+        };
+        match last.get_mut(&file.id) {
+            Some(known) if (known.by, &known.path) >= (by, &hidden.path) => {}
+            Some(known) => *known = hidden,
+            None => drop(last.insert(file.id, hidden)),
+        }
+    }
+    let mut found: Vec<Hidden> = last.into_values().collect();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+fn for_each_file(tree: &Tree, mut each: impl FnMut(Vec<u8>, Meta) -> Result<()>) -> Result<()> {
+    let mut stack = vec![Arc::clone(tree.root())];
+    while let Some(dir) = stack.pop() {
+        for listed in dir.list()? {
+            let entry = dir.stat_listed(&listed)?;
+            if entry.meta.is_dir() {
+                stack.push(dir.open_dir(&listed.name, &entry)?);
+            } else {
+                each(dir.path_of(&listed.name), entry.meta)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -217,5 +328,49 @@ mod tests {
                 "Added /turned/inside",
             ]
         );
+    }
+
+    #[test]
+    fn hidden_files_are_told_with_what_hides_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let layer = |name: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.join("d")).unwrap();
+            path
+        };
+        let (low, middle, high) = (layer("0"), layer("1"), layer("2"));
+        fs::write(low.join("kept"), "1").unwrap();
+        fs::write(low.join("over"), "22").unwrap();
+        fs::write(low.join("d/gone"), "333").unwrap();
+        fs::hard_link(low.join("d/gone"), low.join("still-here")).unwrap();
+        fs::write(low.join("d/both"), "4444").unwrap();
+        fs::hard_link(low.join("d/both"), low.join("both")).unwrap();
+        fs::write(middle.join("over"), "x").unwrap();
+        fs::write(middle.join("both"), "y").unwrap();
+        // A directory that hides all below it does so without a whiteout, which only root can make.
+        let opaque = rustix::fs::setxattr(
+            high.join("d"),
+            OverlayXattrs::User.opaque(),
+            b"y",
+            rustix::fs::XattrFlags::empty(),
+        );
+        if opaque.is_err() {
+            println!("skipped: no xattrs on this file system");
+            return;
+        }
+        let found = hidden(&[low, middle, high], OverlayXattrs::User).unwrap();
+        let told: Vec<Vec<String>> = found
+            .iter()
+            .map(|layer| {
+                let told = layer.iter().map(|hidden| {
+                    let path = String::from_utf8_lossy(&hidden.path);
+                    let (size, by, replaced) = (hidden.size, hidden.by, hidden.replaced);
+                    format!("{path} {size} by {by} {replaced}")
+                });
+                told.collect()
+            })
+            .collect();
+        let expect: [&[&str]; 3] = [&["/d/both 4 by 2 false", "/over 2 by 1 true"], &[], &[]];
+        assert_eq!(told, expect);
     }
 }

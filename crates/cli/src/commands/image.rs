@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use store::{CollectPolicy, Image, Store, Variants};
 
 use super::build::Build;
+use super::image_content::{DiffOf, Import, TreeOf};
 use super::images::{Images, Remove, find, find_subject};
 use super::inspect::Inspect;
 use crate::arguments::{Global, ProgressMode};
@@ -36,6 +37,9 @@ pub(crate) enum ImageCommand {
     Load(Load),
     Pull(Pull),
     Push(Push),
+    Import(Import),
+    Tree(TreeOf),
+    Diff(DiffOf),
 }
 
 impl ImageCommand {
@@ -56,6 +60,9 @@ impl ImageCommand {
             Self::Load(command) => command.run(global),
             Self::Pull(command) => command.run(global),
             Self::Push(command) => command.run(global),
+            Self::Import(command) => command.run(global),
+            Self::Tree(command) => command.run(global),
+            Self::Diff(command) => command.run(global),
         }
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod container;
 pub(crate) mod history;
 pub(crate) mod image;
+pub(crate) mod image_content;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod run;

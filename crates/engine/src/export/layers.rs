@@ -190,6 +190,11 @@ pub(super) fn measure(
     remember_tar(shared, layer, clamp, &diffed)
 }
 
+/// Returns the digest of the tar of a layer with nothing below.
+pub(crate) fn measure_one(shared: &Shared, layer: &Layer) -> Result<Digest, EngineError> {
+    Ok(measure(shared, &[], layer, None)?.diff_id)
+}
+
 /// Tars with clamped times are not those of the layer's record, and are remembered apart.
 fn clamped_key(layer: &Layer, clamp: i64) -> Vec<u8> {
     format!("{} {clamp}", layer.id().0).into_bytes()

@@ -1,5 +1,7 @@
 //! Images of the store as things of their own: found, pulled, pushed, saved, loaded.
 
+mod compare;
+mod import;
 mod load;
 mod pull;
 mod save;
@@ -10,8 +12,11 @@ use store::{Image, ImageName, Store};
 
 use crate::EngineError;
 
+pub use compare::LayerContent;
+pub use import::ImportRequest;
 pub use load::Loaded;
 pub use pull::Pulled;
+pub use rootfs::compare::{Change, Difference, Hidden};
 pub use stored::Subject;
 
 /// Returns the image of a name or of an id, which may be shortened, and the name if it was one.

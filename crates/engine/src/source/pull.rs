@@ -172,7 +172,7 @@ fn download(
 ) -> Result<Applied, EngineError> {
     let path = layer.path();
     let dir = LayerDir::open(&path)?;
-    let options = options(&shared.store, diff_id);
+    let options = options(&shared.store, Some(diff_id));
     let short = format!("{}", descriptor.digest);
     let blobs = shared.store.blobs();
     if blobs.size(&descriptor.digest) == Some(descriptor.size) {
@@ -239,13 +239,13 @@ fn check_blob(descriptor: &Descriptor, applied: Applied) -> Result<Applied, Engi
 }
 
 /// Returns how layers of images are unpacked into a store.
-pub(crate) fn options(store: &Store, diff_id: &Digest) -> ApplyOptions {
+pub(crate) fn options(store: &Store, diff_id: Option<&Digest>) -> ApplyOptions {
     let xattrs = match store.ids() {
         Ids::Rootful => OverlayXattrs::Trusted,
         Ids::Rootless { .. } => OverlayXattrs::User,
     };
     let mut options = ApplyOptions::new(Form::Overlay(xattrs));
-    options.diff_id = Some(diff_id.clone());
+    options.diff_id = diff_id.cloned();
     if let Ids::Rootless { .. } = store.ids() {
         options.devices = Devices::Skip;
     }
@@ -305,9 +305,9 @@ fn publish(
 }
 
 /// A reader that fails once it is asked to stop.
-struct Stoppable<'a, R> {
-    inner: R,
-    stop: &'a Cancel,
+pub(crate) struct Stoppable<'a, R> {
+    pub(crate) inner: R,
+    pub(crate) stop: &'a Cancel,
 }
 
 impl<R: Read> Read for Stoppable<'_, R> {

@@ -110,6 +110,8 @@ pub(crate) enum Command {
     /// Look after what builds have left
     #[command(subcommand, alias = "buildx")]
     Builder(Box<commands::system::Builder>),
+    /// Serve BuildKit's API, for docker buildx and other clients
+    Serve(commands::serve::Serve),
     /// Show what this is and where it keeps things
     Info(commands::system::Info),
     /// Show the version

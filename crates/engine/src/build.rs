@@ -253,6 +253,7 @@ impl Engine {
             shm_size: request.shm_size,
             build: recorder.id().to_owned(),
             ahead: ahead.cloned(),
+            client: None,
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,
@@ -272,6 +273,7 @@ impl Engine {
                 images: images.clone(),
                 files: http::pin_all(&self.shared, &build.graph, sink)?,
                 contexts: contexts_of(&self.shared, loaded, build, sink)?,
+                directories: BTreeMap::new(),
             };
             let works = plan::plan(&build.graph, &pinned, &context, sink)
                 .map_err(|(id, error)| planning_failure(id, error, loaded, &pinned, build))?;
@@ -357,7 +359,7 @@ fn arguments_of(stages: &dockerfile::Stages) -> BTreeSet<String> {
 }
 
 /// Returns the identifier of the source that stands for an image in a graph.
-fn pinned_name(reference: &str, digest: &Digest) -> String {
+pub(crate) fn pinned_name(reference: &str, digest: &Digest) -> String {
     let pinned = match reference.contains('@') {
         true => reference.to_owned(),
         false => format!("{reference}@{digest}"),

@@ -13,12 +13,14 @@
 mod build;
 mod cancel;
 mod check;
+mod client;
 pub mod container;
 mod context;
 mod driver;
 mod engine;
 mod error;
 mod export;
+mod graphs;
 pub mod history;
 pub mod images;
 mod inspect;
@@ -34,8 +36,13 @@ mod vertex;
 
 pub use build::BuildResult;
 pub use cancel::{Cancel, CancelGuard};
+pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles};
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
+pub use graphs::{
+    ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup, KnownImages,
+    Solved,
+};
 pub use inspect::Inspected;
 pub use keys::KeyPart;
 pub use request::{

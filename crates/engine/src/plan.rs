@@ -27,6 +27,8 @@ pub(crate) struct Pinned {
     pub(crate) files: BTreeMap<VertexId, HttpFile>,
     /// Local directories by name.
     pub(crate) contexts: BTreeMap<String, Arc<ContextTree>>,
+    /// Local directories by vertex, where one name may stand for several selections.
+    pub(crate) directories: BTreeMap<VertexId, Arc<ContextTree>>,
 }
 
 /// Makes the vertices of a graph, inputs first.
@@ -133,6 +135,9 @@ fn action_of(vertex: &Vertex, pinned: &Pinned) -> Result<VertexAction, EngineErr
         return Ok(VertexAction::Operation(vertex.op().clone()));
     };
     let missing = || EngineError::Graph(format!("the source {} was not pinned", source.identifier));
+    if let Some(tree) = pinned.directories.get(&vertex.id()) {
+        return Ok(VertexAction::Context(Arc::clone(tree)));
+    }
     if let Some(name) = source.identifier.strip_prefix("local://") {
         let tree = pinned.contexts.get(name).ok_or_else(missing)?;
         return Ok(VertexAction::Context(Arc::clone(tree)));

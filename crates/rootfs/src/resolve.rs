@@ -203,6 +203,21 @@ impl Tree {
         }
     }
 
+    /// Returns the names in a directory with their attributes, sorted by name; `None` where no directory is.
+    pub fn read_dir(&self, path: &RootPath) -> Result<Option<Vec<(Vec<u8>, Meta)>>> {
+        let found = match self.resolve(path, Follow::Last) {
+            Ok(found) if found.is_dir() => found,
+            Ok(_) | Err(Error::NotADirectory { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut entries = Vec::new();
+        for listed in found.dir.list()? {
+            let entry = found.dir.stat_listed(&listed)?;
+            entries.push((listed.name.as_bytes().to_vec(), entry.meta));
+        }
+        Ok(Some(entries))
+    }
+
     /// Makes a directory and all that is missing above it, with symlinks followed inside the tree.
     ///
     /// Directories that exist stay as they are; each new one gets what `new` says. A dangling symlink on the way

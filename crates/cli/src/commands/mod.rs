@@ -10,6 +10,7 @@ pub(crate) mod image_content;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod space;
 pub(crate) mod system;
 pub(crate) mod system_check;

@@ -11,6 +11,7 @@ use sandbox::{Helper, Limits};
 use store::{Ids, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
+use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
 use crate::request::SecretSource;
@@ -109,7 +110,6 @@ impl Shared {
 }
 
 /// What the steps of one build share.
-#[derive(Debug)]
 pub(crate) struct StepContext {
     pub(crate) shared: Arc<Shared>,
     pub(crate) secrets: BTreeMap<String, SecretSource>,
@@ -121,6 +121,8 @@ pub(crate) struct StepContext {
     pub(crate) build: String,
     /// Layers of the image that are written while later steps run.
     pub(crate) ahead: Option<Arc<Ahead>>,
+    /// Who has the secrets and agents that are not here.
+    pub(crate) client: Option<Arc<dyn BuildClient>>,
 }
 
 impl std::ops::Deref for StepContext {
@@ -135,6 +137,36 @@ impl std::ops::Deref for StepContext {
 const MAX_SECRET: u64 = 500 * 1024;
 
 impl StepContext {
+    /// Makes a context in which nothing is given and nothing is allowed.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
+            entitlements: Vec::new(),
+            limits: Limits::default(),
+            shm_size: None,
+            build: String::new(),
+            ahead: None,
+            client: None,
+        }
+    }
+
+    fn client_secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>, EngineError> {
+        let found = match &self.client {
+            Some(client) => client.secret(id)?,
+            None => None,
+        };
+        match found {
+            None if !optional => Err(EngineError::Request(format!("secret {id}: not found"))),
+            Some(value) if value.len() as u64 > MAX_SECRET => Err(EngineError::Request(format!(
+                "secret {id} has {} bytes; {MAX_SECRET} are possible",
+                value.len()
+            ))),
+            found => Ok(found),
+        }
+    }
+
     /// Returns a secret's value; `None` where it is not given and need not be.
     pub(crate) fn secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>, EngineError> {
         let value = match self.secrets.get(id) {
@@ -161,6 +193,10 @@ impl StepContext {
                     }
                 }
             }
+            None if self.client.is_some() => match self.client_secret(id, optional)? {
+                Some(value) => value,
+                None => return Ok(None),
+            },
             None if optional => return Ok(None),
             None => {
                 return Err(EngineError::Request(format!(

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use llb::SecretFile;
 
 use crate::EngineError;
+use crate::client::AgentAddress;
 use crate::step::StepContext;
 
 /// A socket that passes everything on to an agent, for one step.
-#[derive(Debug)]
 pub(crate) struct AgentSocket {
     folder: tempfile::TempDir,
+    /// What leads to the agent, where that is a client's.
+    _client: Option<AgentAddress>,
 }
 
 impl AgentSocket {
@@ -25,7 +27,12 @@ impl AgentSocket {
             "" => "default",
             id => id,
         };
-        let Some(agent) = context.ssh.get(id) else {
+        let client = match &context.client {
+            Some(client) => client.agent(id)?,
+            None => None,
+        };
+        let given = client.as_ref().map(|agent| vec![agent.socket.clone()]);
+        let Some(agent) = given.as_ref().or_else(|| context.ssh.get(id)) else {
             return match file.optional {
                 true => Ok(None),
                 false => Err(EngineError::Request(format!(
@@ -52,7 +59,10 @@ impl AgentSocket {
             .name("ssh-agent".to_owned())
             .spawn(move || serve(&listener, &agent))
             .map_err(|source| EngineError::Thread { source })?;
-        Ok(Some(Self { folder }))
+        Ok(Some(Self {
+            folder,
+            _client: client,
+        }))
     }
 
     /// Returns the socket.

@@ -1,0 +1,150 @@
+//! `buildkitd.toml`: the keys of it that mean something here.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use crate::error::ServeError;
+
+/// What a configuration file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen (`[grpc] address`).
+    pub addresses: Vec<String>,
+    /// What clients may ask for (`insecure-entitlements`).
+    pub entitlements: Vec<String>,
+    /// The state directory.
+    pub root: Option<String>,
+    /// Steps at once (`[worker.oci] max-parallelism`).
+    pub max_parallelism: Option<usize>,
+    /// What is not understood, or means nothing here.
+    pub warnings: Vec<Warning>,
+}
+
+/// A key that was passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    pub key: String,
+}
+
+impl Config {
+    /// Reads a file. The tables `registry` are the registry client's, and are only passed over here.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ServeError> {
+        let invalid = |reason: String| ServeError::Config {
+            path: path.to_owned(),
+            reason,
+        };
+        let file: Table = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let mut config = Self::default();
+        for (key, value) in &file {
+            match (key.as_str(), value) {
+                ("registry", Value::Table(_)) | ("debug" | "trace", Value::Boolean(_)) => {}
+                ("root", Value::String(root)) => config.root = Some(root.clone()),
+                ("insecure-entitlements", value) => {
+                    config.entitlements = texts(value)
+                        .ok_or_else(|| invalid(format!("{key} is no list of names")))?;
+                }
+                ("grpc", Value::Table(grpc)) => {
+                    for (inner, value) in grpc {
+                        match inner.as_str() {
+                            "address" => {
+                                config.addresses = texts(value).ok_or_else(|| {
+                                    invalid("grpc.address is no list of addresses".to_owned())
+                                })?;
+                            }
+                            inner => config.warn(format!("grpc.{inner}")),
+                        }
+                    }
+                }
+                ("worker", Value::Table(workers)) => config.read_workers(workers, &invalid)?,
+                (key, _) => config.warn(key.to_owned()),
+            }
+        }
+        Ok(config)
+    }
+
+    fn read_workers(
+        &mut self,
+        workers: &Table,
+        invalid: &dyn Fn(String) -> ServeError,
+    ) -> Result<(), ServeError> {
+        for (name, worker) in workers {
+            let (Value::Table(worker), "oci") = (worker, name.as_str()) else {
+                self.warn(format!("worker.{name}"));
+                continue;
+            };
+            for (key, value) in worker {
+                match (key.as_str(), value) {
+                    ("max-parallelism", Value::Integer(number)) => {
+                        let number = usize::try_from(*number).map_err(|_| {
+                            invalid("worker.oci.max-parallelism is negative".to_owned())
+                        })?;
+                        self.max_parallelism = (number > 0).then_some(number);
+                    }
+                    ("enabled", Value::Boolean(true)) => {}
+                    (key, _) => self.warn(format!("worker.oci.{key}")),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, key: String) {
+        self.warnings.push(Warning { key });
+    }
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let list = value.as_array()?.iter();
+    list.map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_keys_are_read_and_others_named() {
+        let text = r#"
+            debug = true
+            insecure-entitlements = ["network.host"]
+            other = 1
+            [grpc]
+            address = ["unix:///run/x.sock"]
+            uid = 0
+            [worker.oci]
+            max-parallelism = 3
+            gc = true
+            [worker.containerd]
+            enabled = false
+            [registry."docker.io"]
+            mirrors = ["localhost:5000"]
+        "#;
+        let config = Config::parse(Path::new("x.toml"), text).unwrap();
+        assert_eq!(config.entitlements, ["network.host"]);
+        assert_eq!(config.addresses, ["unix:///run/x.sock"]);
+        assert_eq!(config.max_parallelism, Some(3));
+        let mut keys: Vec<&str> = config
+            .warnings
+            .iter()
+            .map(|warning| warning.key.as_str())
+            .collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            ["grpc.uid", "other", "worker.containerd", "worker.oci.gc"]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_an_error() {
+        for text in [
+            "insecure-entitlements = 1",
+            "[grpc]\naddress = \"x\"",
+            "[worker.oci]\nmax-parallelism = -1",
+            "= x",
+        ] {
+            assert!(Config::parse(Path::new("x.toml"), text).is_err(), "{text}");
+        }
+    }
+}

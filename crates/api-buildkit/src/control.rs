@@ -1,0 +1,403 @@
+//! Control: the calls a client begins with.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
+use bollard_buildkit_proto::moby::buildkit::v1::control_server::Control;
+use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
+use bollard_buildkit_proto::pb;
+use engine::{Cancel, Engine};
+use oci::Platform;
+use progress::{Outcome, Sink, Vertex, system_clock};
+use store::{CollectPolicy, Item, ItemKind, Usage};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::build::{Build, FrontendRequest, FrontendResult};
+use crate::client::SessionClient;
+use crate::error::Failure;
+use crate::export;
+use crate::gateway::{Gateway, blocking, seconds};
+use crate::jobs::{JobGuard, JobReceiver, Jobs};
+use crate::session::Sessions;
+
+/// What all calls share.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) gateway: Arc<Gateway>,
+    /// What clients may ask for.
+    pub(crate) entitlements: Vec<String>,
+    /// Where directories of clients are kept.
+    pub(crate) folder: PathBuf,
+    /// Asks all builds to stop.
+    pub(crate) stop: Cancel,
+}
+
+/// The service; its clones are one.
+#[derive(Clone)]
+pub(crate) struct ControlService(pub(crate) Arc<Shared>);
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Asks a build to stop when the call it belongs to ends.
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn disk_usage(
+        &self,
+        request: Request<pbc::DiskUsageRequest>,
+    ) -> Result<Response<pbc::DiskUsageResponse>, Status> {
+        let asked = request.into_inner();
+        refuse_filters(&asked.filter)?;
+        let engine = self.0.engine.clone();
+        let record = blocking(move || records(&engine)).await?;
+        Ok(Response::new(pbc::DiskUsageResponse { record }))
+    }
+
+    type PruneStream = Answers<pbc::UsageRecord>;
+
+    async fn prune(
+        &self,
+        request: Request<pbc::PruneRequest>,
+    ) -> Result<Response<Self::PruneStream>, Status> {
+        let asked = request.into_inner();
+        refuse_filters(&asked.filter)?;
+        let engine = self.0.engine.clone();
+        let gone = blocking(move || prune(&engine, &asked)).await?;
+        let answers = gone.into_iter().map(Ok);
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
+    }
+
+    async fn solve(
+        &self,
+        request: Request<pbc::SolveRequest>,
+    ) -> Result<Response<pbc::SolveResponse>, Status> {
+        let asked = request.into_inner();
+        let guard = self.0.jobs.begin(&asked.r#ref)?;
+        let response = self.0.solve(asked, &guard).await?;
+        Ok(Response::new(pbc::SolveResponse {
+            exporter_response: response.into_iter().collect(),
+        }))
+    }
+
+    type StatusStream = Answers<pbc::StatusResponse>;
+
+    async fn status(
+        &self,
+        request: Request<pbc::StatusRequest>,
+    ) -> Result<Response<Self::StatusStream>, Status> {
+        let job = self.0.jobs.get(&request.into_inner().r#ref).await?;
+        let (listener, answers) = mpsc::channel(8);
+        tokio::spawn(job.follow(listener));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    type SessionStream = Answers<pbc::BytesMessage>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pbc::BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let metadata = request.metadata().clone();
+        let back = self
+            .0
+            .sessions
+            .open(&metadata, request.into_inner())
+            .await?;
+        Ok(Response::new(Box::pin(back)))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<pbc::ListWorkersRequest>,
+    ) -> Result<Response<pbc::ListWorkersResponse>, Status> {
+        refuse_filters(&request.into_inner().filter)?;
+        Ok(Response::new(pbc::ListWorkersResponse {
+            record: vec![worker_record(&self.0.engine)],
+        }))
+    }
+
+    async fn info(
+        &self,
+        _request: Request<pbc::InfoRequest>,
+    ) -> Result<Response<pbc::InfoResponse>, Status> {
+        Ok(Response::new(pbc::InfoResponse {
+            buildkit_version: Some(version()),
+        }))
+    }
+
+    type ListenBuildHistoryStream = Answers<pbc::BuildHistoryEvent>;
+
+    async fn listen_build_history(
+        &self,
+        _request: Request<pbc::BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        Err(Failure::unsupported("the build history").into())
+    }
+
+    async fn update_build_history(
+        &self,
+        _request: Request<pbc::UpdateBuildHistoryRequest>,
+    ) -> Result<Response<pbc::UpdateBuildHistoryResponse>, Status> {
+        Err(Failure::unsupported("the build history").into())
+    }
+}
+
+impl Shared {
+    /// Carries out a build, from its frontend to its exporters.
+    async fn solve(
+        &self,
+        mut asked: pbc::SolveRequest,
+        guard: &JobGuard,
+    ) -> Result<export::Response, Failure> {
+        if asked.exporters.is_empty() && !asked.exporter_deprecated.is_empty() {
+            asked.exporters.push(pbc::Exporter {
+                r#type: std::mem::take(&mut asked.exporter_deprecated),
+                attrs: std::mem::take(&mut asked.exporter_attrs_deprecated),
+            });
+        }
+        self.refuse_what_is_not_there(&asked)?;
+        let session = self.sessions.get(&asked.session).await?;
+        let client = SessionClient {
+            runtime: tokio::runtime::Handle::current(),
+            sessions: Arc::clone(&self.sessions),
+            session: Arc::clone(&session),
+            folder: self.folder.clone(),
+            secrets: Arc::default(),
+            local_sessions: Arc::new(Mutex::default()),
+        };
+        let sink = Sink::new(JobReceiver(Arc::clone(guard.job())), system_clock);
+        let build = Arc::new(Build::new(
+            self.engine.clone(),
+            client,
+            sink,
+            Arc::clone(guard.job()),
+            asked.entitlements.clone(),
+            sorted(asked.frontend_inputs.clone()),
+        ));
+        let _cancel = CancelOnDrop(build.cancel.clone());
+        let stopping = {
+            let cancel = build.cancel.clone();
+            self.stop.on_request(move || cancel.request())
+        };
+        show_imports(&build, &asked);
+        let work = self.carry_out(asked, Arc::clone(&build));
+        let result = tokio::select! {
+            result = work => result,
+            () = session.closed() => {
+                Err(Failure::new(Code::Cancelled, "the client's session has ended"))
+            }
+        };
+        drop(stopping);
+        result
+    }
+
+    async fn carry_out(
+        &self,
+        asked: pbc::SolveRequest,
+        build: Arc<Build>,
+    ) -> Result<export::Response, Failure> {
+        let epoch = asked
+            .frontend_attrs
+            .get("build-arg:SOURCE_DATE_EPOCH")
+            .filter(|epoch| !epoch.is_empty() && epoch.bytes().all(|byte| byte.is_ascii_digit()))
+            .cloned();
+        let result = if asked.frontend.is_empty() && asked.definition.is_none() {
+            let _reachable = self.gateway.register(&asked.r#ref, Arc::clone(&build));
+            returned(&build).await?
+        } else {
+            let build = Arc::clone(&build);
+            let request = FrontendRequest {
+                definition: asked.definition,
+                frontend: asked.frontend,
+                attrs: sorted(asked.frontend_attrs),
+                inputs: sorted(asked.frontend_inputs),
+                evaluate: false,
+            };
+            blocking(move || build.solve(request)).await?
+        };
+        let exporters = asked.exporters;
+        blocking(move || export::export(&build, &result, &exporters, epoch.as_deref())).await
+    }
+
+    fn refuse_what_is_not_there(&self, asked: &pbc::SolveRequest) -> Result<(), Failure> {
+        for name in &asked.entitlements {
+            match name.as_str() {
+                "network.host" | "security.insecure" => {}
+                other => {
+                    return Err(Failure::unknown(format!("invalid entitlement {other}")));
+                }
+            }
+            if !self.entitlements.contains(name) {
+                return Err(Failure::unknown(format!(
+                    "granting entitlement {name} is not allowed by build daemon configuration: {name} is not allowed"
+                )));
+            }
+        }
+        let exports = asked.cache.iter().flat_map(|cache| &cache.exports);
+        if let Some(export) = exports.into_iter().next() {
+            return Err(Failure::unknown(format!(
+                "unknown cache exporter: {:?}",
+                export.r#type
+            )));
+        }
+        if asked
+            .source_policy
+            .as_ref()
+            .is_some_and(|policy| !policy.rules.is_empty())
+        {
+            return Err(Failure::unsupported("a source policy"));
+        }
+        for (name, value) in &asked.frontend_attrs {
+            let asked_for = match name.strip_prefix("attest:") {
+                None => continue,
+                // What clients ask for by themselves, where it can be had.
+                Some(_) if value.split(',').any(|part| part == "inline-only=true") => continue,
+                Some(kind) => kind,
+            };
+            if value.split(',').any(|part| part == "disabled=true") {
+                continue;
+            }
+            return Err(Failure::unsupported(format!(
+                "the attestation {asked_for:?}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Waits for what the client's own frontend comes to.
+async fn returned(build: &Build) -> Result<FrontendResult, Failure> {
+    let mut returned = build.returned.subscribe();
+    let result = returned
+        .wait_for(Option::is_some)
+        .await
+        .map_err(|_| Failure::new(Code::Cancelled, "context canceled"))?
+        .clone();
+    result.unwrap_or_else(|| Err(Failure::new(Code::Cancelled, "context canceled")))
+}
+
+/// Says of caches that they are not used, which fails no build.
+fn show_imports(build: &Build, asked: &pbc::SolveRequest) {
+    for import in asked.cache.iter().flat_map(|cache| &cache.imports) {
+        let name = import.attrs.get("ref").or_else(|| import.attrs.get("src"));
+        let name = name.unwrap_or(&import.r#type);
+        let vertex = Vertex::named(format!("importing cache manifest from {name}"));
+        build.sink.vertex(vertex).start().complete(Outcome::Failed {
+            error: format!("caches of the type {:?} are not supported", import.r#type),
+        });
+    }
+}
+
+fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
+    map.into_iter().collect()
+}
+
+fn refuse_filters(filters: &[String]) -> Result<(), Status> {
+    match filters.iter().find(|filter| !filter.is_empty()) {
+        None => Ok(()),
+        Some(filter) => Err(Failure::unsupported(format!("the filter {filter:?}")).into()),
+    }
+}
+
+fn version() -> BuildkitVersion {
+    BuildkitVersion {
+        package: "lapstrake".to_owned(),
+        version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        revision: String::new(),
+    }
+}
+
+/// Describes the one worker there is.
+pub(crate) fn worker_record(engine: &Engine) -> WorkerRecord {
+    let host = Platform::host();
+    let root = engine.store().root().to_string_lossy().into_owned();
+    let label = |name: &str| format!("org.mobyproject.buildkit.worker.{name}");
+    let hostname = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    WorkerRecord {
+        id: oci::Digest::sha256_of(root.as_bytes()).hex()[..25].to_owned(),
+        labels: HashMap::from([
+            (label("executor"), "oci".to_owned()),
+            (label("snapshotter"), "overlayfs".to_owned()),
+            (label("hostname"), hostname),
+        ]),
+        platforms: vec![pb::Platform {
+            architecture: host.architecture.clone(),
+            os: host.os.clone(),
+            variant: host.variant.clone(),
+            os_version: host.os_version.clone(),
+            os_features: host.os_features.clone(),
+        }],
+        gc_policy: Vec::new(),
+        buildkit_version: Some(version()),
+        cdi_devices: Vec::new(),
+    }
+}
+
+fn usage(engine: &Engine) -> Result<Vec<Usage>, Failure> {
+    engine
+        .store()
+        .usage()
+        .map_err(|error| Failure::unknown(engine::chain(&error)))
+}
+
+fn record(usage: &Usage) -> pbc::UsageRecord {
+    pbc::UsageRecord {
+        id: usage.item.to_string(),
+        mutable: usage.kind == ItemKind::CacheMount,
+        in_use: usage.holder.is_some(),
+        size: usage.bytes as i64,
+        created_at: Some(seconds(usage.created)),
+        last_used_at: Some(seconds(usage.used)),
+        usage_count: 1,
+        description: usage.origin.clone(),
+        record_type: usage.kind.to_string(),
+        ..pbc::UsageRecord::default()
+    }
+}
+
+fn records(engine: &Engine) -> Result<Vec<pbc::UsageRecord>, Failure> {
+    Ok(usage(engine)?.iter().map(record).collect())
+}
+
+fn prune(engine: &Engine, asked: &pbc::PruneRequest) -> Result<Vec<pbc::UsageRecord>, Failure> {
+    let before = usage(engine)?;
+    let bytes = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
+    let kept = |nanoseconds: i64| engine.store().now() - nanoseconds / 1_000_000_000;
+    let limited = asked.max_used_space > 0 || asked.min_free_space > 0 || asked.keep_duration > 0;
+    let policy = CollectPolicy {
+        max_used: match limited {
+            true => bytes(asked.max_used_space),
+            false => Some(0),
+        },
+        reserved: bytes(asked.reserved_space).unwrap_or(0),
+        min_free: bytes(asked.min_free_space),
+        unused_since: (asked.keep_duration > 0).then(|| kept(asked.keep_duration)),
+        dangling_images: asked.all,
+        ..CollectPolicy::default()
+    };
+    engine
+        .store()
+        .collect(&policy)
+        .map_err(|error| Failure::unknown(engine::chain(&error)))?;
+    let left: BTreeSet<Item> = usage(engine)?.into_iter().map(|usage| usage.item).collect();
+    let gone = before.iter().filter(|usage| !left.contains(&usage.item));
+    Ok(gone.map(record).collect())
+}

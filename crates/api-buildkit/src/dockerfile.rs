@@ -1,0 +1,490 @@
+//! The frontend `dockerfile.v0`: from a client's attributes and files to trees.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bollard_buildkit_proto::pb;
+use dockerfile::check::{BaseImage, CheckConfig, CheckOptions, Images, Rule, UnknownImages, check};
+use dockerfile::ignore::{IgnoreFile, Matcher};
+use dockerfile::{Ast, Diagnostic, Stages, detect_syntax};
+use engine::{FoundImage, ImageLookup, KnownImages};
+use frontend::{
+    Answers, ImageRequest, Lowered, Lowering, MainContext, NamedContext, Options, Request,
+    ResolveMode, ResolvedImage, Step,
+};
+use oci::{Platform, Reference};
+use progress::{Event, Outcome, Position, Range, SourceInfo, Vertex, Warning};
+use serde_json::json;
+
+use crate::build::{Build, FrontendResult, Tree, Trees, is_builtin};
+use crate::error::Failure;
+use crate::files::{self, Files};
+use crate::options::{self, Attributes};
+use crate::subrequest;
+
+/// What the frontend works on.
+pub(crate) struct Input {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ignore: IgnoreFile,
+    pub(crate) options: Options,
+    /// In place of the file's own `check` line.
+    pub(crate) check: Option<CheckConfig>,
+}
+
+/// Carries out a request for the frontend. Blocks.
+pub(crate) fn build(
+    build: &Build,
+    attrs: Attributes,
+    inputs: &BTreeMap<String, pb::Definition>,
+) -> Result<FrontendResult, Failure> {
+    refuse_unknown_caps(&attrs)?;
+    let input = load(build, &attrs, inputs)?;
+    refuse_other_frontends(&attrs, &input)?;
+    if let Some(request) = attrs.get("requestid") {
+        return subrequest::answer(build, request, &input);
+    }
+    let wrong = |found: Vec<Diagnostic>| Failure::of_dockerfile(&input.name, &input.bytes, &found);
+    if input.bytes.is_empty() {
+        return Err(Failure::unknown("the Dockerfile cannot be empty"));
+    }
+    let ast = dockerfile::parse(&input.bytes).map_err(wrong)?;
+    let stages = ast.stages().map_err(wrong)?;
+    let mut images = Found::default();
+    let lowered = lower(build, &input, &ast, &stages, &mut images)?;
+    warn(build, &input, &images)?;
+    result_of(lowered, &images.known, input.options.multi_platform)
+}
+
+/// Images by what they were asked for by.
+#[derive(Default)]
+pub(crate) struct Found {
+    images: BTreeMap<(String, String), FoundImage>,
+    known: KnownImages,
+}
+
+fn load(
+    build: &Build,
+    attrs: &Attributes,
+    inputs: &BTreeMap<String, pb::Definition>,
+) -> Result<Input, Failure> {
+    let mut options = options::options(attrs)?;
+    {
+        let mut sessions = build.client.local_sessions();
+        sessions.extend(options::with_prefix(attrs, "local-sessionid:"));
+    }
+    let context_key = attrs.get("contextkey").map_or("context", String::as_str);
+    let local_dockerfile = attrs.get("dockerfilekey");
+    let dockerfile_key = local_dockerfile.map_or("dockerfile", String::as_str);
+    let mut name = attrs
+        .get("filename")
+        .cloned()
+        .unwrap_or_else(|| "Dockerfile".to_owned());
+    let url = attrs.get(context_key).map_or("", String::as_str);
+    let mut remote = None;
+    if let Some(context) = files::remote_context(build, url, &options.build_args)? {
+        if let MainContext::HttpFile { .. } = &context.context {
+            "context".clone_into(&mut name);
+        }
+        options.context = context.context;
+        remote = context.files;
+    } else if let Some(definition) = inputs.get("context") {
+        if !definition.def.is_empty() {
+            return Err(Failure::unsupported("a context that is an input"));
+        }
+    }
+    let files = match (remote, local_dockerfile, inputs.get(dockerfile_key)) {
+        (Some(tree), None, _) => Files::Tree(tree),
+        (_, None, Some(definition)) => match Tree::of_definition(definition.clone())? {
+            Some(tree) => Files::Tree(tree),
+            None => return Err(missing(&name)),
+        },
+        _ => Files::Local(dockerfile_key.to_owned()),
+    };
+    let (bytes, own_ignore) = read_dockerfile(build, &files, &name)?;
+    let ignore = match (own_ignore, &options.context) {
+        (Some(bytes), _) => Some((format!("{name}.dockerignore"), bytes)),
+        (None, MainContext::Local { .. }) => {
+            let shown = "[internal] load .dockerignore";
+            let context = Files::Local("context".to_owned());
+            let found = context.read(build, shown, &[".dockerignore"])?;
+            let bytes = found.into_iter().next().flatten();
+            bytes.map(|bytes| (".dockerignore".to_owned(), bytes))
+        }
+        _ => None,
+    };
+    let ignore = match ignore {
+        Some((name, bytes)) => parse_ignore(&name, &bytes)?,
+        None => IgnoreFile::default(),
+    };
+    if let MainContext::Local { ignore: patterns } = &mut options.context {
+        *patterns = patterns_of(&ignore);
+    }
+    options.filename.clone_from(&name);
+    options.named_contexts = named_contexts(build, attrs)?;
+    let check = match attrs.get("build-arg:BUILDKIT_DOCKERFILE_CHECK") {
+        None => None,
+        Some(text) => Some(CheckConfig::parse(text).map_err(|reason| {
+            Failure::unknown(format!(
+                "failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: {reason}"
+            ))
+        })?),
+    };
+    Ok(Input {
+        name,
+        bytes,
+        ignore,
+        options,
+        check,
+    })
+}
+
+fn missing(name: &str) -> Failure {
+    Failure::unknown(format!(
+        "failed to read dockerfile: open {name}: no such file or directory"
+    ))
+}
+
+/// Reads the Dockerfile and the ignore file beside it.
+fn read_dockerfile(
+    build: &Build,
+    files: &Files,
+    name: &str,
+) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
+    let ignore = format!("{name}.dockerignore");
+    let mut names = vec![name.to_owned(), ignore];
+    let (folder, base) = name
+        .rsplit_once('/')
+        .map_or(("", name), |(folder, base)| (folder, base));
+    if base == "Dockerfile" {
+        // The reference takes a file in lower case too.
+        names.push(match folder {
+            "" => "dockerfile".to_owned(),
+            folder => format!("{folder}/dockerfile"),
+        });
+    }
+    let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut found = files.read(build, &shown_name(name), &wanted)?.into_iter();
+    let (own, ignore, lower) = (
+        found.next().flatten(),
+        found.next().flatten(),
+        found.next().flatten(),
+    );
+    match own.or(lower) {
+        Some(bytes) => Ok((bytes, ignore)),
+        None => Err(missing(name)),
+    }
+}
+
+pub(crate) fn shown_name(name: &str) -> String {
+    format!("[internal] load build definition from {name}")
+}
+
+fn parse_ignore(name: &str, bytes: &[u8]) -> Result<IgnoreFile, Failure> {
+    let invalid = |error| Failure::unknown(format!("failed parsing {name}: {error}"));
+    let file = IgnoreFile::parse(&String::from_utf8_lossy(bytes)).map_err(invalid)?;
+    Matcher::new(patterns_of(&file)).map_err(invalid)?;
+    Ok(file)
+}
+
+fn patterns_of(file: &IgnoreFile) -> Vec<String> {
+    file.lines.iter().map(|line| line.pattern.clone()).collect()
+}
+
+fn named_contexts(
+    build: &Build,
+    attrs: &Attributes,
+) -> Result<BTreeMap<String, NamedContext>, Failure> {
+    let mut named = BTreeMap::new();
+    for (name, value) in options::with_prefix(attrs, "context:") {
+        let invalid = || Failure::unknown(format!("invalid context specifier {value} for {name}"));
+        let (scheme, rest) = value.split_once(':').ok_or_else(invalid)?;
+        let context = match scheme {
+            "docker-image" => NamedContext::Image(rest.trim_start_matches("//").to_owned()),
+            "local" => {
+                let shown = format!("[context {name}] load .dockerignore");
+                let local = Files::Local(rest.to_owned());
+                let found = local.read(build, &shown, &[".dockerignore"])?;
+                let ignore = match found.into_iter().next().flatten() {
+                    Some(bytes) => patterns_of(&parse_ignore(".dockerignore", &bytes)?),
+                    None => Vec::new(),
+                };
+                NamedContext::Local {
+                    name: rest.to_owned(),
+                    ignore,
+                }
+            }
+            "git" | "http" | "https" | "ssh" => NamedContext::Url(value.clone()),
+            _ if scheme.starts_with("git@") => NamedContext::Url(value.clone()),
+            _ => {
+                return Err(Failure::unknown(format!(
+                    "unsupported context source {scheme} for {name}"
+                )));
+            }
+        };
+        named.insert(name, context);
+    }
+    Ok(named)
+}
+
+/// What a client says it needs of a frontend.
+fn refuse_unknown_caps(attrs: &Attributes) -> Result<(), Failure> {
+    let wanted = attrs.get("frontend.caps").map_or("", String::as_str);
+    for cap in wanted.split(',').filter(|cap| !cap.is_empty()) {
+        let known = matches!(
+            cap,
+            "moby.buildkit.frontend.inputs"
+                | "moby.buildkit.frontend.subrequests"
+                | "moby.buildkit.frontend.contexts"
+                | "moby.buildkit.frontend.gitquerystring"
+        );
+        if !known {
+            return Err(Failure::new(
+                tonic::Code::Unimplemented,
+                format!("unsupported frontend capability {cap}"),
+            )
+            .with_detail("errdefs.FrontendCap+json", json!({"name": cap})));
+        }
+    }
+    Ok(())
+}
+
+/// A `# syntax` line is followed where it names what is built in.
+fn refuse_other_frontends(attrs: &Attributes, input: &Input) -> Result<(), Failure> {
+    let refuse = |source: &str| match is_builtin(source) {
+        true => Ok(()),
+        false => Err(Failure::unsupported(format!(
+            "the frontend image {source:?}"
+        ))),
+    };
+    if let Some(command) = attrs.get("build-arg:BUILDKIT_SYNTAX") {
+        return refuse(command.split_whitespace().next().unwrap_or_default());
+    }
+    match detect_syntax(&input.bytes) {
+        Some(syntax) => refuse(syntax.first_word()),
+        None => Ok(()),
+    }
+}
+
+/// Lowers the Dockerfile; images are looked for all at once.
+fn lower(
+    build: &Build,
+    input: &Input,
+    ast: &Ast,
+    stages: &Stages,
+    images: &mut Found,
+) -> Result<Lowered, Failure> {
+    let wrong = |found: Vec<Diagnostic>| Failure::of_dockerfile(&input.name, &input.bytes, &found);
+    let mut lowering = Lowering::new(ast, stages, &input.options);
+    let mut answers = Answers::default();
+    loop {
+        let requests = match lowering.step(&answers).map_err(wrong)? {
+            Step::Done(lowered) => return Ok(*lowered),
+            Step::Resolve(requests) => requests,
+        };
+        let mut asked = Vec::new();
+        for request in requests {
+            match request {
+                Request::Image(image) => asked.push(image),
+                Request::SourceTime(source) => {
+                    answers.source_times.insert(source, Ok(None));
+                }
+            }
+        }
+        let found: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = asked
+                .into_iter()
+                .map(|image| {
+                    scope.spawn(move || {
+                        let found = find(build, &image);
+                        (image, found)
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("resolving does not panic"))
+                .collect()
+        });
+        for (asked, found) in found {
+            let answer = found.map(|image| {
+                images
+                    .known
+                    .insert(&asked.reference, &asked.platform, &image);
+                let resolved = ResolvedImage {
+                    reference: None,
+                    digest: Some(image.digest.clone()),
+                    config: (*image.config).clone(),
+                };
+                let platform = asked.platform.normalized().to_string();
+                images
+                    .images
+                    .insert((asked.reference.clone(), platform), image);
+                resolved
+            });
+            answers.images.insert(asked, answer);
+        }
+    }
+}
+
+fn find(build: &Build, asked: &ImageRequest) -> Result<FoundImage, String> {
+    let running = build.sink.vertex(Vertex::named(asked.name.clone())).start();
+    let lookup = match asked.mode {
+        ResolveMode::Default => ImageLookup::RegistryFirst,
+        ResolveMode::Pull => ImageLookup::Registry,
+        ResolveMode::Local => ImageLookup::StoreFirst,
+    };
+    let found = Reference::parse_normalized(&asked.reference)
+        .map_err(|error| error.to_string())
+        .and_then(|reference| {
+            build
+                .engine
+                .find(&reference, &asked.platform, lookup)
+                .map_err(|error| engine::chain(&error))
+        });
+    running.complete(match &found {
+        Ok(_) => Outcome::Done,
+        Err(error) => Outcome::Failed {
+            error: error.clone(),
+        },
+    });
+    found
+}
+
+/// Images for the check: those the build has asked about.
+impl Images for Found {
+    fn image(&self, name: &str, platform: &Platform) -> Result<BaseImage, String> {
+        let key = (name.to_owned(), platform.normalized().to_string());
+        let Some(image) = self.images.get(&key) else {
+            return UnknownImages.image(name, platform);
+        };
+        Ok(BaseImage {
+            env: image.config.config.env.clone(),
+            working_dir: image.config.config.working_dir.clone(),
+            has_shell: !image.config.config.shell.is_empty(),
+            onbuild: image.config.config.on_build.clone(),
+            platform: Some(image.platform.clone()),
+        })
+    }
+}
+
+impl Input {
+    pub(crate) fn check_options<'a>(
+        &'a self,
+        images: &'a dyn Images,
+        host: &'a Platform,
+        target: Option<&'a str>,
+    ) -> CheckOptions<'a> {
+        CheckOptions {
+            build_args: &self.options.build_args,
+            target,
+            config: self.check.as_ref(),
+            build_platform: host,
+            target_platform: self.options.platforms.first(),
+            images,
+            ignore: Some(&self.ignore),
+        }
+    }
+}
+
+/// Tells the findings of the check about the stages that are built.
+fn warn(build: &Build, input: &Input, images: &Found) -> Result<(), Failure> {
+    let host = Platform::host();
+    let target = input.options.target.as_deref().unwrap_or("");
+    let report = check(
+        &input.bytes,
+        &input.check_options(images, &host, Some(target)),
+    );
+    let source = Arc::new(SourceInfo {
+        filename: input.name.clone(),
+        data: input.bytes.clone(),
+        language: "Dockerfile".to_owned(),
+    });
+    let vertex = Vertex::named(shown_name(&input.name)).digest;
+    for warning in &report.warnings {
+        let rule = Rule::from_name(warning.code);
+        let line = warning.lines.first().map_or(0, |lines| lines.first);
+        let mut short = format!("{}: {}", warning.code, warning.full_message());
+        if line > 0 {
+            short.push_str(&format!(" (line {line})"));
+        }
+        build.sink.send(Event::Warning(Warning {
+            vertex: vertex.clone(),
+            level: 1,
+            short,
+            detail: vec![rule.map(Rule::description).unwrap_or_default().to_owned()],
+            url: rule.map(Rule::url).unwrap_or_default(),
+            source: Some(Arc::clone(&source)),
+            ranges: warning.lines.iter().map(range).collect(),
+        }));
+    }
+    match report.error {
+        Some(error) if !report.warnings.is_empty() => {
+            let failure = Failure::unknown(error.message.clone());
+            let ranges: Vec<llb::Range> = error
+                .lines
+                .iter()
+                .map(|lines| llb::Range::lines(lines.first as u32, lines.last as u32))
+                .collect();
+            Err(match ranges.is_empty() {
+                true => failure,
+                false => failure.with_source(&input.name, "Dockerfile", &input.bytes, &ranges),
+            })
+        }
+        // Whatever else is wrong, the lowering has said it already.
+        _ => Ok(()),
+    }
+}
+
+fn range(lines: &dockerfile::Lines) -> Range {
+    let at = |line: usize| Position {
+        line: line as u32,
+        character: 0,
+    };
+    Range {
+        start: at(lines.first),
+        end: at(lines.last),
+    }
+}
+
+fn result_of(
+    lowered: Lowered,
+    known: &KnownImages,
+    multi_platform: bool,
+) -> Result<FrontendResult, Failure> {
+    let multi_platform = multi_platform || lowered.multi_platform;
+    let mut metadata = BTreeMap::new();
+    let mut platforms = Vec::new();
+    let mut trees = Vec::new();
+    for built in lowered.builds {
+        let platform = built.platform.normalized();
+        let id = platform.full();
+        let key = |name: &str| match multi_platform {
+            true => format!("{name}/{id}"),
+            false => name.to_owned(),
+        };
+        let config = oci::json::compact(&built.config)
+            .map_err(|error| Failure::unknown(format!("invalid image config: {error}")))?;
+        metadata.insert(key("containerimage.config"), config);
+        if let Some(base) = &built.base_config {
+            let base = oci::json::compact(base)
+                .map_err(|error| Failure::unknown(format!("invalid image config: {error}")))?;
+            metadata.insert(key("containerimage.base.config"), base);
+        }
+        if let Some(epoch) = built.epoch {
+            metadata.insert(key("source.date.epoch"), epoch.to_string().into_bytes());
+        }
+        platforms.push(json!({"ID": id, "Platform": platform}));
+        trees.push((id, Tree::of_graph(built.graph, known.clone())?));
+    }
+    let platforms = json!({"Platforms": platforms});
+    metadata.insert(
+        "refs.platforms".to_owned(),
+        platforms.to_string().into_bytes(),
+    );
+    let trees = match multi_platform {
+        true => Trees::ByPlatform(trees),
+        false => Trees::One(trees.into_iter().next().and_then(|(_, tree)| tree)),
+    };
+    Ok(FrontendResult { trees, metadata })
+}

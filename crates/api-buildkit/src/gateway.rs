@@ -1,0 +1,481 @@
+//! LLBBridge: what a client's own frontend asks of the build it belongs to.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{self as pbf, result};
+use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
+use bollard_buildkit_proto::pb;
+use engine::{FoundImage, ImageLookup};
+use oci::{Platform, Reference};
+use progress::{Outcome, Vertex};
+use tokio::sync::Notify;
+use tokio_stream::Stream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::build::{Build, FrontendRequest, FrontendResult, Tree, Trees};
+use crate::caps;
+use crate::control::worker_record;
+use crate::error::Failure;
+use crate::files;
+
+/// How long a call waits for the build it names.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The builds whose frontends run at their clients.
+#[derive(Default)]
+pub(crate) struct Gateway {
+    builds: Mutex<HashMap<String, Arc<Build>>>,
+    changed: Notify,
+}
+
+/// Takes the build away when it ends.
+pub(crate) struct GatewayGuard {
+    gateway: Arc<Gateway>,
+    id: String,
+}
+
+impl Drop for GatewayGuard {
+    fn drop(&mut self) {
+        self.gateway.table().remove(&self.id);
+    }
+}
+
+impl Gateway {
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Build>>> {
+        self.builds
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Lets the client's calls reach a build.
+    pub(crate) fn register(self: &Arc<Self>, id: &str, build: Arc<Build>) -> GatewayGuard {
+        self.table().insert(id.to_owned(), build);
+        self.changed.notify_waiters();
+        GatewayGuard {
+            gateway: Arc::clone(self),
+            id: id.to_owned(),
+        }
+    }
+
+    async fn build_of<T>(&self, request: &Request<T>) -> Result<Arc<Build>, Status> {
+        let id = request.metadata().get("buildkit-controlapi-buildid");
+        let id = id
+            .and_then(|id| id.to_str().ok())
+            .ok_or_else(|| Status::unknown("no buildid found in context"))?;
+        let found = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(build) = self.table().get(id) {
+                    return Arc::clone(build);
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, found)
+            .await
+            .map_err(|_| Status::not_found(format!("no such job {id}")))
+    }
+}
+
+/// Runs what blocks.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(
+            Code::Internal,
+            format!("internal error: {error}"),
+        )),
+    }
+}
+
+pub(crate) fn platform_of(platform: Option<&pb::Platform>) -> Platform {
+    match platform {
+        None => Platform::host(),
+        Some(platform) => Platform {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: platform.variant.clone(),
+            os_version: platform.os_version.clone(),
+            os_features: platform.os_features.clone(),
+        },
+    }
+}
+
+/// Finds an image and shows it as a vertex of the build. Blocks.
+fn find_image(
+    build: &Build,
+    name: &str,
+    platform: &Platform,
+    mode: &str,
+    shown: &str,
+) -> Result<(Reference, FoundImage), Failure> {
+    let reference = Reference::parse_normalized(name)
+        .map_err(|error| Failure::unknown(format!("failed to parse {name}: {error}")))?
+        .or_latest();
+    let shown = match shown {
+        "" => format!("resolve image config for {reference}"),
+        shown => shown.to_owned(),
+    };
+    let running = build.sink.vertex(Vertex::named(shown)).start();
+    let found = build
+        .engine
+        .find(&reference, platform, ImageLookup::from_mode(mode));
+    match found {
+        Ok(image) => {
+            running.complete(Outcome::Done);
+            Ok((reference, image))
+        }
+        Err(error) => {
+            running.complete(Outcome::Failed {
+                error: engine::chain(&error),
+            });
+            Err(error.into())
+        }
+    }
+}
+
+fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
+    map.into_iter().collect()
+}
+
+fn to_wire(build: &Build, result: &FrontendResult, with_definitions: bool) -> pbf::Result {
+    let named = |tree: &Option<Arc<Tree>>| match tree {
+        None => pbf::Ref::default(),
+        Some(tree) => pbf::Ref {
+            id: build.register(tree),
+            def: Some(tree.definition.clone()),
+        },
+    };
+    let trees = match (&result.trees, with_definitions) {
+        (Trees::One(tree), true) => result::Result::Ref(named(tree)),
+        (Trees::One(tree), false) => result::Result::RefDeprecated(named(tree).id),
+        (Trees::ByPlatform(trees), true) => result::Result::Refs(pbf::RefMap {
+            refs: trees
+                .iter()
+                .map(|(id, tree)| (id.clone(), named(tree)))
+                .collect(),
+        }),
+        (Trees::ByPlatform(trees), false) => {
+            result::Result::RefsDeprecated(pbf::RefMapDeprecated {
+                refs: trees
+                    .iter()
+                    .map(|(id, tree)| (id.clone(), named(tree).id))
+                    .collect(),
+            })
+        }
+    };
+    pbf::Result {
+        metadata: result.metadata.clone().into_iter().collect(),
+        attestations: HashMap::new(),
+        result: Some(trees),
+    }
+}
+
+fn from_wire(build: &Build, result: pbf::Result) -> Result<FrontendResult, Failure> {
+    let trees = match result.result {
+        None => Trees::One(None),
+        Some(result::Result::RefDeprecated(id)) => Trees::One(build.tree(&id)?),
+        Some(result::Result::Ref(named)) => Trees::One(build.tree(&named.id)?),
+        Some(result::Result::RefsDeprecated(map)) => Trees::ByPlatform(
+            sorted(map.refs)
+                .into_iter()
+                .map(|(platform, id)| Ok((platform, build.tree(&id)?)))
+                .collect::<Result<_, Failure>>()?,
+        ),
+        Some(result::Result::Refs(map)) => Trees::ByPlatform(
+            sorted(map.refs)
+                .into_iter()
+                .map(|(platform, named)| Ok((platform, build.tree(&named.id)?)))
+                .collect::<Result<_, Failure>>()?,
+        ),
+    };
+    if result
+        .attestations
+        .values()
+        .any(|list| !list.attestation.is_empty())
+    {
+        return Err(Failure::unsupported("an attestation made by a client"));
+    }
+    Ok(FrontendResult {
+        trees,
+        metadata: sorted(result.metadata),
+    })
+}
+
+fn existing(build: &Build, id: &str) -> Result<Arc<Tree>, Failure> {
+    build
+        .tree(id)?
+        .ok_or_else(|| Failure::unknown(format!("empty ref: {id}")))
+}
+
+/// The service; its clones share the builds.
+#[derive(Clone)]
+pub(crate) struct GatewayService(pub(crate) Arc<Gateway>);
+
+#[tonic::async_trait]
+impl LlbBridge for GatewayService {
+    async fn resolve_image_config(
+        &self,
+        request: Request<pbf::ResolveImageConfigRequest>,
+    ) -> Result<Response<pbf::ResolveImageConfigResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        if asked.resolver_type != 0 {
+            return Err(Failure::unsupported("resolving an image of an OCI layout").into());
+        }
+        let answer = blocking(move || {
+            let platform = platform_of(asked.platform.as_ref());
+            let mode = &asked.resolve_mode;
+            let (reference, image) =
+                find_image(&build, &asked.r#ref, &platform, mode, &asked.log_name)?;
+            Ok(pbf::ResolveImageConfigResponse {
+                digest: image.digest.to_string(),
+                config: image.raw_config,
+                r#ref: reference.to_string(),
+            })
+        });
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<pbf::ResolveSourceMetaRequest>,
+    ) -> Result<Response<pbf::ResolveSourceMetaResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let Some(source) = asked.source else {
+            return Err(Status::invalid_argument("source is required"));
+        };
+        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            let what = format!("the metadata of the source {}", source.identifier);
+            return Err(Failure::unsupported(what).into());
+        };
+        let name = name.to_owned();
+        let no_config = asked.image.as_ref().is_some_and(|image| image.no_config);
+        let answer = blocking(move || {
+            let platform = platform_of(asked.platform.as_ref());
+            let mode = &asked.resolve_mode;
+            let (_, image) = find_image(&build, &name, &platform, mode, &asked.log_name)?;
+            Ok(pbf::ResolveSourceMetaResponse {
+                source: Some(source),
+                image: Some(pbf::ResolveSourceImageResponse {
+                    digest: image.digest.to_string(),
+                    config: match no_config {
+                        true => Vec::new(),
+                        false => image.raw_config,
+                    },
+                    attestation_chain: None,
+                }),
+                git: None,
+                http: None,
+            })
+        });
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn solve(
+        &self,
+        request: Request<pbf::SolveRequest>,
+    ) -> Result<Response<pbf::SolveResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let (map_allowed, with_definitions) =
+            (asked.allow_result_return, asked.allow_result_array_ref);
+        let answer = blocking(move || {
+            let result = build.solve(FrontendRequest {
+                definition: asked.definition,
+                frontend: asked.frontend,
+                attrs: sorted(asked.frontend_opt),
+                inputs: sorted(asked.frontend_inputs),
+                evaluate: asked.evaluate,
+            })?;
+            let result = to_wire(&build, &result, with_definitions);
+            let single = match &result.result {
+                Some(result::Result::RefDeprecated(id)) => id.clone(),
+                Some(result::Result::Ref(named)) => named.id.clone(),
+                _ => String::new(),
+            };
+            Ok(pbf::SolveResponse {
+                r#ref: if map_allowed { String::new() } else { single },
+                result: Some(result),
+            })
+        });
+        Ok(Response::new(answer.await?))
+    }
+
+    async fn read_file(
+        &self,
+        request: Request<pbf::ReadFileRequest>,
+    ) -> Result<Response<pbf::ReadFileResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = existing(&build, &asked.r#ref)?;
+            let range = asked
+                .range
+                .map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64));
+            files::read(&build, &tree, &asked.file_path, range)
+        });
+        Ok(Response::new(pbf::ReadFileResponse {
+            data: answer.await?,
+        }))
+    }
+
+    async fn read_dir(
+        &self,
+        request: Request<pbf::ReadDirRequest>,
+    ) -> Result<Response<pbf::ReadDirResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = existing(&build, &asked.r#ref)?;
+            files::list(&build, &tree, &asked.dir_path, &asked.include_pattern)
+        });
+        Ok(Response::new(pbf::ReadDirResponse {
+            entries: answer.await?,
+        }))
+    }
+
+    async fn stat_file(
+        &self,
+        request: Request<pbf::StatFileRequest>,
+    ) -> Result<Response<pbf::StatFileResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = existing(&build, &asked.r#ref)?;
+            files::stat(&build, &tree, &asked.path)
+        });
+        Ok(Response::new(pbf::StatFileResponse {
+            stat: Some(answer.await?),
+        }))
+    }
+
+    async fn evaluate(
+        &self,
+        request: Request<pbf::EvaluateRequest>,
+    ) -> Result<Response<pbf::EvaluateResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        blocking(move || {
+            if let Some(tree) = build.tree(&asked.r#ref)? {
+                tree.solve(&build)?;
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(Response::new(pbf::EvaluateResponse {}))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<pbf::PingRequest>,
+    ) -> Result<Response<pbf::PongResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        Ok(Response::new(pbf::PongResponse {
+            frontend_api_caps: caps::gateway(),
+            llb_caps: caps::graphs(),
+            workers: vec![worker_record(&build.engine)],
+        }))
+    }
+
+    async fn r#return(
+        &self,
+        request: Request<pbf::ReturnRequest>,
+    ) -> Result<Response<pbf::ReturnResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        let result = match asked.error {
+            Some(error) => Err(Failure::from_rpc(&error)),
+            None => Ok(from_wire(&build, asked.result.unwrap_or_default())?),
+        };
+        build.returned.send_replace(Some(result));
+        Ok(Response::new(pbf::ReturnResponse {}))
+    }
+
+    async fn inputs(
+        &self,
+        request: Request<pbf::InputsRequest>,
+    ) -> Result<Response<pbf::InputsResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        Ok(Response::new(pbf::InputsResponse {
+            definitions: build.inputs.clone().into_iter().collect(),
+        }))
+    }
+
+    async fn new_container(
+        &self,
+        _request: Request<pbf::NewContainerRequest>,
+    ) -> Result<Response<pbf::NewContainerResponse>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    async fn release_container(
+        &self,
+        _request: Request<pbf::ReleaseContainerRequest>,
+    ) -> Result<Response<pbf::ReleaseContainerResponse>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<pbf::ExecMessage, Status>> + Send>>;
+
+    async fn exec_process(
+        &self,
+        _request: Request<Streaming<pbf::ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    async fn read_file_container(
+        &self,
+        _request: Request<pbf::ReadFileRequest>,
+    ) -> Result<Response<pbf::ReadFileResponse>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    async fn read_dir_container(
+        &self,
+        _request: Request<pbf::ReadDirRequest>,
+    ) -> Result<Response<pbf::ReadDirResponse>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    async fn stat_file_container(
+        &self,
+        _request: Request<pbf::StatFileRequest>,
+    ) -> Result<Response<pbf::StatFileResponse>, Status> {
+        Err(Failure::unsupported("a container of a gateway").into())
+    }
+
+    async fn warn(
+        &self,
+        request: Request<pbf::WarnRequest>,
+    ) -> Result<Response<pbf::WarnResponse>, Status> {
+        let build = self.0.build_of(&request).await?;
+        let asked = request.into_inner();
+        build.job.tell(StatusResponse {
+            warnings: vec![VertexWarning {
+                vertex: asked.digest,
+                level: asked.level,
+                short: asked.short,
+                detail: asked.detail,
+                url: asked.url,
+                info: asked.info,
+                ranges: asked.ranges,
+            }],
+            ..StatusResponse::default()
+        });
+        Ok(Response::new(pbf::WarnResponse {}))
+    }
+}
+
+pub(crate) fn seconds(seconds: i64) -> Timestamp {
+    Timestamp { seconds, nanos: 0 }
+}

@@ -1,0 +1,41 @@
+//! BuildKit's gRPC API over the engine: what `docker buildx`, `buildctl` and their kin speak.
+//!
+//! *Responsibility*: serves `moby.buildkit.v1` (Control, the session tunnel with its callbacks, LLBBridge) and health
+//! on a socket; turns requests into graphs for the engine, the engine's events into statuses, its errors into what
+//! clients print with the lines of the Dockerfile. The frontend `dockerfile.v0` is built in.
+//!
+//! *Not here*: solving, storing, exporting: the engine's. Arguments and signals: the command line's.
+//!
+//! *Invariants*
+//! - What a client sends is hostile until checked: a path of its files never leads out of the directory they go to.
+//! - A build ends when the call that started it does: a client that has gone holds nothing.
+//! - A capability that is announced works; what is not possible is refused by its name.
+//!
+//! *On disk*: `sync/` in the state directory keeps the files of clients' directories, so that only what changed is
+//! sent again. Whoever uses such a directory holds a lock on it.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod caps;
+mod client;
+mod config;
+mod control;
+mod dockerfile;
+mod error;
+mod export;
+mod files;
+mod filesend;
+mod filesync;
+mod gateway;
+mod jobs;
+mod options;
+mod serve;
+mod session;
+mod status;
+mod subrequest;
+mod wire;
+
+pub use config::{Config, Warning};
+pub use error::ServeError;
+pub use serve::{Address, Server, Settings};

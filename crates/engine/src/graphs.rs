@@ -1,0 +1,416 @@
+//! Graphs that a client hands over, solved, read and exported piece by piece.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use frontend::PlatformBuild;
+use llb::{Graph, Op, SourceFile, VertexId, attr};
+use oci::{Digest, ImageConfig, Platform, Reference};
+use progress::{Outcome, Sink, Vertex};
+use rootfs::Tree;
+use solver::FailurePolicy;
+use store::Layer;
+
+use crate::build::Built;
+use crate::client::{BuildClient, LocalDirectory, LocalFiles};
+use crate::context::ContextTree;
+use crate::export::{self, Exported};
+use crate::plan::{self, Pinned};
+use crate::request::BuildRequest;
+use crate::snapshot::Snapshot;
+use crate::source::http;
+use crate::source::image::PinnedImage;
+use crate::step::StepContext;
+use crate::{BuildResult, Cancel, Engine, EngineError};
+
+/// How an image is looked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ImageLookup {
+    /// In the registry, and in the store if the registry does not answer.
+    #[default]
+    RegistryFirst,
+    /// In the registry alone.
+    Registry,
+    /// In the store, and in the registry if it is not there.
+    StoreFirst,
+}
+
+/// An image that was found: what pins it, and its config as it came.
+#[derive(Debug, Clone)]
+pub struct FoundImage {
+    pub digest: Digest,
+    pub config: Arc<ImageConfig>,
+    pub platform: Platform,
+    /// The bytes of the config.
+    pub raw_config: Vec<u8>,
+    pinned: PinnedImage,
+}
+
+/// Images that were found while a graph was made, so that they need not be found again.
+#[derive(Debug, Clone, Default)]
+pub struct KnownImages(BTreeMap<(String, String), PinnedImage>);
+
+impl KnownImages {
+    /// Adds an image by the name it stands by in a graph.
+    pub fn insert(&mut self, reference: &str, platform: &Platform, image: &FoundImage) {
+        let name = crate::build::pinned_name(reference, &image.digest);
+        let platform = platform.normalized().to_string();
+        self.0.insert((name, platform), image.pinned.clone());
+    }
+
+    /// Adds all images of another set.
+    pub fn extend(&mut self, other: &KnownImages) {
+        let theirs = other.0.iter();
+        self.0
+            .extend(theirs.map(|(key, image)| (key.clone(), image.clone())));
+    }
+}
+
+/// A graph to solve, for a client.
+#[derive(Clone)]
+pub struct GraphRequest {
+    pub graph: Arc<Graph>,
+    pub images: KnownImages,
+    pub client: Arc<dyn BuildClient>,
+    /// What the steps may do: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+}
+
+impl std::fmt::Debug for GraphRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GraphRequest").finish_non_exhaustive()
+    }
+}
+
+/// The tree a graph came to. Its layers are held as long as this is.
+#[derive(Debug, Clone, Default)]
+pub struct Solved {
+    layers: Vec<Layer>,
+}
+
+/// One image, or tree, to export.
+#[derive(Debug, Clone)]
+pub struct ExportTree {
+    pub platform: Platform,
+    pub config: ImageConfig,
+    pub tree: Solved,
+    /// Time for all that is written, in seconds since 1970.
+    pub epoch: Option<i64>,
+}
+
+/// Why a graph was not solved.
+#[derive(Debug)]
+pub struct GraphFailure {
+    /// What failed, at least one.
+    pub failed: Vec<FailedVertex>,
+}
+
+/// A vertex that failed, or a failure at none.
+#[derive(Debug, Clone)]
+pub struct FailedVertex {
+    pub digest: Option<Digest>,
+    pub name: Option<String>,
+    /// The files and ranges it comes from.
+    pub locations: Vec<(SourceFile, Vec<llb::Range>)>,
+    pub error: Arc<EngineError>,
+}
+
+impl From<EngineError> for GraphFailure {
+    fn from(error: EngineError) -> Self {
+        Self::at(None, error)
+    }
+}
+
+impl GraphFailure {
+    fn at(vertex: Option<(&Graph, VertexId)>, error: EngineError) -> Self {
+        Self {
+            failed: vec![FailedVertex::new(vertex, None, Arc::new(error))],
+        }
+    }
+}
+
+impl FailedVertex {
+    fn new(
+        vertex: Option<(&Graph, VertexId)>,
+        name: Option<String>,
+        error: Arc<EngineError>,
+    ) -> Self {
+        let locations = vertex.and_then(|(graph, id)| {
+            let vertex = graph.vertices().iter().find(|vertex| vertex.id() == id)?;
+            let places = vertex.metadata().locations.iter();
+            let places = places.filter_map(|place| {
+                let file = graph.sources().get(place.source)?.clone();
+                Some((file, place.ranges.clone()))
+            });
+            Some(places.collect())
+        });
+        Self {
+            digest: vertex.map(|(_, id)| id.digest()),
+            name,
+            locations: locations.unwrap_or_default(),
+            error,
+        }
+    }
+}
+
+impl Engine {
+    /// Finds the image of a name.
+    pub fn find(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        lookup: ImageLookup,
+    ) -> Result<FoundImage, EngineError> {
+        let resolve = |pull| self.shared.images.resolve(reference, platform, pull);
+        let pinned = match lookup {
+            ImageLookup::StoreFirst => resolve(false)?,
+            ImageLookup::Registry => resolve(true)?,
+            ImageLookup::RegistryFirst => match resolve(true) {
+                Ok(image) => image,
+                Err(error) => resolve(false).map_err(|_| error)?,
+            },
+        };
+        Ok(FoundImage {
+            digest: pinned.digest.clone(),
+            config: Arc::clone(&pinned.config),
+            platform: pinned.platform.clone(),
+            raw_config: self.shared.store.blobs().read(&pinned.id)?,
+            pinned,
+        })
+    }
+
+    /// Solves a graph to the tree of its root.
+    pub fn solve_graph(
+        &self,
+        request: &GraphRequest,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Solved, GraphFailure> {
+        let graph = &request.graph;
+        let Some(root) = graph.root() else {
+            return Ok(Solved::default());
+        };
+        let context = Arc::new(StepContext {
+            entitlements: request.entitlements.clone(),
+            client: Some(Arc::clone(&request.client)),
+            ..StepContext::new(Arc::clone(&self.shared))
+        });
+        let mut held = Vec::new();
+        let mut pinned = Pinned {
+            images: self.pin_images(request, sink)?,
+            files: http::pin_all(&self.shared, graph, sink)?,
+            contexts: BTreeMap::new(),
+            directories: BTreeMap::new(),
+        };
+        pinned.directories = self.sync_directories(request, sink, &mut held)?;
+        let works = plan::plan(graph, &pinned, &context, sink)
+            .map_err(|(id, error)| GraphFailure::at(Some((graph, id)), planning(error)))?;
+        let target = Arc::clone(&works[root.vertex]);
+        let outputs = self.driver.solve(
+            plan::tasks(&works),
+            vec![target.key],
+            FailurePolicy::Cancel,
+            cancel,
+        );
+        pinned.directories.values().for_each(|tree| tree.remember());
+        let outputs = outputs.map_err(|failed| GraphFailure {
+            failed: failed
+                .into_iter()
+                .map(|failed| {
+                    let vertex = failed.work.as_ref().map(|work| (&**graph, work.id));
+                    let name = failed.work.as_ref().map(|work| work.name.clone());
+                    FailedVertex::new(vertex, name, failed.error)
+                })
+                .collect(),
+        })?;
+        let Some(output) = outputs.first() else {
+            return Ok(Solved::default());
+        };
+        let layers = match &output.outputs[root.output] {
+            Snapshot::Layers(layers) => layers.clone(),
+            Snapshot::Context(tree) => vec![context.materialize(tree, "/")?],
+        };
+        Ok(Solved { layers })
+    }
+
+    fn pin_images(
+        &self,
+        request: &GraphRequest,
+        sink: &Sink,
+    ) -> Result<BTreeMap<(String, String), PinnedImage>, GraphFailure> {
+        let mut images = request.images.0.clone();
+        for vertex in request.graph.vertices() {
+            let Op::Source(source) = vertex.op() else {
+                continue;
+            };
+            let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+                continue;
+            };
+            let key = plan::image_key(vertex);
+            if images.contains_key(&key) {
+                continue;
+            }
+            let failed = |error| GraphFailure::at(Some((&request.graph, vertex.id())), error);
+            let reference = Reference::parse_normalized(name)
+                .map_err(|error| failed(EngineError::Request(format!("{name}: {error}"))))?;
+            let platform = vertex.platform().cloned().unwrap_or_else(Platform::host);
+            let shown = match vertex.metadata().name.as_str() {
+                "" => source.identifier.clone(),
+                name => name.to_owned(),
+            };
+            let mode = source.attrs.get(attr::IMAGE_RESOLVE_MODE);
+            let lookup = ImageLookup::from_mode(mode.map_or("", String::as_str));
+            match self.find(&reference, &platform, lookup) {
+                Ok(image) => images.insert(key, image.pinned),
+                Err(error) => {
+                    let running = sink
+                        .vertex(Vertex::new(vertex.id().digest(), shown))
+                        .start();
+                    running.complete(Outcome::Failed {
+                        error: crate::error::chain(&error),
+                    });
+                    return Err(failed(error));
+                }
+            };
+        }
+        Ok(images)
+    }
+
+    fn sync_directories(
+        &self,
+        request: &GraphRequest,
+        sink: &Sink,
+        held: &mut Vec<LocalDirectory>,
+    ) -> Result<BTreeMap<VertexId, Arc<ContextTree>>, GraphFailure> {
+        let mut trees = BTreeMap::new();
+        for vertex in request.graph.vertices() {
+            let Op::Source(source) = vertex.op() else {
+                continue;
+            };
+            let Some(local) = source.identifier.strip_prefix("local://") else {
+                continue;
+            };
+            let name = match vertex.metadata().name.as_str() {
+                "" => source.identifier.clone(),
+                name => name.to_owned(),
+            };
+            let running = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
+            let capture = |held: &mut Vec<LocalDirectory>| -> Result<ContextTree, EngineError> {
+                let wanted = local_files(local, source)?;
+                let directory = request.client.directory(&wanted, &running)?;
+                let tree = ContextTree::capture_of(&self.shared, &directory.path, &[])?;
+                held.push(directory);
+                Ok(tree)
+            };
+            match capture(held) {
+                Ok(tree) => {
+                    running.complete(Outcome::Done);
+                    trees.insert(vertex.id(), Arc::new(tree));
+                }
+                Err(error) => {
+                    running.complete(Outcome::Failed {
+                        error: crate::error::chain(&error),
+                    });
+                    return Err(GraphFailure::at(Some((&request.graph, vertex.id())), error));
+                }
+            }
+        }
+        Ok(trees)
+    }
+
+    /// Opens a solved tree for reading.
+    pub fn open_tree(&self, solved: &Solved) -> Result<Option<Tree>, EngineError> {
+        match solved.layers.is_empty() {
+            true => Ok(None),
+            false => self.shared.tree(&solved.layers).map(Some),
+        }
+    }
+
+    /// Carries out the outputs of a request; of the request only outputs, names, annotations and time count.
+    pub fn export(
+        &self,
+        trees: Vec<ExportTree>,
+        multi_platform: bool,
+        request: &BuildRequest,
+        sink: &Sink,
+    ) -> Result<BuildResult, EngineError> {
+        let built: Vec<Built> = trees.into_iter().map(ExportTree::into_built).collect();
+        let _blobs = self.shared.store.hold_blobs();
+        let shared = &self.shared;
+        let exported = export::export(shared, request, &built, multi_platform, sink, None)?;
+        let Exported {
+            image,
+            config,
+            root,
+            names,
+        } = exported;
+        Ok(BuildResult {
+            image,
+            config,
+            descriptor: root,
+            names,
+            ..BuildResult::default()
+        })
+    }
+}
+
+impl ExportTree {
+    fn into_built(self) -> Built {
+        Built {
+            build: PlatformBuild {
+                platform: self.platform,
+                graph: Graph::scratch(),
+                config: self.config,
+                base_config: None,
+                epoch: self.epoch,
+                ignore_cache: false,
+                contexts: Vec::new(),
+                stages: Vec::new(),
+            },
+            layers: self.tree.layers,
+        }
+    }
+}
+
+impl ImageLookup {
+    /// Reads a client's resolve mode.
+    pub fn from_mode(mode: &str) -> Self {
+        match mode {
+            "pull" => Self::Registry,
+            "local" => Self::StoreFirst,
+            _ => Self::RegistryFirst,
+        }
+    }
+}
+
+fn local_files(name: &str, source: &llb::SourceOp) -> Result<LocalFiles, EngineError> {
+    let text = |name: &str| source.attrs.get(name).filter(|value| !value.is_empty());
+    let list = |name: &str| match text(name) {
+        None => Ok(Vec::new()),
+        Some(json) => serde_json::from_str::<Vec<String>>(json).map_err(|error| {
+            EngineError::Graph(format!(
+                "{name} of {} is no list: {error}",
+                source.identifier
+            ))
+        }),
+    };
+    Ok(LocalFiles {
+        name: name.to_owned(),
+        session: text(attr::LOCAL_SESSION_ID).cloned(),
+        include_patterns: list(attr::INCLUDE_PATTERNS)?,
+        exclude_patterns: list(attr::EXCLUDE_PATTERNS)?,
+        follow_paths: list(attr::FOLLOW_PATHS)?,
+        shared_key_hint: text(attr::SHARED_KEY_HINT).cloned().unwrap_or_default(),
+        fresh: text(attr::LOCAL_DIFFER).is_some_and(|differ| differ == "none"),
+    })
+}
+
+/// Says in the reference's words that a file is not there.
+fn planning(error: EngineError) -> EngineError {
+    match error {
+        EngineError::Files(rootfs::Error::NotFound { path }) => EngineError::Request(format!(
+            "failed to calculate checksum of ref: \"{path}\": not found"
+        )),
+        error => error,
+    }
+}

@@ -163,6 +163,7 @@ impl Store {
             let path = root.join(folder);
             std::fs::create_dir_all(&path).map_err(StoreError::io("create", &path))?;
         }
+        spread_layers(&root.join("ingest"));
         refuse_network_file_system(root)?;
         // What is in layers may be readable by anyone inside; the way there is not.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -233,6 +234,23 @@ impl Store {
 
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.inner.root.join(relative)
+    }
+}
+
+/// Asks the file system to begin each directory made in `folder` in a part of the disk of its own.
+///
+/// Without it, ext4 puts a new layer where the last one was removed and walks over all the inodes
+/// that it keeps back for a minute after their removal: each file of a large tree then costs ten
+/// times as much. Other file systems know no such flag, and need none.
+fn spread_layers(folder: &Path) {
+    use rustix::fs::{IFlags, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = rustix::fs::open(folder, flags, Mode::empty()) else {
+        return;
+    };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&folder) {
+        // A hint: that it is refused changes nothing but the speed.
+        let _ = rustix::fs::ioctl_setflags(&folder, flags | IFlags::TOPDIR);
     }
 }
 

@@ -100,6 +100,9 @@ pub(crate) enum Command {
     Pull(commands::image::Pull),
     /// Send an image to the registry of its name
     Push(commands::image::Push),
+    /// Serve the images of the store to other tools
+    #[command(subcommand)]
+    Registry(commands::registry::RegistryCommand),
     /// Log in to a registry
     Login(commands::system::Login),
     /// Log out from a registry

@@ -75,6 +75,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Import(command) => command.run(&global),
         Command::Pull(command) => command.run(&global),
         Command::Push(command) => command.run(&global),
+        Command::Registry(command) => command.run(&global),
         Command::Login(command) => command.run(&global),
         Command::Logout(command) => command.run(),
         Command::System(command) => command.run(&global),

@@ -66,6 +66,12 @@ pub enum EngineError {
     /// A container engine did not take an image.
     #[error("failed to load the image into {engine}: {reason}")]
     Load { engine: String, reason: String },
+    /// Nobody can be listened to.
+    #[error("failed to listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        source: std::io::Error,
+    },
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] registry::RegistryError),

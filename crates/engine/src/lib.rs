@@ -16,6 +16,7 @@ mod check;
 mod client;
 pub mod container;
 mod context;
+mod distribution;
 mod driver;
 mod engine;
 mod error;
@@ -37,6 +38,7 @@ mod vertex;
 pub use build::BuildResult;
 pub use cancel::{Cancel, CancelGuard};
 pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles};
+pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
 pub use graphs::{

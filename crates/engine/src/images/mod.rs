@@ -17,6 +17,7 @@ pub use import::ImportRequest;
 pub use load::Loaded;
 pub use pull::Pulled;
 pub use rootfs::compare::{Change, Difference, Hidden};
+pub(crate) use stored::StoredSet;
 pub use stored::Subject;
 
 /// Returns the image of a name or of an id, which may be shortened, and the name if it was one.

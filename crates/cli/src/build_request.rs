@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use engine::{
-    ArchiveOutput, BuildRequest, Compression, Context, Destination, DockerfileSource, IgnoreCache,
-    ImageOutput, LayerOptions, Output, SecretSource,
+    ArchiveOutput, BuildRequest, CaBundle, Compression, Context, Destination, DockerfileSource,
+    IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
 use oci::{Platform, Reference};
 
 use crate::commands::build::Build;
+use crate::commands::space::duration;
 use crate::{annotations, engines};
 
 /// Reads the options of `lapstrake build`.
@@ -33,6 +35,9 @@ pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
         },
     };
     let mut build_args = build_args;
+    for (name, value) in docker_proxies()? {
+        build_args.entry(name).or_insert(value);
+    }
     if let (Some(time), false) = (
         source_date_epoch,
         build_args.contains_key("SOURCE_DATE_EPOCH"),
@@ -63,6 +68,7 @@ pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
         ulimits: build.ulimits.clone(),
         cgroup_parent: build.cgroup_parent.clone(),
         limits: limits(build)?,
+        steps: steps(build)?,
         secrets: secrets(&build.secrets)?,
         ssh: ssh(&build.ssh),
         entitlements: entitlements(build),
@@ -73,6 +79,47 @@ pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
         tags,
         squash: build.squash,
     })
+}
+
+/// Returns the proxies that the user's Docker configuration gives to every build, as build arguments.
+fn docker_proxies() -> Result<Vec<(String, String)>> {
+    let folder = match std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => match std::env::var_os("HOME") {
+            Some(home) => PathBuf::from(home).join(".docker"),
+            None => return Ok(Vec::new()),
+        },
+    };
+    let path = folder.join("config.json");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        // None, or none for this user to read: the login it may hold is asked for elsewhere, with words.
+        return Ok(Vec::new());
+    };
+    proxies_of(&text).with_context(|| format!("failed to read {}", path.display()))
+}
+
+/// Reads `proxies.default`; each becomes a variable in both the cases that programs look for.
+fn proxies_of(text: &str) -> Result<Vec<(String, String)>> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let config: serde_json::Value = serde_json::from_str(text)?;
+    let known = [
+        ("httpProxy", "HTTP_PROXY"),
+        ("httpsProxy", "HTTPS_PROXY"),
+        ("ftpProxy", "FTP_PROXY"),
+        ("noProxy", "NO_PROXY"),
+        ("allProxy", "ALL_PROXY"),
+    ];
+    let mut proxies = Vec::new();
+    for (field, name) in known {
+        let value = config["proxies"]["default"][field].as_str();
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            proxies.push((name.to_owned(), value.to_owned()));
+            proxies.push((name.to_lowercase(), value.to_owned()));
+        }
+    }
+    Ok(proxies)
 }
 
 fn refuse_attestations(build: &Build) -> Result<()> {
@@ -306,6 +353,28 @@ fn limits(build: &Build) -> Result<engine::Limits> {
         cpuset_mems: build.cpuset_mems.clone(),
         pids: build.pids_limit.and_then(|limit| u64::try_from(limit).ok()),
     })
+}
+
+fn steps(build: &Build) -> Result<StepOptions> {
+    Ok(StepOptions {
+        ca_bundle: build.ca_bundle.as_deref().map(ca_bundle),
+        timeout: match build.step_timeout.as_deref() {
+            None | Some("0") => None,
+            Some(text) => {
+                let seconds = duration(text).context("--step-timeout")?;
+                Some(Duration::from_secs(seconds.unsigned_abs()))
+            }
+        },
+        retries: build.retry,
+    })
+}
+
+/// Reads a file's name, or the word for what this machine trusts.
+pub(crate) fn ca_bundle(text: &str) -> CaBundle {
+    match text {
+        "host" => CaBundle::Host,
+        path => CaBundle::File(expand_home(path)),
+    }
 }
 
 fn secrets(values: &[String]) -> Result<BTreeMap<String, SecretSource>> {

@@ -1,9 +1,9 @@
 //! The configuration file, and opening what it names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use engine::{Engine, EngineSettings};
+use engine::{CaBundle, Engine, EngineSettings};
 use sandbox::{Helper, NetworkMode, userns};
 use store::{Ids, OpenOptions, Space, SpaceLimits, Store};
 
@@ -178,6 +178,33 @@ fn read_config(global: &Global) -> Result<Option<(PathBuf, String)>> {
         Err(error) => Err(error)
             .with_context(|| format!("failed to read the configuration {}", path.display())),
     }
+}
+
+/// Returns the certificates that the configuration has all steps trust.
+pub(crate) fn ca_bundle(global: &Global) -> Result<Option<CaBundle>> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+    struct Steps {
+        ca_bundle: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    struct File {
+        run: Option<Steps>,
+    }
+    let Some((path, text)) = read_config(global)? else {
+        return Ok(None);
+    };
+    let file: File = toml::from_str(&text)
+        .with_context(|| format!("failed to read the configuration {}", path.display()))?;
+    let named = file.run.and_then(|steps| steps.ca_bundle);
+    Ok(
+        named.map(|text| match crate::build_request::ca_bundle(&text) {
+            CaBundle::File(file) => {
+                CaBundle::File(path.parent().unwrap_or(Path::new("")).join(file))
+            }
+            CaBundle::Host => CaBundle::Host,
+        }),
+    )
 }
 
 /// Returns whose ids files written by this process carry.

@@ -23,7 +23,7 @@ use crate::snapshot::Snapshot;
 use crate::source::dockerfile::Loaded;
 use crate::source::http;
 use crate::source::image::PinnedImage;
-use crate::step::{Shared, StepContext};
+use crate::step::{Shared, StepContext, trust};
 use crate::vertex::VertexWork;
 use crate::{Cancel, Engine, EngineError};
 
@@ -251,6 +251,13 @@ impl Engine {
             entitlements: request.entitlements.clone(),
             limits: request.limits.clone(),
             shm_size: request.shm_size,
+            trust: request
+                .steps
+                .ca_bundle
+                .as_ref()
+                .map(trust::Trust::read)
+                .transpose()?,
+            steps: request.steps.clone(),
             build: recorder.id().to_owned(),
             ahead: ahead.cloned(),
             client: None,

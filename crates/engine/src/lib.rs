@@ -48,9 +48,9 @@ pub use graphs::{
 pub use inspect::Inspected;
 pub use keys::KeyPart;
 pub use request::{
-    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, Compression, ContainerEngine, Context,
-    Destination, DockerfileSource, EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output,
-    SecretSource,
+    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, CaBundle, Compression, ContainerEngine,
+    Context, Destination, DockerfileSource, EngineDoor, IgnoreCache, ImageOutput, LayerOptions,
+    Output, SecretSource, StepOptions,
 };
 pub use sandbox::Limits;
 pub use verify::verify_layers;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use oci::{Platform, Reference};
 
@@ -38,6 +39,8 @@ pub struct BuildRequest {
     pub cgroup_parent: Option<String>,
     /// Limits of each step.
     pub limits: sandbox::Limits,
+    /// How each RUN step is run.
+    pub steps: StepOptions,
     /// Secrets by id.
     pub secrets: BTreeMap<String, SecretSource>,
     /// SSH agents and keys by id.
@@ -94,6 +97,25 @@ pub enum IgnoreCache {
     Stages(Vec<String>),
     /// All.
     All,
+}
+
+/// How RUN steps are run. Nothing of it is in a key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepOptions {
+    /// Certificates that steps trust beside those of their image.
+    pub ca_bundle: Option<CaBundle>,
+    /// A step that takes longer is killed, and has failed.
+    pub timeout: Option<Duration>,
+    /// How often a step that has failed is tried again.
+    pub retries: u32,
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaBundle {
+    File(PathBuf),
+    /// What this machine trusts.
+    Host,
 }
 
 /// Where a secret's value is.

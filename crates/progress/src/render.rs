@@ -12,17 +12,21 @@ use crate::{Event, Warning, status_json};
 
 mod format;
 mod plain;
+mod quiet;
 mod screen;
 mod trace;
 mod tty;
 
 pub use plain::Plain;
+pub use quiet::Quiet;
 pub use tty::{Palette, Size, Tty};
 
 /// How often a display is drawn again while nothing happens, and the most often it is drawn at all.
 const PERIOD: Duration = Duration::from_millis(100);
 /// How many events are taken at once.
 const BATCH: usize = 4096;
+/// How many bytes of logs are taken at once, and come at most between two times something is shown.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// Shows events.
 pub trait Render {
@@ -31,6 +35,11 @@ pub trait Render {
 
     /// Shows the state of things at `now`.
     fn refresh(&mut self, now: Timestamp) -> io::Result<()>;
+
+    /// Shows what takes up room until it is shown. Called between two calls of [`Render::refresh`] when much has come.
+    fn relieve(&mut self, _now: Timestamp) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Shows what is left, and the logs of failed steps. Nothing is called after this.
     fn finish(&mut self, now: Timestamp) -> io::Result<()>;
@@ -47,12 +56,19 @@ pub fn drive(
     let mut warnings = Vec::new();
     let mut result = Ok(());
     let mut batch = Vec::new();
+    let mut pending = 0;
     let mut shown = std::time::Instant::now();
     loop {
         let ended = match events.recv_timeout(PERIOD) {
             Ok(event) => {
+                let mut bytes = log_bytes(&event);
                 batch.push(event);
-                batch.extend(events.try_iter().take(BATCH));
+                while batch.len() < BATCH && bytes < BATCH_BYTES {
+                    let Ok(event) = events.try_recv() else { break };
+                    bytes += log_bytes(&event);
+                    batch.push(event);
+                }
+                pending += bytes;
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,
@@ -69,7 +85,12 @@ pub fn drive(
                 }
                 if shown.elapsed() >= PERIOD {
                     shown = std::time::Instant::now();
+                    pending = 0;
                     return renderer.refresh(clock());
+                }
+                if pending >= BATCH_BYTES {
+                    pending = 0;
+                    return renderer.relieve(clock());
                 }
                 Ok(())
             });
@@ -81,21 +102,10 @@ pub fn drive(
     }
 }
 
-/// Shows nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Quiet;
-
-impl Render for Quiet {
-    fn update(&mut self, _events: &[Event]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn refresh(&mut self, _now: Timestamp) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn finish(&mut self, _now: Timestamp) -> io::Result<()> {
-        Ok(())
+fn log_bytes(event: &Event) -> usize {
+    match event {
+        Event::Log(log) => log.data.len(),
+        _ => 0,
     }
 }
 
@@ -210,6 +220,6 @@ mod tests {
             drive_a_build(&mut Plain::new(Closed)).unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert!(drive_a_build(&mut Quiet).unwrap().len() == 1);
+        assert!(drive_a_build(&mut Quiet::new(Vec::new())).unwrap().len() == 1);
     }
 }

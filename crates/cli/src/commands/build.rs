@@ -117,6 +117,15 @@ pub(crate) struct Build {
     /// Secret for RUN steps: id=ID[,src=FILE][,env=NAME]
     #[arg(long = "secret", value_name = "SECRET")]
     pub(crate) secrets: Vec<String>,
+    /// Let RUN steps trust further certificates: a PEM file, or host for what this machine trusts
+    #[arg(long, value_name = "FILE|host")]
+    pub(crate) ca_bundle: Option<String>,
+    /// Kill a RUN step that takes longer, such as 10m
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) step_timeout: Option<String>,
+    /// Try a RUN step that failed again, at most this often
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub(crate) retry: u32,
     /// SSH agent or keys for RUN steps: default or ID[=SOCKET|KEY[,KEY]]
     #[arg(long = "ssh", value_name = "SSH")]
     pub(crate) ssh: Vec<String>,
@@ -186,12 +195,15 @@ pub(crate) struct Accepted {
 }
 
 /// Events that may wait to be shown; steps that print faster than that wait too.
-const EVENTS: usize = 4096;
+const EVENTS: usize = 512;
 
 /// Builds, or says what was asked for instead.
 pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     let call = Call::of(build).map_err(exit::usage)?;
-    let request = build_request::request(build).map_err(exit::usage)?;
+    let mut request = build_request::request(build).map_err(exit::usage)?;
+    if request.steps.ca_bundle.is_none() {
+        request.steps.ca_bundle = settings::ca_bundle(global).map_err(exit::usage)?;
+    }
     let engine = settings::open_engine(global)?;
     match call {
         Some(call) => {
@@ -267,9 +279,11 @@ pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
         mode => mode,
     };
     match mode {
-        ProgressMode::Quiet => Box::new(Quiet),
+        ProgressMode::Quiet => Box::new(Quiet::new(stderr())),
         ProgressMode::Rawjson => Box::new(RawJson::new(stderr())),
-        ProgressMode::Plain | ProgressMode::Auto => Box::new(Plain::new(stderr())),
+        ProgressMode::Plain | ProgressMode::Auto => {
+            Box::new(Plain::new(std::io::BufWriter::new(stderr())))
+        }
         ProgressMode::Tty => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let palette = if plain {

@@ -349,7 +349,7 @@ pub(crate) fn warn_of_holder(policy: &CollectPolicy, done: &Collected) {
 }
 
 /// Reads `24h`, `1h30m`, `90s` or `7d`.
-fn duration(text: &str) -> Result<i64> {
+pub(crate) fn duration(text: &str) -> Result<i64> {
     let wrong = || format!("invalid duration {text:?}: use for example 24h");
     let mut seconds: i64 = 0;
     let mut rest = text;

@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 
 use llb::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
 use progress::{RunningVertex, Stream};
@@ -11,6 +13,7 @@ use store::{Layer, MutLayer};
 
 use crate::snapshot::Snapshot;
 use crate::step::output::OutputReader;
+use crate::step::trust::TrustLayer;
 use crate::step::{StepContext, cache_mount, ssh};
 use crate::{Cancel, EngineError};
 
@@ -24,10 +27,33 @@ struct Held {
     agents: Vec<ssh::AgentSocket>,
     descriptors: Vec<OwnedFd>,
     secrets: Vec<Vec<u8>>,
+    /// What lies between the root's layers, which are named here, and what is written.
+    trust: Option<(TrustLayer, Vec<Layer>)>,
 }
 
-/// Runs the process and returns its outputs by number.
+/// Runs the process and returns its outputs by number; again with clean layers as often as the build allows.
 pub(crate) fn run(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &[Snapshot],
+    vertex: &RunningVertex,
+    name: &str,
+    cancel: &Cancel,
+    usage: &mut Option<sandbox::Usage>,
+) -> Result<Vec<Snapshot>, EngineError> {
+    let all = context.steps.retries;
+    for retry in 1..=all {
+        match run_once(context, op, inputs, vertex, name, cancel, usage) {
+            Err(error @ EngineError::Step { .. }) => {
+                vertex.warn(format!("{error}; trying again ({retry} of {all})"));
+            }
+            other => return other,
+        }
+    }
+    run_once(context, op, inputs, vertex, name, cancel, usage)
+}
+
+fn run_once(
     context: &StepContext,
     op: &ExecOp,
     inputs: &[Snapshot],
@@ -57,6 +83,9 @@ pub(crate) fn run(
     for mount in &held.cache_mounts {
         keep.push(clone_fd(mount.lock())?);
     }
+    if let Some((trust, _)) = &held.trust {
+        keep.push(clone_fd(trust)?);
+    }
     let descriptors = std::mem::take(&mut held.descriptors);
     let running = Arc::new(helper.spawn(&spec, stdio, descriptors, keep)?);
     let guard = cancel.on_request({
@@ -68,15 +97,26 @@ pub(crate) fn run(
         }
     });
     let secrets = &held.secrets;
-    let tail = std::thread::scope(|scope| {
+    let late = AtomicBool::new(false);
+    let exit = std::thread::scope(|scope| {
         let reader = |end, stream| OutputReader::new(end, vertex.logger(stream), secrets);
         let errors = reader(stderr, Stream::Stderr);
-        let errors = scope.spawn(move || errors.read_to_end());
+        scope.spawn(move || errors.read_to_end());
+        let (ended, end) = channel::<()>();
+        if let Some(timeout) = context.steps.timeout {
+            let (running, late) = (&running, &late);
+            scope.spawn(move || {
+                if end.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                    late.store(true, Ordering::SeqCst);
+                    running.kill();
+                }
+            });
+        }
         reader(stdout, Stream::Stdout).read_to_end();
-        let _ = errors.join();
+        let exit = running.wait();
+        drop(ended);
+        exit
     });
-    let () = tail;
-    let exit = running.wait();
     drop(guard);
     let exit = exit?;
     for limit in &exit.usage.unset_limits {
@@ -91,10 +131,24 @@ pub(crate) fn run(
         codes => codes,
     };
     if !matches!(exit.status, Status::Code(code) if accepted.contains(&code)) {
+        let ending = match context.steps.timeout {
+            Some(timeout) if late.load(Ordering::SeqCst) => {
+                format!("killed: it took longer than {timeout:?} (--step-timeout)")
+            }
+            _ => ending_in_words(&exit),
+        };
         return Err(EngineError::Step {
             command: op.meta.args.join(" "),
-            ending: ending_in_words(&exit),
+            ending,
         });
+    }
+    if let Some((trust, image)) = &held.trust {
+        let image = context.tree(image)?;
+        for (output, layer, _) in &held.written {
+            if output.is_some() {
+                trust.strip(&image, &layer.path())?;
+            }
+        }
     }
     commit(context, op, inputs, held, name)
 }
@@ -226,6 +280,13 @@ fn specify(
             spec.env.push(format!("{}={text}", secret.name));
             held.secrets.push(value);
         }
+    }
+    if let Some(trust) = &context.trust {
+        let layer = TrustLayer::make(context, trust, &layers, &mut spec)?;
+        if let (Root::Overlay(overlay), false) = (&mut spec.root, layers.is_empty()) {
+            overlay.lowers.push(layer.path());
+        }
+        held.trust = Some((layer, layers));
     }
     Ok(spec)
 }

@@ -14,10 +14,11 @@ use crate::EngineError;
 use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
-use crate::request::SecretSource;
+use crate::request::{SecretSource, StepOptions};
 use crate::snapshot::tree_of;
 use crate::source::image::ImageResolver;
 
+mod apk;
 pub(crate) mod cache_mount;
 pub(crate) mod exec;
 pub(crate) mod file;
@@ -26,6 +27,8 @@ pub(crate) mod merge;
 mod network;
 mod output;
 mod ssh;
+pub(crate) mod trust;
+mod upper;
 
 /// What all builds of one engine share.
 #[derive(Debug)]
@@ -117,6 +120,9 @@ pub(crate) struct StepContext {
     pub(crate) entitlements: Vec<String>,
     pub(crate) limits: Limits,
     pub(crate) shm_size: Option<u64>,
+    pub(crate) steps: StepOptions,
+    /// What [`StepOptions::ca_bundle`] holds.
+    pub(crate) trust: Option<trust::Trust>,
     /// The build's id, which leads from a recorded result to its log.
     pub(crate) build: String,
     /// Layers of the image that are written while later steps run.

@@ -10,7 +10,7 @@ use oci::Timestamp;
 
 use super::Render;
 use super::format::{seconds_between, transfer};
-use super::trace::{LogLine, Step, Trace};
+use super::trace::{LineEnd, LogLine, Step, Trace};
 use crate::{Event, Status};
 
 /// The least time one step is shown before another takes its turn, in seconds.
@@ -221,6 +221,10 @@ impl<W: Write> Render for Plain<W> {
         self.show_changes(now)
     }
 
+    fn relieve(&mut self, now: Timestamp) -> io::Result<()> {
+        self.show_changes(now)
+    }
+
     fn finish(&mut self, now: Timestamp) -> io::Result<()> {
         self.show_changes(now)?;
         // What still waits for its turn would be lost.
@@ -289,21 +293,26 @@ fn show_log(output: &mut impl Write, shown: &mut Shown, step: &mut Step) -> io::
         let LogLine {
             time,
             text,
-            complete,
+            end,
+            continues,
         } = line;
         match shown.partial {
+            0 if *continues => output.write_all(text)?,
             0 => {
                 write!(output, "#{} {time} ", shown.number)?;
                 output.write_all(text)?;
             }
             partial => output.write_all(&text[partial - 1..])?,
         }
-        if !complete {
-            // One more than what stands there, so that an empty part counts too.
-            shown.partial = text.len() + 1;
-            break;
+        match end {
+            LineEnd::Open => {
+                // One more than what stands there, so that an empty part counts too.
+                shown.partial = text.len() + 1;
+                break;
+            }
+            LineEnd::Cut => {}
+            LineEnd::Newline => writeln!(output)?,
         }
-        writeln!(output)?;
         shown.partial = 0;
         if let Some(line) = step.log.take_first() {
             remember(shown, &line);

@@ -1,6 +1,7 @@
 //! What renderers know of a build.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Write};
 
 use oci::{Digest, Timestamp};
 
@@ -9,6 +10,8 @@ use crate::{Event, Log, Outcome, Status, Vertex, VertexState};
 
 /// How many bytes of a step's log are kept.
 const LONGEST_LOG: usize = 1 << 20;
+/// A line that is longer is kept, and shown, in pieces.
+const LONGEST_PIECE: usize = 1 << 16;
 
 /// All steps of a build: vertices, and groups of vertices shown as one.
 #[derive(Debug, Default)]
@@ -64,13 +67,24 @@ pub(super) struct LogLines {
     pub(super) dropped: usize,
 }
 
-#[derive(Debug, Default)]
+/// How a line ends, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LineEnd {
+    /// More of it may come.
+    Open,
+    /// It goes on in the next one.
+    Cut,
+    Newline,
+}
+
+#[derive(Debug)]
 pub(super) struct LogLine {
     /// Seconds since the step began.
     pub(super) time: String,
     pub(super) text: Vec<u8>,
-    /// Its newline has come.
-    pub(super) complete: bool,
+    pub(super) end: LineEnd,
+    /// It is a further piece of a long line.
+    pub(super) continues: bool,
 }
 
 impl Trace {
@@ -263,22 +277,35 @@ impl LogLines {
     fn add(&mut self, data: &[u8], seconds: f64) {
         self.bytes += data.len();
         for piece in data.split_inclusive(|byte| *byte == b'\n') {
-            let (text, complete) = match piece.strip_suffix(b"\n") {
-                Some(text) => (text, true),
-                None => (piece, false),
+            let (text, end) = match piece.strip_suffix(b"\n") {
+                Some(text) => (text, LineEnd::Newline),
+                None => (piece, LineEnd::Open),
             };
-            match self.lines.back_mut().filter(|line| !line.complete) {
+            match self
+                .lines
+                .back_mut()
+                .filter(|line| line.end == LineEnd::Open)
+            {
+                Some(line) if line.text.len() + text.len() > LONGEST_PIECE => {
+                    line.end = LineEnd::Cut;
+                    self.push(text, end, true, seconds);
+                }
                 Some(line) => {
                     line.text.extend_from_slice(text);
-                    line.complete = complete;
+                    line.end = end;
                 }
-                None => self.lines.push_back(LogLine {
-                    time: log_time(seconds),
-                    text: text.to_vec(),
-                    complete,
-                }),
+                None => self.push(text, end, false, seconds),
             }
         }
+    }
+
+    fn push(&mut self, text: &[u8], end: LineEnd, continues: bool, seconds: f64) {
+        self.lines.push_back(LogLine {
+            time: log_time(seconds),
+            text: text.to_vec(),
+            end,
+            continues,
+        });
     }
 
     /// Whether so much waits to be shown that it should not wait longer.
@@ -291,8 +318,23 @@ impl LogLines {
         let line = self.lines.pop_front()?;
         self.bytes = self
             .bytes
-            .saturating_sub(line.text.len() + usize::from(line.complete));
+            .saturating_sub(line.text.len() + usize::from(line.end == LineEnd::Newline));
         Some(line)
+    }
+
+    /// Writes the last lines, each with its time.
+    pub(super) fn write_last(&self, count: usize, output: &mut impl Write) -> io::Result<()> {
+        let first = self.lines.len().saturating_sub(count);
+        for line in self.lines.range(first..) {
+            if !line.continues {
+                write!(output, "{} ", line.time)?;
+            }
+            output.write_all(&line.text)?;
+            if line.end != LineEnd::Cut {
+                writeln!(output)?;
+            }
+        }
+        Ok(())
     }
 
     /// Drops the oldest lines of a log that is kept for its end.

@@ -241,11 +241,8 @@ impl<W: Write> Render for Tty<W> {
                     step.log.dropped
                 )?;
             }
-            for line in &step.log.lines {
-                write!(self.output, "{} ", line.time)?;
-                self.output.write_all(&line.text)?;
-                writeln!(self.output)?;
-            }
+            step.log
+                .write_last(step.log.lines.len(), &mut self.output)?;
             writeln!(self.output, "------")?;
         }
         self.output.flush()

@@ -63,3 +63,58 @@ fn proxies_of_the_docker_configuration_are_given_to_steps_and_stay_out_of_the_im
         "http://p:1 http://p:1 local http://mine\n"
     );
 }
+
+#[test]
+fn a_quiet_build_says_what_its_failed_step_printed_last() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = environment("RUN seq 100; echo reason >&2; exit 7");
+    let failed = environment.run(["build", "-q", "ctx"]).fails_with(1);
+    failed
+        .says(" 100\n")
+        .says(" reason\n")
+        .says("exit code: 7")
+        .says("Dockerfile:2:1");
+    assert!(!failed.stderr.contains(" 50\n"), "{}", failed.told());
+    environment.write("ctx/Dockerfile", "FROM busybox\nRUN seq 100\n");
+    assert_eq!(environment.ok(["build", "-q", "ctx"]).stderr, "");
+}
+
+/// The peak of the memory a process had, in KiB; it is a zombie's no more.
+fn peak_memory(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0)
+}
+
+#[test]
+fn output_without_an_end_does_not_grow_the_builder() {
+    testkit::require_fixtures!("busybox:latest");
+    // One line, and lines of nearly nothing.
+    for printing in [
+        "head -c 120000000 /dev/zero | tr '\\0' x",
+        "yes | head -c 4000000",
+    ] {
+        for progress in ["plain", "quiet"] {
+            let environment = environment(&format!("RUN {printing}"));
+            let words = ["build", "--progress", progress, "ctx"];
+            let mut command = environment.command(words);
+            let null = std::process::Stdio::null;
+            let mut child = command
+                .stdout(null())
+                .stderr(null())
+                .spawn()
+                .expect("it starts");
+            let mut peak = 0;
+            let status = loop {
+                peak = peak.max(peak_memory(child.id()));
+                if let Some(status) = child.try_wait().expect("it can be waited for") {
+                    break status;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            };
+            assert!(status.success(), "{printing}, {progress}");
+            assert!(peak < 100 << 10, "{printing}, {progress}: {peak} KiB");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Development tasks, run as `cargo xtask TASK`.
 
+mod bench;
 mod command;
 mod conformance;
 mod demo;
@@ -23,6 +24,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measure what the program promises
+    Bench(bench::Arguments),
     /// Hold what we answer against recorded answers of the reference implementation
     Conformance(conformance::Arguments),
     /// Build the two-program example in one stage and in many, and show the difference
@@ -37,6 +40,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Demo => demo::run(),
         Task::Fixtures(arguments) => fixtures::run(&arguments),

@@ -1,0 +1,24 @@
+//! `cargo xtask bench`: measures what the program promises, against what the machine can do.
+
+mod steps;
+
+use clap::{Args, Subcommand};
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// RUN steps that do nothing, in a row, against the kernel's own price of namespaces and an exec
+    Steps(steps::Arguments),
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    match &arguments.bench {
+        Bench::Steps(arguments) => steps::run(arguments),
+    }
+}

@@ -8,7 +8,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use engine::{
     AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Compression, Context,
     Destination, DockerfileSource, ExportTree, IgnoreCache, ImageOutput, LayerOptions, Limits,
-    Output, Solved,
+    Output, Solved, StepOptions,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Outcome, Vertex};
@@ -477,6 +477,7 @@ fn empty_request() -> BuildRequest {
         ulimits: Vec::new(),
         cgroup_parent: None,
         limits: Limits::default(),
+        steps: StepOptions::default(),
         secrets: BTreeMap::new(),
         ssh: BTreeMap::new(),
         entitlements: Vec::new(),

@@ -152,6 +152,8 @@ impl StepContext {
             entitlements: Vec::new(),
             limits: Limits::default(),
             shm_size: None,
+            steps: StepOptions::default(),
+            trust: None,
             build: String::new(),
             ahead: None,
             client: None,

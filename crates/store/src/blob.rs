@@ -1,10 +1,11 @@
 //! Content, named by its digest.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use oci::Digest;
+use rusqlite::OptionalExtension;
 use sha2::{Digest as _, Sha256};
 
 use crate::lease::Leased;
@@ -26,8 +27,6 @@ impl Blobs<'_> {
     }
 
     /// Returns the size of a blob that is there and whole.
-    ///
-    /// What was not surely on the disk when the machine went down is not there any more.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
         if !self.is_known(digest) {
             return None;
@@ -42,13 +41,48 @@ impl Blobs<'_> {
     /// Returns whether there is a record of it: without one it is what a collector that was killed had
     /// no time to remove, and may go at any moment.
     fn is_known(&self, digest: &Digest) -> bool {
-        self.store
+        let boot: Option<String> = self
+            .store
             .database()
-            .prepare_cached("SELECT 1 FROM blob WHERE digest = ?1 AND boot IN ('', ?2)")
+            .prepare_cached("SELECT boot FROM blob WHERE digest = ?1")
             .and_then(|mut statement| {
-                statement.exists(rusqlite::params![digest.as_str(), self.store.inner.boot])
+                statement
+                    .query_row([digest.as_str()], |row| row.get(0))
+                    .optional()
             })
-            .unwrap_or(false)
+            .ok()
+            .flatten();
+        match boot {
+            None => false,
+            Some(boot) if boot.is_empty() || boot == self.store.inner.boot => true,
+            Some(_) => self.is_whole(digest),
+        }
+    }
+
+    /// Returns whether a blob is what it should be that may not have reached the disk when the machine
+    /// went down last; it is read once, when it is first used again.
+    fn is_whole(&self, digest: &Digest) -> bool {
+        let read = || -> std::io::Result<Digest> {
+            let mut hash = Sha256::new();
+            let mut file = File::open(self.path(digest))?;
+            let mut buffer = vec![0; 1 << 18];
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => return Ok(Digest::from_sha256(hash.finalize().into())),
+                    count => hash.update(&buffer[..count]),
+                }
+            }
+        };
+        if !read().is_ok_and(|found| found == *digest) {
+            return false;
+        }
+        let trusted = self.store.write("trust a blob again", |transaction| {
+            transaction.execute(
+                "UPDATE blob SET boot = '' WHERE digest = ?1",
+                [digest.as_str()],
+            )
+        });
+        trusted.is_ok()
     }
 
     fn need(&self, digest: &Digest) -> Result<(), StoreError> {

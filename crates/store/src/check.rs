@@ -108,10 +108,10 @@ impl Store {
                 scope.spawn(|| {
                     loop {
                         let next = locked(&queue).next();
-                        let Some((digest, (size, boot))) = next else {
+                        let Some((digest, size)) = next else {
                             return;
                         };
-                        let reason = self.blob_problem(digest, *size, boot);
+                        let reason = self.blob_problem(digest, *size);
                         if let Some(reason) = reason {
                             locked(&findings).insert(digest.clone(), reason);
                         }
@@ -152,18 +152,18 @@ impl Store {
         Ok(())
     }
 
-    fn recorded_blobs(&self) -> Result<BTreeMap<Digest, (u64, String)>, StoreError> {
-        let rows: Vec<(String, i64, String)> = self
+    fn recorded_blobs(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+        let rows: Vec<(String, i64)> = self
             .database()
-            .prepare_cached("SELECT digest, size, boot FROM blob")
+            .prepare_cached("SELECT digest, size FROM blob")
             .and_then(|mut statement| {
-                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
                 statement.query_map([], row)?.collect()
             })
             .map_err(StoreError::database("list the blobs"))?;
         Ok(rows
             .into_iter()
-            .filter_map(|(digest, size, boot)| Some((digest.parse().ok()?, (size as u64, boot))))
+            .filter_map(|(digest, size)| Some((digest.parse().ok()?, size as u64)))
             .collect())
     }
 
@@ -176,7 +176,7 @@ impl Store {
     }
 
     /// Returns what is wrong with a blob.
-    fn blob_problem(&self, digest: &Digest, size: u64, boot: &str) -> Option<String> {
+    fn blob_problem(&self, digest: &Digest, size: u64) -> Option<String> {
         let path = self.blobs().path(digest);
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -196,13 +196,7 @@ impl Store {
             }
         }
         let actual = Digest::from_sha256(hash.finalize().into());
-        let trusted = boot.is_empty() || boot == self.inner.boot;
-        match actual == *digest {
-            true => None,
-            // Written before the machine went down, and not used since: nobody trusts it anyway.
-            false if !trusted => None,
-            false => Some(format!("holds {actual}")),
-        }
+        (actual != *digest).then(|| format!("holds {actual}"))
     }
 
     /// Removes a blob that is not what it should be; `None` if a process uses it.
@@ -255,11 +249,12 @@ impl Store {
 
     /// Lists the layers that can be used.
     pub fn published_layers(&self) -> Result<Vec<LayerId>, StoreError> {
-        self.layer_ids("SELECT id FROM layer WHERE boot IN ('', ?1) ORDER BY id")
+        self.layer_ids("SELECT id FROM layer WHERE boot <> 'ingest' AND ?1 IS NOT NULL ORDER BY id")
     }
 
     fn all_layers(&self) -> Result<BTreeSet<LayerId>, StoreError> {
-        let ids = self.layer_ids("SELECT id FROM layer WHERE ?1 IS NOT NULL")?;
+        let ids =
+            self.layer_ids("SELECT id FROM layer WHERE boot <> 'ingest' AND ?1 IS NOT NULL")?;
         Ok(ids.into_iter().collect())
     }
 

@@ -81,6 +81,10 @@ pub struct Disk {
 /// Things removed in one transaction.
 const BATCH: usize = 64;
 
+/// How long the record of a layer may be there before its directory, in seconds: moments, unless the builder
+/// is stopped in between.
+const UNFINISHED: i64 = 600;
+
 /// Tombstones older than this explain nothing any more, in seconds.
 const TOMBSTONE_LIFE: i64 = 90 * 86_400;
 
@@ -305,7 +309,16 @@ impl Store {
             let name = path.file_name().and_then(|name| name.to_str());
             let id = name.and_then(|name| name.parse().ok()).map(LayerId);
             if !id.map_or(Ok(false), |id| self.has_record(id))? {
+                // Whoever is about to publish it holds its lock.
                 remove_unlocked(&path)?;
+                if let (Some(id), false) = (id, path.exists()) {
+                    self.write("forget an unfinished layer", |transaction| {
+                        transaction.execute(
+                            "DELETE FROM layer WHERE id = ?1 AND boot = 'ingest'",
+                            [id.0 as i64],
+                        )
+                    })?;
+                }
             }
         }
         for path in self.entries("blobs/sha256")? {
@@ -319,7 +332,7 @@ impl Store {
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
-                [self.now() - 3600],
+                [self.now() - UNFINISHED],
             )
         })?;
         Ok(())
@@ -357,7 +370,7 @@ impl Store {
 
     fn has_record(&self, id: LayerId) -> Result<bool, StoreError> {
         self.database()
-            .prepare_cached("SELECT 1 FROM layer WHERE id = ?1")
+            .prepare_cached("SELECT 1 FROM layer WHERE id = ?1 AND boot <> 'ingest'")
             .and_then(|mut statement| statement.exists([id.0 as i64]))
             .map_err(StoreError::database("look up a layer"))
     }

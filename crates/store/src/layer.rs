@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 use rusqlite::OptionalExtension;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
+use crate::mount::sizes;
 use crate::{Store, StoreError};
 
 /// Names a layer directory of one store.
@@ -169,6 +170,10 @@ impl MutLayer {
             if let Some(layer) = store.layer_of_image(key)? {
                 return Ok(layer);
             }
+            return Err(StoreError::Damaged {
+                subject: format!("layer {}", id.0),
+                reason: "it was removed while the layer was added".to_owned(),
+            });
         }
         store.inner.layers.remember(&lease);
         Ok(Layer { inner: lease })
@@ -245,26 +250,41 @@ impl Store {
         if held.map(|stat| stat.st_ino).ok() != named.map(|stat| stat.st_ino).ok() {
             return Ok(None);
         }
-        if !self.is_published(id)? {
+        let path = place.join("fs");
+        if !self.is_whole(id, &path)? {
             return Ok(None);
         }
-        let lease = Arc::new(LayerLease {
-            id,
-            path: place.join("fs"),
-            folder,
-        });
+        let lease = Arc::new(LayerLease { id, path, folder });
         self.inner.layers.remember(&lease);
         Ok(Some(Layer { inner: lease }))
     }
 
-    fn is_published(&self, id: LayerId) -> Result<bool, StoreError> {
-        // What was not surely on the disk when the machine went down is not trusted again.
-        self.database()
-            .prepare_cached("SELECT 1 FROM layer WHERE id = ?1 AND boot IN ('', ?2)")
+    /// Returns whether a layer is published and whole.
+    ///
+    /// Nothing is synced when a layer is made. One that was made before the machine went down last is
+    /// looked at once, when it is first used again: files that never reached the disk are gone or empty.
+    fn is_whole(&self, id: LayerId, path: &Path) -> Result<bool, StoreError> {
+        let found: Option<(String, i64)> = self
+            .database()
+            .prepare_cached("SELECT boot, content FROM layer WHERE id = ?1 AND boot <> 'ingest'")
             .and_then(|mut statement| {
-                statement.exists(rusqlite::params![id.0 as i64, self.inner.boot])
+                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                statement.query_row([id.0 as i64], row).optional()
             })
-            .map_err(StoreError::database("look up a layer"))
+            .map_err(StoreError::database("look up a layer"))?;
+        let Some((boot, content)) = found else {
+            return Ok(false);
+        };
+        if boot.is_empty() || boot == self.inner.boot {
+            return Ok(true);
+        }
+        if !path.is_dir() || sizes(path).content != content as u64 {
+            return Ok(false);
+        }
+        self.write("trust a layer again", |transaction| {
+            transaction.execute("UPDATE layer SET boot = '' WHERE id = ?1", [id.0 as i64])
+        })?;
+        Ok(true)
     }
 
     /// Leases all layers of a chain, or none if one is gone.
@@ -276,19 +296,17 @@ impl Store {
     pub fn layer_of_image(&self, unpack_key: &str) -> Result<Option<Layer>, StoreError> {
         let id = self
             .database()
-            .prepare_cached("SELECT id FROM layer WHERE unpack_key = ?1 AND boot IN ('', ?2)")
+            .prepare_cached("SELECT id FROM layer WHERE unpack_key = ?1 AND boot <> 'ingest'")
             .and_then(|mut statement| {
                 statement
-                    .query_row(rusqlite::params![unpack_key, self.inner.boot], |row| {
-                        row.get::<_, i64>(0)
-                    })
+                    .query_row([unpack_key], |row| row.get::<_, i64>(0))
                     .optional()
             })
             .map_err(StoreError::database("look up an image layer"))?;
         let Some(id) = id else { return Ok(None) };
         let layer = self.layer(LayerId(id as u64))?;
         if layer.is_none() {
-            // The directory is gone without its record: let the next unpack take the key.
+            // The directory is gone or not whole: let the next unpack take the key.
             self.write("forget a lost layer", |transaction| {
                 transaction.execute("UPDATE layer SET unpack_key = NULL WHERE id = ?1", [id])
             })?;

@@ -56,7 +56,7 @@ impl Store {
         let measured: Vec<(String, i64, u64)> = names
             .into_iter()
             .map(|(name, used)| {
-                let bytes = size_on_disk(&self.path("mounts").join(&name));
+                let bytes = sizes(&self.path("mounts").join(&name)).disk;
                 (name, used, bytes)
             })
             .collect();
@@ -73,9 +73,18 @@ impl Store {
     }
 }
 
-/// Returns the bytes a tree takes, a file with several links once, as far as it can be seen.
-pub(crate) fn size_on_disk(root: &Path) -> u64 {
-    let mut bytes = 0;
+/// What a tree takes.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes {
+    /// Bytes on disk.
+    pub(crate) disk: u64,
+    /// Bytes of file content.
+    pub(crate) content: u64,
+}
+
+/// Measures a tree, a file with several links once, as far as it can be seen.
+pub(crate) fn sizes(root: &Path) -> Sizes {
+    let mut found = Sizes::default();
     let mut linked = std::collections::HashSet::new();
     let mut work = vec![root.to_owned()];
     while let Some(folder) = work.pop() {
@@ -88,9 +97,11 @@ pub(crate) fn size_on_disk(root: &Path) -> u64 {
                 work.push(entry.path());
             } else if meta.nlink() > 1 && !linked.insert(meta.ino()) {
                 continue;
+            } else if meta.is_file() {
+                found.content += meta.len();
             }
-            bytes += meta.blocks() * 512;
+            found.disk += meta.blocks() * 512;
         }
     }
-    bytes
+    found
 }

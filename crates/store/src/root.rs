@@ -59,6 +59,8 @@ pub struct OpenOptions {
     pub ids: Option<Ids>,
     /// The clock, seconds since 1970.
     pub clock: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Names the time since the machine was started.
+    pub boot: String,
 }
 
 impl OpenOptions {
@@ -71,6 +73,7 @@ impl OpenOptions {
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |since| since.as_secs() as i64)
             }),
+            boot: boot_id(),
         }
     }
 }
@@ -151,7 +154,7 @@ impl Store {
                 database: Mutex::new(connection),
                 layers: LayerTable::default(),
                 blobs: BlobTable::default(),
-                boot: boot_id(),
+                boot: options.boot,
                 ids,
                 clock: options.clock,
             }),

@@ -82,6 +82,7 @@ fn collection_spares_the_leased_and_the_named() {
             let clock = Arc::clone(&clock);
             Arc::new(move || clock.load(Ordering::SeqCst))
         },
+        ..OpenOptions::new(None)
     };
     let store = Store::open(root.path(), options).expect("the store opens");
     let leased = layer(&store, "leased", 1000);
@@ -202,4 +203,79 @@ fn named_locks_exclude_and_leave_no_file() {
     );
     let left = std::fs::read_dir(root.path().join("locks")).expect("a folder");
     assert_eq!(left.count(), 0);
+}
+
+/// Opens a store as after a start of the machine.
+fn open_after_boot(root: &Path, boot: &str) -> Store {
+    let options = OpenOptions {
+        boot: boot.to_owned(),
+        ..OpenOptions::new(Some(Ids::Rootful))
+    };
+    Store::open(root, options).expect("the store opens")
+}
+
+#[test]
+fn what_reached_the_disk_is_used_again_after_the_machine_went_down() {
+    let root = tempfile::tempdir().expect("a directory");
+    let first = open_after_boot(root.path(), "one");
+    let whole = layer(&first, "whole", 5).id();
+    let lost = layer(&first, "lost", 4).id();
+    let image = first.new_layer().expect("a layer begins");
+    let image = image
+        .commit_unpacked(info(0), "diff")
+        .expect("committed")
+        .id();
+    let put = |bytes: &[u8]| {
+        let mut writer = first.blobs().writer().expect("a blob begins");
+        writer.append(bytes).expect("it is written");
+        writer.commit_volatile(None).expect("it is committed").0
+    };
+    let (kept, cut) = (put(b"kept"), put(b"cut"));
+    drop(first);
+    let path = root.path().join(format!("layers/{}/fs/lost", lost.0));
+    std::fs::write(path, "").expect("it is emptied");
+    let blob = root.path().join("blobs/sha256").join(cut.hex());
+    std::fs::write(blob, "").expect("it is emptied");
+    for boot in ["two", "three"] {
+        let store = open_after_boot(root.path(), boot);
+        assert!(store.layer(whole).expect("readable").is_some());
+        assert!(store.layer(lost).expect("readable").is_none());
+        let found = store.layer_of_image("diff").expect("readable");
+        assert_eq!(found.map(|layer| layer.id()), Some(image));
+        assert_eq!(store.blobs().read(&kept).expect("a blob"), b"kept");
+        assert_eq!(store.blobs().size(&cut), None);
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_loses_nothing() {
+    let root = tempfile::tempdir().expect("a directory");
+    let clock = Arc::new(AtomicI64::new(1_000_000));
+    let options = OpenOptions {
+        clock: {
+            let clock = Arc::clone(&clock);
+            Arc::new(move || clock.load(Ordering::SeqCst))
+        },
+        ..OpenOptions::new(Some(Ids::Rootful))
+    };
+    let store = Store::open(root.path(), options).expect("the store opens");
+    let held = layer(&store, "held", 10);
+    for now in [1_000_100, 0, -5_000_000, i64::MAX / 2, 1_000_200] {
+        clock.store(now, Ordering::SeqCst);
+        let made = layer(&store, "made", 1000);
+        let json = serde_json::json!({});
+        store
+            .record(&[1; 32], &[KEY], &[made.id()], &json)
+            .expect("recorded");
+        store.mark_used(&KEY, &[KEY]).expect("marked");
+        drop(made);
+        let policy = CollectPolicy {
+            max_used: Some(2000),
+            ..CollectPolicy::default()
+        };
+        let done = store.collect(&policy).expect("a collection");
+        assert!(done.used <= 2000, "at {now}: {done:?}");
+        assert!(held.path().exists(), "at {now}");
+        assert!(store.check(false).expect("a check").is_clean(), "at {now}");
+    }
 }

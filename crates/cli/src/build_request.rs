@@ -1,50 +1,47 @@
 //! Turns the words of the command line into a request.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use dockerfile::git::{GitRef, GitRefError};
 use engine::{
     ArchiveOutput, BuildRequest, CaBundle, Compression, Context, Destination, DockerfileSource,
     IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
 use oci::{Platform, Reference};
+use tempfile::TempPath;
 
 use crate::commands::build::Build;
 use crate::commands::space::duration;
 use crate::{annotations, engines};
 
-/// Reads the options of `lapstrake build`.
-pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
+/// Reads the options of `lapstrake build`; with the request comes what must not be dropped before it is carried out.
+pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)> {
     refuse_attestations(build)?;
-    let (context, dockerfile) = sources(build)?;
+    let (context, dockerfile, spool) = sources(build)?;
     let tags = build
         .tags
         .iter()
         .map(|tag| reference(tag))
         .collect::<Result<Vec<_>>>()?;
     let build_args = assignments("--build-arg", &build.build_args)?;
-    let source_date_epoch = match build_args.get("SOURCE_DATE_EPOCH") {
-        Some(text) if !text.is_empty() => Some(epoch(text)?),
-        Some(_) => None,
-        None => match std::env::var("SOURCE_DATE_EPOCH") {
-            Ok(text) if !text.is_empty() => Some(epoch(&text)?),
-            _ => None,
-        },
-    };
     let mut build_args = build_args;
     for (name, value) in docker_proxies()? {
         build_args.entry(name).or_insert(value);
     }
-    if let (Some(time), false) = (
-        source_date_epoch,
-        build_args.contains_key("SOURCE_DATE_EPOCH"),
-    ) {
-        build_args.insert("SOURCE_DATE_EPOCH".to_owned(), time.to_string());
+    if let Ok(time) = std::env::var("SOURCE_DATE_EPOCH")
+        && !time.is_empty()
+    {
+        let given = build_args.entry("SOURCE_DATE_EPOCH".to_owned());
+        given.or_insert(time);
     }
-    Ok(BuildRequest {
+    // What is no number names a source whose time is meant: the build finds it out.
+    let epoch = build_args.get("SOURCE_DATE_EPOCH");
+    let source_date_epoch = epoch.and_then(|text| text.parse().ok());
+    let request = BuildRequest {
         context,
         dockerfile,
         target: build.target.clone().filter(|target| !target.is_empty()),
@@ -78,7 +75,8 @@ pub(crate) fn request(build: &Build) -> Result<BuildRequest> {
         outputs: outputs(build, &tags)?,
         tags,
         squash: build.squash,
-    })
+    };
+    Ok((request, spool))
 }
 
 /// Returns the proxies that the user's Docker configuration gives to every build, as build arguments.
@@ -134,7 +132,7 @@ fn refuse_attestations(build: &Build) -> Result<()> {
     Ok(())
 }
 
-fn sources(build: &Build) -> Result<(Context, DockerfileSource)> {
+fn sources(build: &Build) -> Result<(Context, DockerfileSource, Option<TempPath>)> {
     let file = build.file.as_deref();
     let stdin_file = file == Some("-");
     if build.context == "-" {
@@ -149,12 +147,26 @@ fn sources(build: &Build) -> Result<(Context, DockerfileSource)> {
             name: "Dockerfile".to_owned(),
             bytes: read_stdin()?,
         },
-        (Some(file), Context::Directory(_)) => DockerfileSource::File(PathBuf::from(file)),
+        (Some(file), _) if is_url(file) => DockerfileSource::Url(file.to_owned()),
+        (Some(file), Context::Directory(_)) => DockerfileSource::File(named_file(file)),
+        // What is absolute is meant on this machine, as docker has it.
+        (Some(file), Context::Git(_) | Context::Http(_)) if file.starts_with('/') => {
+            DockerfileSource::File(PathBuf::from(file))
+        }
         (Some(file), _) => DockerfileSource::InContext(file.to_owned()),
         (None, Context::Directory(directory)) => DockerfileSource::File(default_file(directory)),
         (None, _) => DockerfileSource::InContext("Dockerfile".to_owned()),
     };
-    Ok((context, dockerfile))
+    Ok((context, dockerfile, None))
+}
+
+/// Returns the file of a name; `dockerfile` where `Dockerfile` is asked for and only that is there.
+fn named_file(file: &str) -> PathBuf {
+    let path = PathBuf::from(file);
+    match path.file_name().is_some_and(|name| name == "Dockerfile") && !path.exists() {
+        true => default_file(path.parent().unwrap_or(Path::new(""))),
+        false => path,
+    }
 }
 
 /// Returns `Dockerfile`, or `dockerfile` where only that is there, as Docker has it.
@@ -170,51 +182,68 @@ pub(crate) fn default_file(directory: &Path) -> PathBuf {
 }
 
 fn context(text: &str) -> Result<Context> {
-    if let Some(rest) = text
-        .strip_prefix("git://")
-        .or_else(|| text.strip_prefix("git@"))
-    {
-        let _ = rest;
-        return Ok(Context::Git(text.to_owned()));
-    }
-    if text.starts_with("http://") || text.starts_with("https://") {
-        let path = text.split(['#', '?']).next().unwrap_or(text);
-        return Ok(match path.ends_with(".git") || text.contains(".git#") {
-            true => Context::Git(text.to_owned()),
-            false => Context::Http(text.to_owned()),
-        });
-    }
-    if text.starts_with("ssh://") {
-        return Ok(Context::Git(text.to_owned()));
-    }
     let path = PathBuf::from(text);
+    if path.is_dir() {
+        return Ok(Context::Directory(path));
+    }
+    match GitRef::parse(text) {
+        Ok(_) => return Ok(Context::Git(text.to_owned())),
+        Err(GitRefError::NotGit) => {}
+        Err(error) => return Err(error).with_context(|| format!("invalid git context {text:?}")),
+    }
+    if is_url(text) {
+        return Ok(Context::Http(text.to_owned()));
+    }
     let meta = std::fs::metadata(&path)
         .with_context(|| format!("failed to prepare the context: path {text:?}"))?;
-    match meta.is_dir() {
-        true => Ok(Context::Directory(path)),
-        false => Ok(Context::Tar(path)),
+    match meta.is_file() {
+        true => Ok(Context::Tar(path)),
+        false => bail!("the context {text:?} is neither a directory nor an archive"),
     }
 }
 
-fn from_stdin(file: Option<&str>) -> Result<(Context, DockerfileSource)> {
+fn is_url(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+/// As many bytes as tell an archive from a Dockerfile.
+const HEAD: u64 = 1024;
+
+fn from_stdin(file: Option<&str>) -> Result<(Context, DockerfileSource, Option<TempPath>)> {
     if std::io::stdin().is_terminal() {
         bail!(
             "the context is to come from standard input, which is a terminal; pipe a tar or a Dockerfile into it"
         );
     }
-    let bytes = read_stdin()?;
-    if looks_like_archive(&bytes) {
+    let mut bytes = Vec::new();
+    let mut stdin = std::io::stdin().lock();
+    stdin
+        .by_ref()
+        .take(HEAD)
+        .read_to_end(&mut bytes)
+        .context("failed to read standard input")?;
+    if engine::looks_like_archive(&bytes) {
         let mut spool = tempfile::NamedTempFile::new().context("failed to keep the context")?;
-        std::io::Write::write_all(&mut spool, &bytes).context("failed to keep the context")?;
-        let (_, path) = spool.keep().context("failed to keep the context")?;
-        let file = file.unwrap_or("Dockerfile").to_owned();
-        return Ok((Context::Tar(path), DockerfileSource::InContext(file)));
+        spool
+            .write_all(&bytes)
+            .context("failed to keep the context")?;
+        std::io::copy(&mut stdin, &mut spool).context("failed to keep the context")?;
+        let path = spool.into_temp_path();
+        let dockerfile = DockerfileSource::InContext(file.unwrap_or("Dockerfile").to_owned());
+        return Ok((Context::Tar(path.to_path_buf()), dockerfile, Some(path)));
     }
     if file.is_some() {
         bail!("standard input is no archive, so --file cannot name a file in it");
     }
+    stdin
+        .read_to_end(&mut bytes)
+        .context("failed to read standard input")?;
     let name = "Dockerfile".to_owned();
-    Ok((Context::Empty, DockerfileSource::Bytes { name, bytes }))
+    Ok((
+        Context::Empty,
+        DockerfileSource::Bytes { name, bytes },
+        None,
+    ))
 }
 
 pub(crate) fn read_stdin() -> Result<Vec<u8>> {
@@ -224,13 +253,6 @@ pub(crate) fn read_stdin() -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .context("failed to read standard input")?;
     Ok(bytes)
-}
-
-/// Returns whether bytes are a tar, plain or compressed, as the reference tells one.
-fn looks_like_archive(bytes: &[u8]) -> bool {
-    let magics: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    magics.iter().any(|magic| bytes.starts_with(magic))
-        || bytes.get(257..262).is_some_and(|magic| magic == b"ustar")
 }
 
 /// Reads a name, which gets the tag `latest` if it has none.
@@ -278,11 +300,6 @@ pub(crate) fn assignments(option: &str, values: &[String]) -> Result<BTreeMap<St
         }
     }
     Ok(found)
-}
-
-fn epoch(text: &str) -> Result<i64> {
-    text.parse()
-        .with_context(|| format!("invalid SOURCE_DATE_EPOCH {text:?}: it is no number of seconds"))
 }
 
 fn platforms(values: &[String]) -> Result<Vec<Platform>> {

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use frontend::{Answers, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step};
+use frontend::{
+    Answers, ImageRequest, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step,
+};
+use llb::SourceOp;
 use oci::{Descriptor, Digest, Platform, Reference};
-use progress::{Outcome, Sink, Vertex};
+use progress::{Outcome, RunningVertex, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
 
@@ -21,7 +24,8 @@ use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
 use crate::source::dockerfile::Loaded;
-use crate::source::http;
+use crate::source::fetched::{self, Fetched};
+use crate::source::git::GitAccess;
 use crate::source::image::PinnedImage;
 use crate::step::{Shared, StepContext, trust};
 use crate::vertex::VertexWork;
@@ -44,6 +48,13 @@ pub struct BuildResult {
     pub dockerfile: Option<(String, String)>,
     /// The record of the build.
     pub record: Option<Arc<BuildRecord>>,
+}
+
+/// The answer to a question of the lowering.
+enum Answer {
+    Image(Result<Box<PinnedImage>, String>),
+    /// In seconds since 1970.
+    Time(Result<Option<i64>, String>),
 }
 
 /// The tree and the image of one platform.
@@ -133,7 +144,7 @@ impl Engine {
         request: &BuildRequest,
         sink: &Sink,
     ) -> Result<Loaded, EngineError> {
-        crate::source::dockerfile::load(request, sink)
+        crate::source::dockerfile::load(request, &self.shared, sink)
     }
 
     /// Lowers the Dockerfile; what it asks about images is answered in parallel.
@@ -156,12 +167,12 @@ impl Engine {
                 Step::Done(lowered) => return Ok(*lowered),
                 Step::Resolve(requests) => requests,
             };
-            let found: Vec<(Request, Result<PinnedImage, String>)> = std::thread::scope(|scope| {
+            let found: Vec<(Request, Answer)> = std::thread::scope(|scope| {
                 let asked: Vec<_> = requests
                     .into_iter()
                     .map(|asked| {
                         scope.spawn(move || {
-                            let answer = self.answer(&asked, request, sink);
+                            let answer = self.answer(&asked, request, loaded, sink);
                             (asked, answer)
                         })
                     })
@@ -172,8 +183,8 @@ impl Engine {
                     .collect()
             });
             for (asked, answer) in found {
-                match asked {
-                    Request::Image(asked) => {
+                match (asked, answer) {
+                    (Request::Image(asked), Answer::Image(answer)) => {
                         let resolved = answer.map(|image| {
                             let resolved = ResolvedImage {
                                 reference: None,
@@ -181,16 +192,20 @@ impl Engine {
                                 config: (*image.config).clone(),
                             };
                             let platform = asked.platform.normalized().to_string();
-                            known.images.insert(
-                                (pinned_name(&asked.reference, &image.digest), platform),
-                                image,
-                            );
+                            known
+                                .images
+                                .insert((identifier(&asked, &image.digest), platform), *image);
                             resolved
                         });
                         answers.images.insert(asked, resolved);
                     }
-                    Request::SourceTime(asked) => {
-                        answers.source_times.insert(asked, answer.map(|_| None));
+                    (Request::SourceTime(asked), Answer::Time(time)) => {
+                        answers.source_times.insert(asked, time);
+                    }
+                    (Request::Image(_), Answer::Time(_))
+                    | (Request::SourceTime(_), Answer::Image(_)) => {
+                        let message = "a question was answered with the answer to another";
+                        return Err(EngineError::Graph(message.to_owned()));
                     }
                 }
             }
@@ -201,26 +216,65 @@ impl Engine {
         &self,
         asked: &Request,
         request: &BuildRequest,
+        loaded: &Loaded,
         sink: &Sink,
-    ) -> Result<PinnedImage, String> {
-        let Request::Image(asked) = asked else {
-            return Err("the time of a source cannot be asked for yet".to_owned());
-        };
-        let running = sink.vertex(Vertex::named(asked.name.clone())).start();
-        let found = self.find_image(&asked.reference, &asked.platform, request.pull);
-        match found {
-            Ok(image) => {
-                running.complete(Outcome::Done);
-                Ok(image)
+    ) -> Answer {
+        fn told<T>(running: RunningVertex, found: Result<T, EngineError>) -> Result<T, String> {
+            let found = found.map_err(|error| crate::error::chain(&error));
+            running.complete(match &found {
+                Ok(_) => Outcome::Done,
+                Err(error) => Outcome::Failed {
+                    error: error.clone(),
+                },
+            });
+            found
+        }
+        match asked {
+            Request::Image(asked) => {
+                let running = sink.vertex(Vertex::named(asked.name.clone())).start();
+                let found = self.image_of(asked, request, loaded).map(Box::new);
+                Answer::Image(told(running, found))
             }
-            Err(error) => {
-                let text = crate::error::chain(&error);
-                running.complete(Outcome::Failed {
-                    error: text.clone(),
-                });
-                Err(text)
+            Request::SourceTime(asked) => {
+                let running = sink.vertex(Vertex::named(asked.name.clone())).start();
+                let source = SourceOp {
+                    identifier: asked.identifier.clone(),
+                    attrs: asked.attrs.clone(),
+                };
+                let access = GitAccess::new(&request.secrets, &request.ssh);
+                let pinned = Fetched::pin(&self.shared, &access, &source, &running);
+                let time = pinned.and_then(|pinned| pinned.time(&access, &running));
+                Answer::Time(told(running, time))
             }
         }
+    }
+
+    fn image_of(
+        &self,
+        asked: &ImageRequest,
+        request: &BuildRequest,
+        loaded: &Loaded,
+    ) -> Result<PinnedImage, EngineError> {
+        let Some(store) = &asked.store else {
+            return self.find_image(&asked.reference, &asked.platform, request.pull);
+        };
+        let invalid = |error: oci::ReferenceError| {
+            EngineError::Request(format!("{}: {error}", asked.reference))
+        };
+        let reference = Reference::parse_normalized(&asked.reference).map_err(invalid)?;
+        let digest = reference
+            .digest()
+            .cloned()
+            .ok_or_else(|| EngineError::Graph(format!("{reference} of a layout has no digest")))?;
+        let directory = loaded.layout(store)?;
+        let images = &self.shared.images;
+        images.from_layout(
+            &self.shared,
+            directory,
+            &reference,
+            &asked.platform,
+            &digest,
+        )
     }
 
     pub(crate) fn find_image(
@@ -276,9 +330,16 @@ impl Engine {
         let mut roots = Vec::new();
         let mut trees = Vec::new();
         for build in builds {
+            let fetched = fetched::pin_all(
+                &self.shared,
+                &context.git_access(),
+                loaded.pinned(),
+                &build.graph,
+                sink,
+            );
             let pinned = Pinned {
                 images: images.clone(),
-                files: http::pin_all(&self.shared, &build.graph, sink)?,
+                fetched: fetched.map_err(|(id, error)| failure_at(id, error, None, build))?,
                 contexts: contexts_of(&self.shared, loaded, build, sink)?,
                 directories: BTreeMap::new(),
             };
@@ -367,11 +428,22 @@ fn arguments_of(stages: &dockerfile::Stages) -> BTreeSet<String> {
 
 /// Returns the identifier of the source that stands for an image in a graph.
 pub(crate) fn pinned_name(reference: &str, digest: &Digest) -> String {
-    let pinned = match reference.contains('@') {
+    format!("docker-image://{}", with_digest(reference, digest))
+}
+
+fn with_digest(reference: &str, digest: &Digest) -> String {
+    match reference.contains('@') {
         true => reference.to_owned(),
         false => format!("{reference}@{digest}"),
-    };
-    format!("docker-image://{pinned}")
+    }
+}
+
+/// Returns the identifier of the source that an image which was asked for becomes.
+fn identifier(asked: &ImageRequest, digest: &Digest) -> String {
+    match asked.store {
+        Some(_) => format!("oci-layout://{}", with_digest(&asked.reference, digest)),
+        None => pinned_name(&asked.reference, digest),
+    }
 }
 
 fn contexts_of(
@@ -447,9 +519,30 @@ fn planning_failure(
         )),
         error => error,
     };
+    failure_at(id, error, help, build)
+}
+
+/// Returns a failure at the lines of a vertex.
+fn failure_at(
+    id: llb::VertexId,
+    error: EngineError,
+    help: Option<String>,
+    build: &PlatformBuild,
+) -> BuildFailure {
+    let vertices = build.graph.vertices();
+    // A source that is fetched for an instruction has no lines of its own: those of what uses it are meant.
+    let user = || {
+        let users = vertices.iter().filter(|vertex| {
+            let mut inputs = vertex.inputs().iter();
+            inputs.any(|edge| vertices[edge.vertex].id() == id)
+        });
+        users
+            .map(llb::Vertex::id)
+            .find_map(|id| lines_of(build, id))
+    };
     BuildFailure::of_steps(vec![StepFailure {
         name: None,
-        lines: lines_of(build, id),
+        lines: lines_of(build, id).or_else(user),
         help,
         error: Arc::new(error),
     }])

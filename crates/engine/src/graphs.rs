@@ -18,7 +18,7 @@ use crate::export::{self, Exported};
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
-use crate::source::http;
+use crate::source::fetched;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
 use crate::{BuildResult, Cancel, Engine, EngineError};
@@ -198,7 +198,8 @@ impl Engine {
         let mut held = Vec::new();
         let mut pinned = Pinned {
             images: self.pin_images(request, sink)?,
-            files: http::pin_all(&self.shared, graph, sink)?,
+            fetched: fetched::pin_all(&self.shared, &context.git_access(), None, graph, sink)
+                .map_err(|(id, error)| GraphFailure::at(Some((graph, id)), error))?,
             contexts: BTreeMap::new(),
             directories: BTreeMap::new(),
         };

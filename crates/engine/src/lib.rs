@@ -53,4 +53,5 @@ pub use request::{
     Output, SecretSource, StepOptions,
 };
 pub use sandbox::Limits;
+pub use source::main_context::looks_like_archive;
 pub use verify::verify_layers;

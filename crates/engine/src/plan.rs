@@ -14,7 +14,7 @@ use crate::EngineError;
 use crate::context::{ContextTree, selections_of};
 use crate::driver::Task;
 use crate::keys::{KeyBuilder, KeyPart, hex};
-use crate::source::http::HttpFile;
+use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
 use crate::vertex::{VertexAction, VertexWork};
@@ -23,8 +23,8 @@ use crate::vertex::{VertexAction, VertexWork};
 pub(crate) struct Pinned {
     /// Images by identifier and platform, as `key_of_image` writes them.
     pub(crate) images: BTreeMap<(String, String), PinnedImage>,
-    /// Files behind URLs by vertex.
-    pub(crate) files: BTreeMap<VertexId, HttpFile>,
+    /// Files behind URLs and repositories by vertex.
+    pub(crate) fetched: BTreeMap<VertexId, Fetched>,
     /// Local directories by name.
     pub(crate) contexts: BTreeMap<String, Arc<ContextTree>>,
     /// Local directories by vertex, where one name may stand for several selections.
@@ -50,8 +50,8 @@ pub(crate) fn plan(
         let action = action_of(vertex, pinned).map_err(failed)?;
         let (operation, outside) =
             operation_key(context, vertex, &action, &inputs).map_err(failed)?;
-        let mut record_key = KeyBuilder::new("definition").key("operation", &operation);
-        let mut key = KeyBuilder::new("definition").key("operation", &operation);
+        let mut record_key = definition_of(&operation);
+        let mut key = definition_of(&operation);
         for (number, (input, output)) in inputs.iter().enumerate() {
             // The content of a context is part of the operation's key already.
             if matches!(input.action, VertexAction::Context(_)) {
@@ -87,6 +87,11 @@ pub(crate) fn plan(
         }));
     }
     Ok(works)
+}
+
+/// Begins the key of a vertex by what it does; that of one without inputs is complete.
+pub(crate) fn definition_of(operation: &Key) -> KeyBuilder {
+    KeyBuilder::new("definition").key("operation", operation)
 }
 
 /// Makes the driver's tasks of vertices; equal keys become one.
@@ -142,8 +147,8 @@ fn action_of(vertex: &Vertex, pinned: &Pinned) -> Result<VertexAction, EngineErr
         let tree = pinned.contexts.get(name).ok_or_else(missing)?;
         return Ok(VertexAction::Context(Arc::clone(tree)));
     }
-    if let Some(file) = pinned.files.get(&vertex.id()) {
-        return Ok(VertexAction::Http(file.clone()));
+    if let Some(fetched) = pinned.fetched.get(&vertex.id()) {
+        return Ok(VertexAction::Fetched(fetched.clone()));
     }
     let key = image_key(vertex);
     if let Some(image) = pinned.images.get(&key) {
@@ -188,9 +193,9 @@ fn operation_key(
             let key = KeyBuilder::new("image").part("config", id.as_bytes());
             (key, named("image", id))
         }
-        VertexAction::Http(file) => {
-            let key = KeyBuilder::new("http").part("file", file.identity().as_bytes());
-            (key, named("file", file.digest.to_string()))
+        VertexAction::Fetched(fetched) => {
+            let (name, value) = fetched.content();
+            return Ok((fetched.operation_key(), named(name, value)));
         }
         VertexAction::Context(tree) => {
             let key = KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes());

@@ -83,6 +83,8 @@ pub enum DockerfileSource {
     File(PathBuf),
     /// A path inside the context.
     InContext(String),
+    /// A file behind a URL.
+    Url(String),
     /// Its bytes, and the name to show.
     Bytes { name: String, bytes: Vec<u8> },
 }

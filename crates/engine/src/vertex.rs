@@ -7,7 +7,7 @@ use std::time::Duration;
 use llb::Op;
 use progress::{Outcome, RunningVertex, VertexHandle};
 use serde::{Deserialize, Serialize};
-use store::{Key, LayerId, NamedLock, Record};
+use store::{Key, Layer, LayerId, NamedLock, Record};
 
 use crate::context::ContextTree;
 use crate::driver::Work;
@@ -15,9 +15,9 @@ use crate::history::{CachedBy, Miss, UsageRecord, files};
 use crate::keys::{KeyPart, hex};
 use crate::matching::{InputUse, same_input};
 use crate::snapshot::{Snapshot, StepOutput};
-use crate::source::http::HttpFile;
+use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
-use crate::step::{StepContext, exec, file, merge};
+use crate::step::{Shared, StepContext, exec, file, merge};
 use crate::{Cancel, EngineError};
 
 /// A vertex and all it needs.
@@ -65,8 +65,8 @@ pub(crate) enum VertexAction {
     Operation(Op),
     /// Brings an image in.
     Image(PinnedImage),
-    /// A file that was downloaded when the build began.
-    Http(HttpFile),
+    /// A file or a repository that was pinned when the build began.
+    Fetched(Fetched),
     /// Files captured when the build began.
     Context(Arc<ContextTree>),
 }
@@ -86,6 +86,24 @@ pub(crate) struct RecordInfo {
     pub(crate) build: String,
     #[serde(default)]
     pub(crate) vertex: String,
+}
+
+/// Returns the tree of a source that an earlier build has recorded.
+pub(crate) fn recorded_source(
+    shared: &Shared,
+    fetched: &Fetched,
+) -> Result<Option<Vec<Layer>>, EngineError> {
+    let key = crate::plan::definition_of(&fetched.operation_key()).finish();
+    let Some(record) = shared.store.find(&key)? else {
+        return Ok(None);
+    };
+    let Ok(info) = serde_json::from_value::<RecordInfo>(record.info) else {
+        return Ok(None);
+    };
+    match info.outputs.as_slice() {
+        [layers] => Ok(shared.store.layers(layers)?),
+        _ => Ok(None),
+    }
 }
 
 /// How many earlier results of an operation are compared by content.
@@ -215,8 +233,10 @@ impl VertexWork {
                 let layers = image.unpack(&self.context.shared, running, cancel)?;
                 Ok(vec![Snapshot::Layers(layers)])
             }
-            VertexAction::Http(file) => {
-                Ok(vec![Snapshot::Layers(file.unpack(&self.context.shared)?)])
+            VertexAction::Fetched(fetched) => {
+                let access = self.context.git_access();
+                let layers = fetched.unpack(&self.context.shared, &access, running)?;
+                Ok(vec![Snapshot::Layers(layers)])
             }
             VertexAction::Operation(op) => match op {
                 Op::Exec(op) => {

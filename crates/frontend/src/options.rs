@@ -87,6 +87,11 @@ fn yes_or_no(text: &str) -> Option<bool> {
     }
 }
 
+/// Tells whether a build argument that is yes or no is yes.
+pub fn is_true(text: &str) -> bool {
+    yes_or_no(text) == Some(true)
+}
+
 /// Which stages run without looking for recorded results.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NoCache {

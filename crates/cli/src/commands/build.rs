@@ -200,7 +200,7 @@ const EVENTS: usize = 512;
 /// Builds, or says what was asked for instead.
 pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     let call = Call::of(build).map_err(exit::usage)?;
-    let mut request = build_request::request(build).map_err(exit::usage)?;
+    let (mut request, _spool) = build_request::request(build).map_err(exit::usage)?;
     if request.steps.ca_bundle.is_none() {
         request.steps.ca_bundle = settings::ca_bundle(global).map_err(exit::usage)?;
     }

@@ -18,6 +18,7 @@ use super::{CachedBy, hidden};
 use crate::build::{BuildResult, Built};
 use crate::error::{Blame, BuildFailure, EngineError, StepFailure};
 use crate::keys::hex;
+use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
 use crate::vertex::{VertexAction, VertexWork};
 
@@ -158,7 +159,7 @@ fn sources(known: &Known) -> Vec<SourceRecord> {
         });
     }
     for work in &known.works {
-        if let VertexAction::Http(file) = &work.action {
+        if let VertexAction::Fetched(Fetched::Http(file)) = &work.action {
             sources.push(SourceRecord {
                 uri: hidden::without_credentials(&work.name),
                 digest: Some(file.digest.clone()),

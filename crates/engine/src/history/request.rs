@@ -56,6 +56,7 @@ fn request_record(hidden: &Hidden, request: &BuildRequest) -> RequestRecord {
     let dockerfile = match &request.dockerfile {
         DockerfileSource::File(path) => absolute(path),
         DockerfileSource::InContext(path) => path.clone(),
+        DockerfileSource::Url(url) => without_credentials(url),
         DockerfileSource::Bytes { name, .. } => name.clone(),
     };
     let (no_cache, no_cache_filter) = match &request.ignore_cache {

@@ -1,19 +1,22 @@
 //! Reads the Dockerfile, its ignore file, and the contexts a request names.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dockerfile::git::{GitRef, GitRefError};
 use dockerfile::ignore::IgnoreFile;
 use frontend::{MainContext, NamedContext, NoCache, Options, ResolveMode};
-use llb::{HostIp, NetworkMode, Ulimit};
+use llb::{HostIp, NetworkMode, SourceOp, Ulimit};
 use oci::{Platform, Reference};
-use progress::{Outcome, Sink, Vertex};
-use rootfs::apply::{ApplyOptions, Devices, Ownership, apply_layer};
-use rootfs::{Form, LayerDir};
-use tempfile::TempDir;
+use progress::{Outcome, RunningVertex, Sink, Vertex};
+use rootfs::{Root, RootPath};
 
+use super::fetched::PinnedSource;
+use super::main_context::Main;
 use crate::EngineError;
-use crate::request::{BuildRequest, Context, DockerfileSource, IgnoreCache};
+use crate::request::{BuildRequest, DockerfileSource, IgnoreCache};
+use crate::step::Shared;
 
 /// A Dockerfile and where its files are.
 #[derive(Debug)]
@@ -24,87 +27,64 @@ pub(crate) struct Loaded {
     ignore: IgnoreFile,
     /// Directories by the name the graph knows them by.
     directories: BTreeMap<String, PathBuf>,
+    /// Directories of OCI layouts by the name the graph knows them by.
+    layouts: BTreeMap<String, PathBuf>,
     named: BTreeMap<String, NamedContext>,
-    /// Keeps what was unpacked for this build.
-    _unpacked: Vec<TempDir>,
+    main: Main,
 }
 
 /// The largest Dockerfile or ignore file, in bytes.
-const MAX_FILE: u64 = 64 << 20;
+pub(crate) const MAX_FILE: u64 = 64 << 20;
 
 /// Reads what a request names.
-pub(crate) fn load(request: &BuildRequest, sink: &Sink) -> Result<Loaded, EngineError> {
-    let mut unpacked = Vec::new();
-    let directory = match &request.context {
-        Context::Directory(directory) => directory.clone(),
-        Context::Tar(path) => {
-            let temporary = unpack_tar(path)?;
-            let directory = temporary.path().join("context");
-            unpacked.push(temporary);
-            directory
-        }
-        Context::Empty => {
-            let temporary = temporary()?;
-            let directory = temporary.path().to_owned();
-            unpacked.push(temporary);
-            directory
-        }
-        Context::Git(text) => {
-            let temporary = temporary()?;
-            let directory = super::git::checkout(text, temporary.path())?;
-            unpacked.push(temporary);
-            directory
-        }
-        Context::Http(url) => return Err(EngineError::Unsupported(format!("the context {url}"))),
+pub(crate) fn load(
+    request: &BuildRequest,
+    shared: &Shared,
+    sink: &Sink,
+) -> Result<Loaded, EngineError> {
+    let mut main = Main::of(request, shared, sink)?;
+    let (name, bytes) = read_dockerfile(request, shared, &mut main, sink)?;
+    let ignore = match main.has_ignore_file(request) {
+        true => read_ignore(request, &main.directory, sink)?,
+        false => IgnoreFile::default(),
     };
-    let (name, bytes) = read_dockerfile(request, &directory, sink)?;
-    let ignore = read_ignore(request, &directory, sink)?;
-    let mut directories = BTreeMap::from([("context".to_owned(), directory)]);
-    let named = named_contexts(request, &mut directories)?;
+    let mut directories = BTreeMap::from([("context".to_owned(), main.directory.clone())]);
+    let mut layouts = BTreeMap::new();
+    let named = named_contexts(request, &mut directories, &mut layouts)?;
     Ok(Loaded {
         name,
         bytes,
         ignore,
         directories,
+        layouts,
         named,
-        _unpacked: unpacked,
+        main,
     })
 }
 
 fn read_dockerfile(
     request: &BuildRequest,
-    directory: &Path,
+    shared: &Shared,
+    main: &mut Main,
     sink: &Sink,
 ) -> Result<(String, Vec<u8>), EngineError> {
-    let shown = |name: &str| {
-        let name = Path::new(name)
-            .file_name()
-            .map_or(name.into(), |name| name.to_string_lossy());
-        format!("[internal] load build definition from {name}")
+    let name = match &request.dockerfile {
+        DockerfileSource::Bytes { name, .. } => name.clone(),
+        DockerfileSource::File(path) => path.display().to_string(),
+        DockerfileSource::InContext(path) => path.clone(),
+        DockerfileSource::Url(url) => url.clone(),
     };
-    let (name, path) = match &request.dockerfile {
-        DockerfileSource::Bytes { name, bytes } => {
-            let running = sink.vertex(Vertex::named(shown(name))).start();
-            let size = bytes.len() as u64;
-            running
-                .status_of("transferring dockerfile:", "", size)
-                .finish(size);
-            running.complete(Outcome::Done);
-            return Ok((name.clone(), bytes.clone()));
-        }
-        DockerfileSource::File(path) => (path.display().to_string(), path.clone()),
-        DockerfileSource::InContext(path) => (path.clone(), directory.join(clean(path))),
+    let shown = Path::new(&name).file_name();
+    let shown = shown.map_or(name.as_str().into(), |name| name.to_string_lossy());
+    let shown = format!("[internal] load build definition from {shown}");
+    let running = sink.vertex(Vertex::named(shown)).start();
+    let bytes = match (&request.dockerfile, main.dockerfile.take()) {
+        (DockerfileSource::Bytes { bytes, .. }, _) => Ok(bytes.clone()),
+        (DockerfileSource::File(path), _) => read_file(path),
+        (DockerfileSource::Url(url), _) => download(url, shared, &running),
+        (DockerfileSource::InContext(_), Some(bytes)) => Ok(bytes),
+        (DockerfileSource::InContext(path), None) => read_in_context(path, &main.directory),
     };
-    let running = sink.vertex(Vertex::named(shown(&name))).start();
-    let bytes = read_limited(&path)
-        .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => EngineError::Request(format!(
-                "failed to read the Dockerfile: there is no file {}",
-                path.display()
-            )),
-            _ => EngineError::io("read the Dockerfile", &path)(error),
-        });
     match bytes {
         Ok(bytes) => {
             let size = bytes.len() as u64;
@@ -122,19 +102,62 @@ fn read_dockerfile(
     }
 }
 
-/// Takes `..` and roots out of a path that comes from outside.
-fn clean(path: &str) -> PathBuf {
-    let parts = Path::new(path).components();
-    parts
-        .filter_map(|part| match part {
-            std::path::Component::Normal(name) => Some(name),
-            _ => None,
-        })
-        .collect()
+fn read_file(path: &Path) -> Result<Vec<u8>, EngineError> {
+    match read_limited(path) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(missing(&path.display().to_string())),
+        Err(error) => Err(EngineError::io("read the Dockerfile", path)(error)),
+    }
+}
+
+fn missing(path: &str) -> EngineError {
+    EngineError::Request(format!(
+        "failed to read the Dockerfile: there is no file {path}; name another with --file"
+    ))
+}
+
+/// Reads a Dockerfile that came with its context: links in it lead nowhere else.
+fn read_in_context(path: &str, directory: &Path) -> Result<Vec<u8>, EngineError> {
+    let root = Root::open(directory)?;
+    let mut places = vec![path.to_owned()];
+    if path == "Dockerfile" || path.ends_with("/Dockerfile") {
+        places.push(format!(
+            "{}d{}",
+            &path[..path.len() - 10],
+            &path[path.len() - 9..]
+        ));
+    }
+    for place in places {
+        let place = RootPath::new(&place)?;
+        if let Some(bytes) = root.tree().read(&place, MAX_FILE)? {
+            return Ok(bytes);
+        }
+    }
+    Err(missing(&format!("{path} in the context")))
+}
+
+/// Reads a Dockerfile behind a URL.
+fn download(url: &str, shared: &Shared, running: &RunningVertex) -> Result<Vec<u8>, EngineError> {
+    let source = SourceOp {
+        identifier: url.to_owned(),
+        ..SourceOp::default()
+    };
+    let file = super::http::pin(shared, &source, running)?;
+    let mut bytes = Vec::new();
+    let read = file
+        .open(shared)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(EngineError::io("read", url))?;
+    match bytes.len() as u64 > MAX_FILE {
+        true => Err(EngineError::Request(format!(
+            "{url} is no Dockerfile: it is larger than {MAX_FILE} bytes"
+        ))),
+        false => Ok(bytes),
+    }
 }
 
 fn read_limited(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    use std::io::Read;
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -160,12 +183,8 @@ fn read_ignore(
         .vertex(Vertex::named("[internal] load .dockerignore"))
         .start();
     let mut candidates = Vec::new();
-    match &request.dockerfile {
-        DockerfileSource::File(path) => candidates.push(with_suffix(path)),
-        DockerfileSource::InContext(path) => {
-            candidates.push(with_suffix(&directory.join(clean(path))))
-        }
-        DockerfileSource::Bytes { .. } => {}
+    if let DockerfileSource::File(path) = &request.dockerfile {
+        candidates.push(with_suffix(path));
     }
     candidates.push(directory.join(".dockerignore"));
     for path in candidates {
@@ -205,53 +224,46 @@ fn parse_ignore(path: &Path, text: &[u8]) -> Result<IgnoreFile, EngineError> {
     Ok(file)
 }
 
-fn unpack_tar(path: &Path) -> Result<TempDir, EngineError> {
-    let temporary = temporary()?;
-    let directory = temporary.path().join("context");
-    std::fs::create_dir(&directory).map_err(EngineError::io("create", &directory))?;
-    let file = std::fs::File::open(path).map_err(EngineError::io("open", path))?;
-    let mut options = ApplyOptions::new(Form::Plain);
-    options.devices = Devices::Skip;
-    options.ownership = Ownership::Ignore;
-    apply_layer(file, &LayerDir::open(&directory)?, &options)?;
-    Ok(temporary)
-}
-
-fn temporary() -> Result<TempDir, EngineError> {
-    tempfile::Builder::new()
-        .prefix("lapstrake-context-")
-        .tempdir()
-        .map_err(EngineError::io("create", "a temporary directory"))
-}
-
 fn named_contexts(
     request: &BuildRequest,
     directories: &mut BTreeMap<String, PathBuf>,
+    layouts: &mut BTreeMap<String, PathBuf>,
 ) -> Result<BTreeMap<String, NamedContext>, EngineError> {
     let mut named = BTreeMap::new();
     for (name, value) in &request.named_contexts {
         let context = match value.split_once("://") {
             Some(("docker-image", image)) => NamedContext::Image(image.to_owned()),
-            Some(("oci-layout" | "target", _)) => {
-                return Err(EngineError::Unsupported(format!(
-                    "the context {name}={value}"
+            Some(("oci-layout", text)) => {
+                let (directory, digest) = super::layout::find(text)?;
+                let store = format!("{name}-layout");
+                layouts.insert(store.clone(), directory);
+                NamedContext::OciLayout { store, digest }
+            }
+            _ if is_remote(value) => NamedContext::Url(value.clone()),
+            _ if value.starts_with("target:") => {
+                return Err(EngineError::Request(format!(
+                    "the context {name}={value} is a target of a bake file; a stage of this Dockerfile is named in FROM"
                 )));
             }
-            Some(("http" | "https" | "git" | "ssh", _)) => NamedContext::Url(value.clone()),
-            _ if value.starts_with("git@") => NamedContext::Url(value.clone()),
             _ => {
                 let directory = PathBuf::from(value);
                 if !directory.is_dir() {
                     return Err(EngineError::Request(format!(
-                        "the context {name}={value} is no directory"
+                        "the context {name}={value} is no directory; others begin with docker-image://, \
+                         oci-layout://, http://, https://, or are git repositories"
                     )));
                 }
                 let path = directory.join(".dockerignore");
                 let text = read_limited(&path).map_err(EngineError::io("read", &path))?;
                 let ignore = text.map(|text| parse_ignore(&path, &text)).transpose()?;
-                directories.insert(name.clone(), directory);
+                // The main context has that name already.
+                let local = match name.as_str() {
+                    "context" | "dockerfile" => format!("_{name}"),
+                    name => name.to_owned(),
+                };
+                directories.insert(local.clone(), directory);
                 NamedContext::Local {
-                    name: name.clone(),
+                    name: local,
                     ignore: ignore.as_ref().map(patterns_of).unwrap_or_default(),
                 }
             }
@@ -259,6 +271,12 @@ fn named_contexts(
         named.insert(canonical(name), context);
     }
     Ok(named)
+}
+
+/// Tells whether a text is a URL or a git repository.
+fn is_remote(text: &str) -> bool {
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    is_http || !matches!(GitRef::parse(text), Err(GitRefError::NotGit))
 }
 
 /// Returns the name a context is looked up by: as an image's, without its default parts.
@@ -293,6 +311,20 @@ impl Loaded {
     /// Returns the context that stands for a stage or an image.
     pub(crate) fn named_context(&self, name: &str) -> Option<&NamedContext> {
         self.named.get(&canonical(name))
+    }
+
+    /// Returns the directory of an OCI layout.
+    pub(crate) fn layout(&self, store: &str) -> Result<&Path, EngineError> {
+        let missing = || EngineError::Graph(format!("there is no layout {store}"));
+        self.layouts
+            .get(store)
+            .map(PathBuf::as_path)
+            .ok_or_else(missing)
+    }
+
+    /// Returns what a remote main context was pinned to.
+    pub(crate) fn pinned(&self) -> Option<&PinnedSource> {
+        self.main.pinned.as_ref()
     }
 
     /// Returns the ignore file of the context.
@@ -349,8 +381,11 @@ impl Loaded {
                 true => ResolveMode::Pull,
                 false => ResolveMode::Default,
             },
-            context: MainContext::Local {
-                ignore: patterns_of(&self.ignore),
+            context: match &self.main.context {
+                MainContext::Local { .. } => MainContext::Local {
+                    ignore: patterns_of(&self.ignore),
+                },
+                remote => remote.clone(),
             },
             named_contexts: self.named.clone(),
             ..Options::default()

@@ -1,101 +1,706 @@
-//! Takes the files of a git repository, by the git program, as the reference does.
+//! Git repositories: contexts and ADD. Fetched by the git program, as the reference does, and pinned to a commit.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use llb::{SourceOp, attr};
+use progress::RunningVertex;
+use store::Layer;
 
 use crate::EngineError;
+use crate::client::BuildClient;
+use crate::request::SecretSource;
+use crate::step::{Shared, read_secret};
 
-/// Checks a reference such as `https://host/repository.git#ref:directory` out into a directory and
-/// returns the part of it that was asked for.
-pub(crate) fn checkout(text: &str, into: &Path) -> Result<PathBuf, EngineError> {
-    let (url, fragment) = text.split_once('#').unwrap_or((text, ""));
-    let (reference, folder) = fragment.split_once(':').unwrap_or((fragment, ""));
-    let work = into.join("repository");
-    run(into, &["init", "--quiet", "--", "repository"])?;
-    let wanted = match reference {
-        "" => "HEAD",
-        reference => reference,
-    };
-    if wanted.starts_with('-') {
-        return Err(EngineError::Request(format!(
-            "invalid git reference {wanted:?}"
-        )));
-    }
-    let shallow = run(
-        &work,
-        &["fetch", "--quiet", "--depth", "1", "--", url, wanted],
-    );
-    let found = match shallow {
-        Ok(()) => "FETCH_HEAD",
-        // Some servers give no commit by its digest: then all is fetched.
-        Err(_) => {
-            run(
-                &work,
-                &[
-                    "fetch",
-                    "--quiet",
-                    "--tags",
-                    "--",
-                    url,
-                    "+refs/heads/*:refs/remotes/origin/*",
-                ],
-            )?;
-            wanted
-        }
-    };
-    run(&work, &["checkout", "--quiet", "--detach", found, "--"])?;
-    run(
-        &work,
-        &[
-            "submodule",
-            "update",
-            "--quiet",
-            "--init",
-            "--recursive",
-            "--depth",
-            "1",
-        ],
-    )?;
-    let git = work.join(".git");
-    std::fs::remove_dir_all(&git).map_err(EngineError::io("remove", &git))?;
-    let tree = rootfs::Root::open(&work)?;
-    let path = rootfs::RootPath::new(folder)?;
-    // The part is looked up inside the repository: a symlink in it leads nowhere else.
-    let part = tree.open_dir(&path)?;
-    let named = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&part));
-    std::fs::read_link(&named).map_err(EngineError::io("find", work.join(folder)))
+/// A repository at a commit.
+#[derive(Debug, Clone)]
+pub(crate) struct GitTree {
+    wanted: Wanted,
+    /// What is fetched: a full name of a branch or tag, or the commit itself.
+    reference: String,
+    /// What the reference leads to: a commit, or the object of an annotated tag.
+    object: String,
+    /// The commit, where the object is a tag.
+    commit: Option<String>,
+    /// Its tree, if it was needed before the build began.
+    pub(crate) unpacked: Option<Vec<Layer>>,
 }
 
-/// Runs git without prompts, without the user's and the system's configuration of hooks.
-fn run(folder: &Path, arguments: &[&str]) -> Result<(), EngineError> {
-    let output = Command::new("git")
-        .current_dir(folder)
-        .args([
-            "-c",
-            "core.hooksPath=/dev/null",
-            "-c",
-            "protocol.ext.allow=never",
-        ])
-        .args(arguments)
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => EngineError::Request(
-                "a git context needs the git program, which is not installed".to_owned(),
-            ),
-            _ => EngineError::io("run", "git")(error),
-        })?;
-    if output.status.success() {
-        return Ok(());
+/// What a source asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    remote: String,
+    /// Empty for the default branch.
+    reference: String,
+    folder: String,
+    keep_git_dir: bool,
+    checksum: String,
+    submodules: bool,
+    /// Files get the time of the commit.
+    commit_times: bool,
+    fetch_by_commit: bool,
+}
+
+impl Wanted {
+    fn of(source: &SourceOp) -> Self {
+        let attribute = |name: &str| source.attrs.get(name).cloned().unwrap_or_default();
+        let is_set = |name: &str| attribute(name) == "true";
+        let (place, fragment) = source
+            .identifier
+            .split_once('#')
+            .unwrap_or((&source.identifier, ""));
+        let (reference, folder) = fragment.split_once(':').unwrap_or((fragment, ""));
+        let remote = attribute(attr::FULL_REMOTE_URL);
+        Self {
+            remote: match remote.is_empty() {
+                true => place.to_owned(),
+                false => remote,
+            },
+            reference: reference.to_owned(),
+            folder: folder.trim_matches('/').to_owned(),
+            keep_git_dir: is_set(attr::KEEP_GIT_DIR),
+            checksum: attribute(attr::GIT_CHECKSUM),
+            submodules: !is_set(attr::GIT_SKIP_SUBMODULES),
+            commit_times: attribute(attr::GIT_MTIME) == "commit",
+            fetch_by_commit: is_set(attr::GIT_FETCH_BY_COMMIT),
+        }
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(EngineError::Request(format!(
-        "git {} failed: {}",
-        arguments[0],
-        text.trim()
-    )))
+}
+
+/// Finds the commit a source leads to now.
+pub(crate) fn pin(
+    access: &GitAccess,
+    source: &SourceOp,
+    running: &RunningVertex,
+) -> Result<GitTree, EngineError> {
+    let wanted = Wanted::of(source);
+    let shown = redacted(&wanted.remote);
+    for text in [&wanted.remote, &wanted.reference] {
+        if text.starts_with('-') {
+            return Err(EngineError::Request(format!(
+                "invalid git reference {text:?}: it reads as an option"
+            )));
+        }
+    }
+    if !wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(EngineError::Request(format!(
+            "invalid checksum {:?} of {shown}: a commit is hexadecimal digits",
+            wanted.checksum
+        )));
+    }
+    let (reference, object, commit) = if is_commit(&wanted.reference) {
+        (wanted.reference.clone(), wanted.reference.clone(), None)
+    } else if wanted.fetch_by_commit {
+        if !is_commit(&wanted.checksum) {
+            return Err(EngineError::Request(format!(
+                "fetch-by-commit of {shown} needs the whole commit as checksum, not {:?}",
+                wanted.checksum
+            )));
+        }
+        (wanted.checksum.clone(), wanted.checksum.clone(), None)
+    } else {
+        ask_remote(access, &wanted, running)?
+    };
+    let is_expected = |found: &str| found.starts_with(&wanted.checksum.to_ascii_lowercase());
+    if !is_expected(&object) && !commit.as_deref().is_some_and(is_expected) {
+        let found = commit.as_ref().unwrap_or(&object);
+        return Err(EngineError::Request(format!(
+            "checksum mismatch of {shown}: it is at {found}, expected {}",
+            wanted.checksum
+        )));
+    }
+    Ok(GitTree {
+        wanted,
+        reference,
+        object,
+        commit,
+        unpacked: None,
+    })
+}
+
+/// Returns whether a text is the whole name of a commit.
+fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64)
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Asks a remote what a reference leads to: its full name, its object, and the commit of an annotated tag.
+fn ask_remote(
+    access: &GitAccess,
+    wanted: &Wanted,
+    running: &RunningVertex,
+) -> Result<(String, String, Option<String>), EngineError> {
+    let git = Git::bare(access, &wanted.remote, running);
+    if wanted.reference.is_empty() {
+        let listing = git.run(&["ls-remote", "--symref", "--", &wanted.remote, "HEAD"])?;
+        let branch = listing
+            .lines()
+            .find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"));
+        let objects = listing
+            .lines()
+            .filter_map(|line| line.strip_suffix("\tHEAD"));
+        let object = objects.into_iter().find(|object| is_commit(object));
+        return match object {
+            Some(object) => Ok((branch.unwrap_or("HEAD").to_owned(), object.to_owned(), None)),
+            None => Err(EngineError::Request(format!(
+                "{} has no default branch; name one behind #",
+                redacted(&wanted.remote)
+            ))),
+        };
+    }
+    let name = wanted.reference.as_str();
+    let peeled = format!("{name}^{{}}");
+    let listing = git.run(&["ls-remote", "--", &wanted.remote, name, &peeled])?;
+    let find = |full: &str| {
+        let mut lines = listing.lines().filter_map(|line| line.split_once('\t'));
+        lines.find_map(|(object, found)| (found == full).then(|| object.to_owned()))
+    };
+    let bare = |prefix: &str| format!("{prefix}{}", name.strip_prefix(prefix).unwrap_or(name));
+    // As git checkout has it: what is named in full, then a branch, then a tag.
+    for full in [bare("refs/"), bare("refs/heads/")] {
+        if let Some(object) = find(&full) {
+            return Ok((full.clone(), object, find(&format!("{full}^{{}}"))));
+        }
+    }
+    let tag = bare("refs/tags/");
+    match find(&tag) {
+        Some(object) => Ok((tag.clone(), object, find(&format!("{tag}^{{}}")))),
+        None => Err(EngineError::Request(format!(
+            "{} has no branch or tag {name:?}",
+            redacted(&wanted.remote)
+        ))),
+    }
+}
+
+impl GitTree {
+    /// Returns what decides on the tree.
+    pub(crate) fn identity(&self) -> String {
+        let Wanted {
+            remote,
+            folder,
+            keep_git_dir,
+            submodules,
+            commit_times,
+            ..
+        } = &self.wanted;
+        let mut text = format!("{} {folder:?}", self.commit());
+        if *keep_git_dir {
+            text.push_str(&format!(
+                " {} {} {:?}",
+                self.object,
+                self.reference,
+                redacted(remote)
+            ));
+        }
+        if !submodules {
+            text.push_str(" without submodules");
+        }
+        if *commit_times {
+            text.push_str(" times of the commit");
+        }
+        text
+    }
+
+    /// Returns the commit it is at.
+    pub(crate) fn commit(&self) -> &str {
+        self.commit.as_ref().unwrap_or(&self.object)
+    }
+
+    /// Returns when the commit was made, in seconds since 1970.
+    pub(crate) fn time(
+        &self,
+        access: &GitAccess,
+        running: &RunningVertex,
+    ) -> Result<i64, EngineError> {
+        let folder = temporary()?;
+        let git = Git::new(access, &self.wanted.remote, folder.path(), None, running);
+        self.fetch(&git)?;
+        commit_time(&git, self.commit())
+    }
+
+    /// Checks the commit out.
+    pub(crate) fn unpack(
+        &self,
+        shared: &Shared,
+        access: &GitAccess,
+        running: &RunningVertex,
+    ) -> Result<Vec<Layer>, EngineError> {
+        if let Some(layers) = &self.unpacked {
+            return Ok(layers.clone());
+        }
+        let layer = shared.new_layer(&[])?;
+        let root = layer.path();
+        let whole = self.wanted.folder.is_empty();
+        let hidden = temporary()?;
+        // What is not asked for is never at a place where it could be taken for what is.
+        let part = match whole {
+            true => None,
+            false => Some(
+                tempfile::Builder::new()
+                    .tempdir_in(&root)
+                    .map_err(EngineError::io("create a directory in", &root))?,
+            ),
+        };
+        let work = part.as_ref().map_or(root.as_path(), |part| part.path());
+        let git_dir = match self.wanted.keep_git_dir && whole {
+            true => work.join(".git"),
+            false => hidden.path().join("repository"),
+        };
+        let git = Git::new(access, &self.wanted.remote, &git_dir, Some(work), running);
+        self.fetch(&git)?;
+        git.run(&["checkout", "--quiet", "--force", "--detach", self.commit()])?;
+        if self.wanted.submodules && work.join(".gitmodules").is_file() {
+            git.run(&[
+                "submodule",
+                "--quiet",
+                "update",
+                "--init",
+                "--recursive",
+                "--depth=1",
+            ])?;
+        }
+        if git_dir.starts_with(work) {
+            self.tidy(&git, &git_dir)?;
+        }
+        let time = match self.wanted.commit_times {
+            true => Some(commit_time(&git, self.commit())?),
+            false => None,
+        };
+        if let Some(part) = part {
+            move_up(part.path(), &self.wanted.folder, &root)?;
+            part.close()
+                .map_err(EngineError::io("remove a directory in", &root))?;
+        }
+        settle(&root, true, self.wanted.keep_git_dir && whole, time)
+            .map_err(EngineError::io("set the attributes of files in", &root))?;
+        Ok(vec![shared.commit(layer, "git checkout")?])
+    }
+
+    /// Brings the commit into an empty repository.
+    fn fetch(&self, git: &Git<'_>) -> Result<(), EngineError> {
+        let mut init = vec!["init", "--quiet"];
+        if self.object.len() == 64 {
+            init.push("--object-format=sha256");
+        }
+        git.run(&init)?;
+        let commit = self.commit();
+        let has_commit = || -> Result<bool, EngineError> {
+            let object = format!("{commit}^{{commit}}");
+            Ok(git.attempt(&["cat-file", "-e", &object])?.is_ok())
+        };
+        let remote = self.wanted.remote.as_str();
+        let shallow = ["fetch", "--quiet", "--depth=1", "--no-tags", "--"];
+        // By its name the commit is the one that was pinned, whatever its branch is at by now. Not every server has it.
+        for wanted in [commit, &self.reference] {
+            let mut arguments = shallow.to_vec();
+            arguments.extend([remote, wanted]);
+            if git.attempt(&arguments)?.is_ok() && has_commit()? {
+                return Ok(());
+            }
+        }
+        let all = [
+            "fetch",
+            "--quiet",
+            "--",
+            remote,
+            "+refs/heads/*:refs/remotes/origin/*",
+            "+refs/tags/*:refs/tags/*",
+        ];
+        git.run(&all)?;
+        match has_commit()? {
+            true => Ok(()),
+            false => Err(EngineError::Request(format!(
+                "{} has no commit {commit} in its branches and tags",
+                redacted(remote)
+            ))),
+        }
+    }
+
+    /// Makes of a repository that is kept what a clone of it would be, without what this fetch has left.
+    fn tidy(&self, git: &Git<'_>, git_dir: &Path) -> Result<(), EngineError> {
+        let shown = redacted(&self.wanted.remote);
+        git.run(&["remote", "add", "origin", &shown])?;
+        if self.reference.starts_with("refs/") {
+            let update = ["update-ref", &self.reference, &self.object];
+            if git.attempt(&update)?.is_err() {
+                // The object of the tag itself did not come along.
+                git.run(&["update-ref", &self.reference, self.commit()])?;
+            }
+        }
+        git.run(&["reflog", "expire", "--all", "--expire=now"])?;
+        for name in ["FETCH_HEAD", "hooks", "description", "logs"] {
+            let path = git_dir.join(name);
+            let removed = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(EngineError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn temporary() -> Result<tempfile::TempDir, EngineError> {
+    tempfile::Builder::new()
+        .prefix("lapstrake-git-")
+        .tempdir()
+        .map_err(EngineError::io("create", "a temporary directory"))
+}
+
+fn commit_time(git: &Git<'_>, commit: &str) -> Result<i64, EngineError> {
+    let text = git.run(&["show", "--no-patch", "--format=%ct", commit])?;
+    text.trim()
+        .parse()
+        .map_err(|_| EngineError::Request(format!("commit {commit} has no time: {text:?}")))
+}
+
+/// Moves what a folder of a work tree holds to the root; the way to it may lead through directories only.
+fn move_up(work: &Path, folder: &str, root: &Path) -> Result<(), EngineError> {
+    let mut from = work.to_owned();
+    for component in Path::new(folder).components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        from.push(name);
+        let is_directory = std::fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_dir());
+        if !is_directory {
+            return Err(EngineError::Request(format!(
+                "the repository has no directory {folder:?}"
+            )));
+        }
+    }
+    let entries = std::fs::read_dir(&from).map_err(EngineError::io("list", &from))?;
+    for entry in entries {
+        let entry = entry.map_err(EngineError::io("list", &from))?;
+        let to = root.join(entry.file_name());
+        std::fs::rename(entry.path(), &to).map_err(EngineError::io("move", &to))?;
+    }
+    Ok(())
+}
+
+/// Gives files the modes git keeps, whatever the mask of this process, and all the time of the commit if asked for.
+/// Links of submodules to their repositories lead nowhere without one; they go.
+fn settle(folder: &Path, is_root: bool, keep_git: bool, time: Option<i64>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        let meta = entry.metadata()?;
+        if entry.file_name() == ".git" {
+            if keep_git {
+                continue;
+            }
+            if meta.is_file() && !is_root {
+                std::fs::remove_file(&path)?;
+                continue;
+            }
+        }
+        if meta.is_dir() {
+            settle(&path, false, keep_git, time)?;
+            set_attributes(&path, 0o755, time)?;
+        } else if meta.is_file() {
+            let is_executable = meta.permissions().mode() & 0o100 != 0;
+            set_attributes(&path, if is_executable { 0o755 } else { 0o644 }, time)?;
+        } else if let Some(time) = time {
+            let time = rustix::fs::Timespec {
+                tv_sec: time,
+                tv_nsec: 0,
+            };
+            let times = rustix::fs::Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, flags)?;
+        }
+    }
+    match (is_root, time) {
+        (true, Some(_)) => set_attributes(folder, 0o755, time),
+        _ => Ok(()),
+    }
+}
+
+fn set_attributes(path: &Path, mode: u32, time: Option<i64>) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    if let Some(time) = time {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.max(0) as u64);
+        std::fs::File::open(path)?.set_modified(time)?;
+    }
+    Ok(())
+}
+
+/// Takes user name and password out of a URL.
+pub(crate) fn redacted(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            match authority.rsplit_once('@') {
+                Some((user, host)) if user.contains(':') => {
+                    format!("{scheme}://xxxxx:xxxxx@{host}{path}")
+                }
+                _ => url.to_owned(),
+            }
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// What git is given to reach repositories that are not open to all.
+#[derive(Clone, Default)]
+pub(crate) struct GitAccess {
+    secrets: BTreeMap<String, SecretSource>,
+    ssh: BTreeMap<String, Vec<PathBuf>>,
+    client: Option<Arc<dyn BuildClient>>,
+}
+
+impl GitAccess {
+    pub(crate) fn new(
+        secrets: &BTreeMap<String, SecretSource>,
+        ssh: &BTreeMap<String, Vec<PathBuf>>,
+    ) -> Self {
+        Self {
+            secrets: secrets.clone(),
+            ssh: ssh.clone(),
+            client: None,
+        }
+    }
+
+    /// Asks a client for the secrets that are not given.
+    pub(crate) fn of_client(mut self, client: Option<Arc<dyn BuildClient>>) -> Self {
+        self.client = client;
+        self
+    }
+
+    fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
+        match (read_secret(&self.secrets, name, true)?, &self.client) {
+            (Some(value), _) => Ok(Some(value)),
+            (None, Some(client)) => client.secret(name),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Returns the header that opens a remote: that of its own secrets, or of those for any.
+    fn header(&self, remote: &str) -> Result<Option<String>, EngineError> {
+        let host = host_of(remote);
+        for (name, is_token) in [
+            (format!("GIT_AUTH_HEADER.{host}"), false),
+            (format!("GIT_AUTH_TOKEN.{host}"), true),
+            ("GIT_AUTH_HEADER".to_owned(), false),
+            ("GIT_AUTH_TOKEN".to_owned(), true),
+        ] {
+            let Some(value) = self.secret(&name)? else {
+                continue;
+            };
+            let value = String::from_utf8_lossy(&value).trim().to_owned();
+            return Ok(Some(match is_token {
+                true => format!(
+                    "basic {}",
+                    STANDARD.encode(format!("x-access-token:{value}"))
+                ),
+                false => value,
+            }));
+        }
+        Ok(None)
+    }
+
+    fn environment(&self, remote: &str) -> Result<Vec<(&'static str, OsString)>, EngineError> {
+        let mut variables: Vec<(&'static str, OsString)> = Vec::new();
+        let is_http = remote.starts_with("https://") || remote.starts_with("http://");
+        if is_http && let Some(header) = self.header(remote)? {
+            let scheme = remote.split("://").next().unwrap_or_default();
+            let key = format!("http.{scheme}://{}/.extraheader", host_of(remote));
+            // In the environment, where other users do not see it as they see arguments.
+            variables.extend([
+                ("GIT_CONFIG_COUNT", "1".into()),
+                ("GIT_CONFIG_KEY_0", key.into()),
+                (
+                    "GIT_CONFIG_VALUE_0",
+                    format!("Authorization: {header}").into(),
+                ),
+            ]);
+        }
+        if !is_http {
+            variables.push(("GIT_SSH_COMMAND", "ssh -o BatchMode=yes".into()));
+        }
+        if let Some([socket]) = self.ssh.get("default").map(Vec::as_slice) {
+            use std::os::unix::fs::FileTypeExt;
+            if std::fs::metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
+                variables.push(("SSH_AUTH_SOCK", socket.clone().into_os_string()));
+            }
+        }
+        Ok(variables)
+    }
+}
+
+fn host_of(remote: &str) -> &str {
+    let rest = remote.split_once("://").map_or(remote, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    authority.rsplit('@').next().unwrap_or(authority)
+}
+
+/// The git program at one repository.
+struct Git<'a> {
+    access: &'a GitAccess,
+    remote: &'a str,
+    /// The repository and its work tree; none for what needs no repository.
+    places: Option<(&'a Path, Option<&'a Path>)>,
+    running: &'a RunningVertex,
+}
+
+impl<'a> Git<'a> {
+    fn bare(access: &'a GitAccess, remote: &'a str, running: &'a RunningVertex) -> Self {
+        Self {
+            access,
+            remote,
+            places: None,
+            running,
+        }
+    }
+
+    fn new(
+        access: &'a GitAccess,
+        remote: &'a str,
+        repository: &'a Path,
+        work: Option<&'a Path>,
+        running: &'a RunningVertex,
+    ) -> Self {
+        Self {
+            access,
+            remote,
+            places: Some((repository, work)),
+            running,
+        }
+    }
+
+    /// Runs git without prompts and hooks, and returns what it prints; what it complains of goes to the log.
+    fn run(&self, arguments: &[&str]) -> Result<String, EngineError> {
+        self.attempt(arguments)?.map_err(|complaint| {
+            let last = last_words(&complaint).to_owned();
+            let logger = self.running.logger(progress::Stream::Stderr);
+            logger.log(complaint.into_bytes());
+            EngineError::Request(format!(
+                "failed to fetch {}: git {} says: {last}",
+                redacted(self.remote),
+                arguments[0]
+            ))
+        })
+    }
+
+    /// Runs git where there is another way if it fails; returns what it prints, or complains of.
+    fn attempt(&self, arguments: &[&str]) -> Result<Result<String, String>, EngineError> {
+        let mut command = Command::new("git");
+        for setting in [
+            "core.hooksPath=/dev/null",
+            "core.fsmonitor=false",
+            "core.symlinks=true",
+            "core.autocrlf=false",
+            "gc.auto=0",
+            "init.defaultBranch=master",
+            "protocol.ext.allow=never",
+            "protocol.file.allow=user",
+            "submodule.recurse=false",
+        ] {
+            command.args(["-c", setting]);
+        }
+        // Where this process is started is nobody's repository.
+        for name in [
+            "GIT_DIR",
+            "GIT_WORK_TREE",
+            "GIT_INDEX_FILE",
+            "GIT_OBJECT_DIRECTORY",
+        ] {
+            command.env_remove(name);
+        }
+        command.current_dir("/");
+        if let Some((repository, work)) = self.places {
+            command.env("GIT_DIR", repository);
+            if let Some(work) = work {
+                command.env("GIT_WORK_TREE", work).current_dir(work);
+            }
+        }
+        let output = command
+            .args(arguments)
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("LC_ALL", "C")
+            .envs(self.access.environment(self.remote)?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => EngineError::Request(format!(
+                    "{} needs the git program, which is not installed",
+                    redacted(self.remote)
+                )),
+                _ => EngineError::io("run", "git")(error),
+            })?;
+        if output.status.success() {
+            return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        Ok(Err(text.replace(self.remote, &redacted(self.remote))))
+    }
+}
+
+/// Returns the line of git's messages that says what went wrong.
+fn last_words(text: &str) -> &str {
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines()
+        .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
+        .or(lines().last())
+        .unwrap_or("nothing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_read_as_the_frontend_writes_it() {
+        let git =
+            dockerfile::git::GitRef::parse("https://u:p@h.example/o/r.git#v1:a/b?submodules=0");
+        let git = git.unwrap_or_default();
+        let source = frontend::git_source(&git, true, "abc");
+        let wanted = Wanted::of(&source);
+        assert_eq!(wanted.remote, git.remote);
+        assert!(wanted.keep_git_dir);
+        assert_eq!(wanted.checksum, "abc");
+        let source = SourceOp {
+            identifier: "git://h/r.git#refs/tags/v1:a/b".to_owned(),
+            ..SourceOp::default()
+        };
+        let wanted = Wanted::of(&source);
+        assert_eq!(
+            (wanted.reference.as_str(), wanted.folder.as_str()),
+            ("refs/tags/v1", "a/b")
+        );
+        assert_eq!(wanted.remote, "git://h/r.git");
+        assert!(wanted.submodules);
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("https://u:p@h/r.git", "https://xxxxx:xxxxx@h/r.git"),
+            ("https://h/r.git", "https://h/r.git"),
+            ("ssh://git@h/r.git", "ssh://git@h/r.git"),
+            ("git@h:r.git", "git@h:r.git"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+    }
 }

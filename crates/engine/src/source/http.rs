@@ -1,7 +1,5 @@
 //! Files behind URLs: ADD of a URL, and contexts that are one.
 
-use std::sync::Arc;
-
 use llb::attr;
 use oci::Digest;
 use progress::RunningVertex;
@@ -208,6 +206,16 @@ impl HttpFile {
         Ok(vec![shared.commit(layer, "download")?])
     }
 
+    /// Opens what was downloaded.
+    pub(crate) fn open(&self, shared: &Shared) -> Result<std::fs::File, EngineError> {
+        Ok(shared.store.blobs().open(&self.digest)?)
+    }
+
+    /// Returns when the file was changed, if its server says so, in seconds since 1970.
+    pub(crate) fn modified(&self) -> Option<i64> {
+        Some(self.modified).filter(|time| *time != 0)
+    }
+
     /// Returns what decides on the tree: content, name, mode, owner, time.
     pub(crate) fn identity(&self) -> String {
         format!(
@@ -215,55 +223,4 @@ impl HttpFile {
             self.digest, self.name, self.mode, self.owner.uid, self.owner.gid, self.modified
         )
     }
-}
-
-/// Pins all files behind URLs that a graph names, at once.
-pub(crate) fn pin_all(
-    shared: &Arc<Shared>,
-    graph: &llb::Graph,
-    sink: &progress::Sink,
-) -> Result<std::collections::BTreeMap<llb::VertexId, HttpFile>, EngineError> {
-    let wanted: Vec<&llb::Vertex> = graph
-        .vertices()
-        .iter()
-        .filter(|vertex| match vertex.op() {
-            llb::Op::Source(source) => {
-                source.identifier.starts_with("http://")
-                    || source.identifier.starts_with("https://")
-            }
-            _ => false,
-        })
-        .collect();
-    let pin_one = |vertex: &llb::Vertex| {
-        let llb::Op::Source(source) = vertex.op() else {
-            unreachable!("only sources were kept");
-        };
-        let name = vertex.metadata().name.clone();
-        let name = if name.is_empty() {
-            source.identifier.clone()
-        } else {
-            name
-        };
-        let running = sink
-            .vertex(progress::Vertex::new(vertex.id().digest(), name))
-            .start();
-        let found = pin(shared, source, &running);
-        running.complete(match &found {
-            Ok(_) => progress::Outcome::Done,
-            Err(error) => progress::Outcome::Failed {
-                error: error.to_string(),
-            },
-        });
-        Ok((vertex.id(), found?))
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = wanted
-            .into_iter()
-            .map(|vertex| scope.spawn(move || pin_one(vertex)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("downloading does not panic"))
-            .collect()
-    })
 }

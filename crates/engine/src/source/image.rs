@@ -1,5 +1,6 @@
 //! Finds the image behind a name: in the store, or in a registry.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use oci::media_type::{self, Kind};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use store::{Image, Layer, Store};
 use tokio::runtime::Runtime;
 
+use super::layout;
 use crate::images::Subject;
 use crate::step::Shared;
 use crate::{Cancel, EngineError};
@@ -39,6 +41,8 @@ pub(crate) enum ImageContent {
     Registry(Vec<(Descriptor, Digest)>),
 }
 
+/// How deep indexes may nest.
+const DEEPEST_INDEX: usize = 4;
 /// The largest config that is read, in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
 
@@ -133,6 +137,34 @@ impl ImageResolver {
         Ok(image)
     }
 
+    /// Returns an image of an OCI layout, whose blobs are in the store from now on.
+    pub(crate) fn from_layout(
+        &self,
+        shared: &Shared,
+        directory: &Path,
+        reference: &Reference,
+        platform: &Platform,
+        digest: &Digest,
+    ) -> Result<PinnedImage, EngineError> {
+        let mut raw = layout::document(shared, directory, digest)?;
+        let found = raw.clone();
+        for _ in 0..DEEPEST_INDEX {
+            if kind_of(&raw) != Kind::Index {
+                break;
+            }
+            let index: Index = parse("index", &raw)?;
+            let Some(chosen) = choose(&index, platform) else {
+                return Err(no_platform(reference, platform, &index));
+            };
+            raw = layout::document(shared, directory, &chosen.digest)?;
+        }
+        let manifest: Manifest = parse("manifest", &raw)?;
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            layout::take(shared, directory, blob)?;
+        }
+        self.from_document(reference, platform, digest.clone(), found)
+    }
+
     /// Returns the image of the store that has this name and platform.
     fn built_here(
         &self,
@@ -190,7 +222,7 @@ impl ImageResolver {
     ) -> Result<PinnedImage, EngineError> {
         let mut raw = raw;
         // An index may name indexes; none that is honest nests deeper.
-        for _ in 0..4 {
+        for _ in 0..DEEPEST_INDEX {
             match kind_of(&raw) {
                 Kind::Index => {
                     let index: Index = parse("index", &raw)?;
@@ -211,20 +243,8 @@ impl ImageResolver {
         platform: &Platform,
         index: &Index,
     ) -> Result<Vec<u8>, EngineError> {
-        let matcher = PlatformMatcher::runnable(platform);
-        let Some(chosen) = index.candidates(&matcher).into_iter().next() else {
-            let available: Vec<String> = index
-                .manifests
-                .iter()
-                .filter(|entry| !entry.is_attestation())
-                .filter_map(|entry| entry.platform.as_ref())
-                .map(ToString::to_string)
-                .collect();
-            return Err(EngineError::NoPlatform {
-                reference: Box::new(reference.clone()),
-                platform: platform.to_string(),
-                available: available.join(", "),
-            });
+        let Some(chosen) = choose(index, platform) else {
+            return Err(no_platform(reference, platform, index));
         };
         self.manifest_bytes(reference, chosen)
     }
@@ -302,6 +322,26 @@ impl ImageResolver {
         writer.append(raw)?;
         writer.commit(Some((digest, raw.len() as u64)))?;
         Ok(())
+    }
+}
+
+fn choose<'i>(index: &'i Index, platform: &Platform) -> Option<&'i Descriptor> {
+    let matcher = PlatformMatcher::runnable(platform);
+    index.candidates(&matcher).into_iter().next()
+}
+
+fn no_platform(reference: &Reference, platform: &Platform, index: &Index) -> EngineError {
+    let available: Vec<String> = index
+        .manifests
+        .iter()
+        .filter(|entry| !entry.is_attestation())
+        .filter_map(|entry| entry.platform.as_ref())
+        .map(ToString::to_string)
+        .collect();
+    EngineError::NoPlatform {
+        reference: Box::new(reference.clone()),
+        platform: platform.to_string(),
+        available: available.join(", "),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
 use crate::request::{SecretSource, StepOptions};
 use crate::snapshot::tree_of;
+use crate::source::git::GitAccess;
 use crate::source::image::ImageResolver;
 
 mod apk;
@@ -142,6 +143,46 @@ impl std::ops::Deref for StepContext {
 /// The largest secret, as in BuildKit.
 const MAX_SECRET: u64 = 500 * 1024;
 
+/// Returns a secret's value; `None` where it is not given and need not be.
+pub(crate) fn read_secret(
+    secrets: &BTreeMap<String, SecretSource>,
+    id: &str,
+    optional: bool,
+) -> Result<Option<Vec<u8>>, EngineError> {
+    let value = match secrets.get(id) {
+        Some(SecretSource::File(path)) => {
+            let size = std::fs::metadata(path)
+                .map_err(EngineError::io("read", path))?
+                .len();
+            if size > MAX_SECRET {
+                return Err(EngineError::Request(format!(
+                    "secret {id} has {size} bytes; {MAX_SECRET} are possible"
+                )));
+            }
+            std::fs::read(path).map_err(EngineError::io("read", path))?
+        }
+        Some(SecretSource::Environment(name)) => {
+            use std::os::unix::ffi::OsStringExt;
+            match std::env::var_os(name) {
+                Some(value) => value.into_vec(),
+                None if optional => return Ok(None),
+                None => {
+                    return Err(EngineError::Request(format!(
+                        "secret {id} comes from the variable {name}, which is not set"
+                    )));
+                }
+            }
+        }
+        None if optional => return Ok(None),
+        None => {
+            return Err(EngineError::Request(format!(
+                "secret {id}: not found; give it with --secret id={id},src=FILE"
+            )));
+        }
+    };
+    Ok(Some(value))
+}
+
 impl StepContext {
     /// Makes a context in which nothing is given and nothing is allowed.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
@@ -177,42 +218,15 @@ impl StepContext {
 
     /// Returns a secret's value; `None` where it is not given and need not be.
     pub(crate) fn secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>, EngineError> {
-        let value = match self.secrets.get(id) {
-            Some(SecretSource::File(path)) => {
-                let size = std::fs::metadata(path)
-                    .map_err(EngineError::io("read", path))?
-                    .len();
-                if size > MAX_SECRET {
-                    return Err(EngineError::Request(format!(
-                        "secret {id} has {size} bytes; {MAX_SECRET} are possible"
-                    )));
-                }
-                std::fs::read(path).map_err(EngineError::io("read", path))?
-            }
-            Some(SecretSource::Environment(name)) => {
-                use std::os::unix::ffi::OsStringExt;
-                match std::env::var_os(name) {
-                    Some(value) => value.into_vec(),
-                    None if optional => return Ok(None),
-                    None => {
-                        return Err(EngineError::Request(format!(
-                            "secret {id} comes from the variable {name}, which is not set"
-                        )));
-                    }
-                }
-            }
-            None if self.client.is_some() => match self.client_secret(id, optional)? {
-                Some(value) => value,
-                None => return Ok(None),
-            },
-            None if optional => return Ok(None),
-            None => {
-                return Err(EngineError::Request(format!(
-                    "secret {id}: not found; give it with --secret id={id},src=FILE"
-                )));
-            }
-        };
-        Ok(Some(value))
+        if self.client.is_some() && !self.secrets.contains_key(id) {
+            return self.client_secret(id, optional);
+        }
+        read_secret(&self.secrets, id, optional)
+    }
+
+    /// Returns what opens git repositories to this build.
+    pub(crate) fn git_access(&self) -> GitAccess {
+        GitAccess::new(&self.secrets, &self.ssh).of_client(self.client.clone())
     }
 
     /// Refuses what the build was not allowed to do.

@@ -1,10 +1,11 @@
 //! The main context and the named ones.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use dockerfile::git::{GitRef, GitRefError};
-use dockerfile::{Lines, quote};
+use dockerfile::{Diagnostic, Lines, quote};
 use llb::{Action, Copy, Draft, FileSpec, Location, Metadata, Op, Output, Range, SourceOp, attr};
 use oci::{ImageConfig, Platform, Reference};
 
@@ -53,11 +54,8 @@ impl Pass<'_> {
                 self.local(CONTEXT, CONTEXT, ignore, named, None)
             }
             MainContext::Git { url, keep_git_dir } => {
-                let git = parse_git(url, Lines::default())?.ok_or_else(|| {
-                    let message = format!("invalid git context {url}");
-                    crate::error::nowhere("git-context", message)
-                })?;
-                self.graph.add(self.git_context(&git, url, *keep_git_dir))
+                let source = main_git_source(url, *keep_git_dir, &self.build_args)?;
+                self.graph.add(self.git_context(source, url))
             }
             MainContext::HttpFile { url } => {
                 let name = "[internal] load remote build context";
@@ -83,19 +81,7 @@ impl Pass<'_> {
         Ok(output)
     }
 
-    fn git_context(&self, git: &GitRef, url: &str, keep_git_dir: bool) -> Draft {
-        let keep = keep_git_dir || git.keep_git_dir == Some(true);
-        let mut source = git_source(git, keep, &git.checksum);
-        if self
-            .build_args
-            .get("SOURCE_DATE_EPOCH")
-            .is_some_and(|epoch| !epoch.is_empty())
-            && git.mtime.is_empty()
-        {
-            source
-                .attrs
-                .insert(attr::GIT_MTIME.to_owned(), "commit".to_owned());
-        }
+    fn git_context(&self, source: SourceOp, url: &str) -> Draft {
         let metadata = Metadata::named(format!("[internal] load git source {url}"));
         Draft {
             metadata,
@@ -305,7 +291,11 @@ impl Pass<'_> {
             }
             NamedContext::Url(url) => {
                 let output = match parse_git(url, stage.lines)? {
-                    Some(git) => self.graph.add(self.git_context(&git, url, false)),
+                    Some(git) => {
+                        let keep = git.keep_git_dir == Some(true);
+                        let source = git_source(&git, keep, &git.checksum);
+                        self.graph.add(self.git_context(source, url))
+                    }
                     None if url.starts_with("http://") || url.starts_with("https://") => {
                         let metadata = Metadata::named(format!("[context {key}] {url}"));
                         self.graph.add(http(url, CONTEXT, metadata))
@@ -319,6 +309,50 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+/// Returns the source that a remote main context is; `None` for a local one.
+///
+/// # Errors
+///
+/// If it names a git repository in a way that cannot be followed.
+pub fn context_source(
+    context: &MainContext,
+    build_args: &BTreeMap<String, String>,
+) -> Result<Option<SourceOp>, Vec<Diagnostic>> {
+    match context {
+        MainContext::Local { .. } => Ok(None),
+        MainContext::Git { url, keep_git_dir } => main_git_source(url, *keep_git_dir, build_args)
+            .map(Some)
+            .map_err(|error| vec![*error]),
+        MainContext::HttpArchive { url } | MainContext::HttpFile { url } => {
+            match http(url, CONTEXT, Metadata::default()).op {
+                Op::Source(source) => Ok(Some(source)),
+                _ => Ok(None),
+            }
+        }
+    }
+}
+
+fn main_git_source(
+    url: &str,
+    keep_git_dir: bool,
+    build_args: &BTreeMap<String, String>,
+) -> Outcome<SourceOp> {
+    let git = parse_git(url, Lines::default())?.ok_or_else(|| {
+        let message = format!("invalid git context {url}");
+        crate::error::nowhere("git-context", message)
+    })?;
+    let keep = keep_git_dir || git.keep_git_dir == Some(true);
+    let mut source = git_source(&git, keep, &git.checksum);
+    let has_epoch = build_args
+        .get("SOURCE_DATE_EPOCH")
+        .is_some_and(|epoch| !epoch.is_empty());
+    if has_epoch && git.mtime.is_empty() {
+        let time = (attr::GIT_MTIME.to_owned(), "commit".to_owned());
+        source.attrs.extend([time]);
+    }
+    Ok(source)
 }
 
 /// Returns the form of a context's name in which names are compared.

@@ -1,0 +1,341 @@
+//! Where the files of a build come from: archives, URLs, git repositories, images, named contexts.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use testkit::{Environment, Outcome, require_fixtures, require_programs};
+
+fn environment() -> Environment {
+    Environment::new(env!("CARGO_BIN_EXE_lapstrake"))
+}
+
+/// Serves the files of a folder for the rest of the test; returns the URL of the folder.
+fn serve(folder: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let folder = folder.clone();
+            std::thread::spawn(move || answer(stream, &folder));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn answer(mut stream: TcpStream, folder: &Path) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut request = String::new();
+    reader.read_line(&mut request).unwrap_or_default();
+    let mut header = String::new();
+    while reader.read_line(&mut header).unwrap_or_default() > 2 {
+        header.clear();
+    }
+    let path = request.split(' ').nth(1).unwrap_or("/");
+    let path = path
+        .split('?')
+        .next()
+        .unwrap_or("/")
+        .trim_start_matches('/');
+    let (status, body) = match fs::read(folder.join(path)) {
+        Ok(body) => ("200 OK", body),
+        Err(_) => ("404 Not Found", Vec::new()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(head.as_bytes());
+    let _ = stream.write_all(&body);
+}
+
+/// Runs a shell script in the scratch folder.
+#[track_caller]
+fn script(environment: &Environment, text: &str) {
+    let told = Outcome::of(environment.program("sh").args(["-euc", text]));
+    assert!(told.status.success(), "{}", told.told());
+}
+
+/// Makes a repository `r.git` with two commits, a tag on the first, and a branch on it.
+fn repository(environment: &Environment) {
+    script(
+        environment,
+        "git init -q -b trunk repo && cd repo
+        git config user.email a@example.com && git config user.name n
+        mkdir -p sub/deep
+        printf 'FROM scratch\\nCOPY . /all/\\n' > Dockerfile
+        printf 'FROM scratch\\nCOPY f /f\\n' > sub/Dockerfile
+        echo '*' > .dockerignore
+        echo one > sub/f && echo run > tool && chmod +x tool && ln -s tool link && ln -s sub through
+        git add -A
+        GIT_COMMITTER_DATE=2020-01-02T03:04:05Z git commit -qm one
+        git tag -a v1 -m v1 && git branch side
+        echo two > sub/f && git commit -qam two
+        cd .. && git clone -q --bare repo r.git && cd r.git && git update-server-info",
+    );
+}
+
+fn output_of(environment: &Environment, path: &str) -> String {
+    let path = environment.work().join("out").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Builds into the folder `out`.
+#[track_caller]
+fn build(environment: &Environment, arguments: &[&str]) -> Outcome {
+    let _ = fs::remove_dir_all(environment.work().join("out"));
+    let mut command = environment.command(["build", "--progress=plain", "-o", "out"]);
+    Outcome::of(command.args(arguments))
+}
+
+#[track_caller]
+fn builds(environment: &Environment, arguments: &[&str]) {
+    let told = build(environment, arguments);
+    assert!(told.status.success(), "{}", told.told());
+}
+
+#[test]
+fn a_repository_is_a_context() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    let url = serve(environment.work());
+    builds(&environment, &[&format!("{url}/r.git")]);
+    assert_eq!(output_of(&environment, "all/sub/f"), "two\n");
+    let out = environment.work().join("out/all");
+    assert!(out.join("link").is_symlink());
+    assert!(!out.join(".git").exists());
+    // As in the reference the ignore file of a repository keeps nothing out.
+    assert!(out.join(".dockerignore").exists());
+    for context in [
+        "r.git#v1:sub",
+        "r.git#side:sub",
+        "r.git?tag=v1&subdir=sub",
+        "r.git?ref=side&subdir=sub",
+    ] {
+        builds(&environment, &[&format!("{url}/{context}")]);
+        assert_eq!(output_of(&environment, "f"), "one\n", "{context}");
+    }
+    // The same commit again needs nothing but to ask where the branch is at.
+    let again = build(&environment, &[&format!("{url}/r.git")]);
+    again.says("CACHED");
+}
+
+#[test]
+fn what_a_repository_lacks_is_named() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    let url = serve(environment.work());
+    for (context, says) in [
+        ("r.git#nope", "no branch or tag \"nope\""),
+        ("r.git#trunk:none", "no directory \"none\""),
+        ("r.git#trunk:through", "no directory \"through\""),
+        ("none.git", "not found"),
+        ("r.git?checksum=abcdef1", "checksum mismatch"),
+    ] {
+        let told = build(&environment, &[&format!("{url}/{context}")]);
+        assert_eq!(told.status.code(), Some(1), "{context}: {}", told.told());
+        told.says(says);
+    }
+    let told = build(&environment, &[&format!("{url}/r.git?what=ever")]);
+    assert_eq!(told.status.code(), Some(2), "{}", told.told());
+}
+
+#[test]
+fn repositories_are_added_and_named() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    let url = serve(environment.work());
+    let dockerfile = format!(
+        "FROM scratch
+ADD --keep-git-dir=true {url}/r.git#v1 /kept/
+ADD {url}/r.git#v1:sub /part/
+COPY --from=side sub/f /side
+COPY --from=files f /files
+"
+    );
+    environment.write("ctx/Dockerfile", dockerfile);
+    let side = format!("side={url}/r.git#side");
+    let arguments = [
+        "--build-context",
+        &side,
+        "--build-context",
+        "files=repo/sub",
+        "ctx",
+    ];
+    builds(&environment, &arguments);
+    assert_eq!(output_of(&environment, "part/f"), "one\n");
+    assert_eq!(output_of(&environment, "side"), "one\n");
+    assert_eq!(output_of(&environment, "files"), "two\n");
+    let log = environment
+        .program("git")
+        .args([
+            "-c",
+            "safe.directory=*",
+            "-C",
+            "out/kept",
+            "log",
+            "--format=%s",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&log.stdout), "one\n");
+    let wrong = format!("FROM scratch\nADD --checksum=abcdef1 {url}/r.git /\n");
+    environment.write("ctx/Dockerfile", wrong);
+    let told = build(&environment, &["ctx"]);
+    told.says("checksum mismatch").says("ctx/Dockerfile:2");
+}
+
+#[test]
+fn the_time_of_a_commit_is_that_of_the_image() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    let url = serve(environment.work());
+    let config = |epoch: &str| {
+        let context = format!("{url}/r.git#v1:sub");
+        let epoch = format!("SOURCE_DATE_EPOCH={epoch}");
+        environment.ok(["build", "-t", "dated", "--build-arg", &epoch, &context]);
+        environment
+            .ok(["inspect", "--format", "{{.Created}}", "dated"])
+            .stdout
+    };
+    assert_eq!(config("context").trim(), "2020-01-02T03:04:05Z");
+    assert_eq!(config("0").trim(), "1970-01-01T00:00:00Z");
+    let told = environment.run(["build", "--build-arg=SOURCE_DATE_EPOCH=what", "repo"]);
+    told.says("invalid SOURCE_DATE_EPOCH: what");
+}
+
+#[test]
+fn archives_are_contexts_in_every_compression() {
+    require_programs!("tar", "gzip", "xz", "bzip2", "zstd");
+    let environment = environment();
+    environment.write("c/Dockerfile", "FROM scratch\nCOPY a b /\n");
+    environment.write("c/a", "a\n");
+    environment.write("c/b", "b\n");
+    environment.write("c/.dockerignore", "b\n");
+    let url = serve(environment.work());
+    for compress in ["cat", "gzip", "xz", "bzip2", "zstd"] {
+        script(
+            &environment,
+            &format!("tar c -C c . | {compress} > archive"),
+        );
+        builds(&environment, &[&format!("{url}/archive")]);
+        assert_eq!(output_of(&environment, "b"), "b\n", "{compress}");
+        builds(&environment, &["archive"]);
+        let mut command = environment.command(["build", "-q", "-o", "out", "-"]);
+        let archive = fs::File::open(environment.work().join("archive")).unwrap();
+        let told = Outcome::of(
+            command
+                .env("TMPDIR", environment.work())
+                .stdin(Stdio::from(archive)),
+        );
+        assert!(told.status.success(), "{compress}: {}", told.told());
+    }
+    let left = fs::read_dir(environment.work()).unwrap();
+    let left = left
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".tmp"));
+    assert_eq!(left.count(), 0, "nothing of standard input is left behind");
+    environment.write("archive", b"\x1f\x8b\x08 not really");
+    let told = build(&environment, &["archive"]);
+    assert_ne!(told.status.code(), Some(0));
+}
+
+#[test]
+fn a_dockerfile_comes_from_a_url_or_from_outside() {
+    let environment = environment();
+    environment.write("c/a", "a\n");
+    environment.write("c/b", "b\n");
+    environment.write("c/.dockerignore", "a\n");
+    environment.write("else/D", "FROM scratch\nCOPY . /\n");
+    environment.write("else/D.dockerignore", "b\n");
+    environment.write("alone", "FROM scratch\nCOPY context /itself\n");
+    let url = serve(environment.work());
+    builds(&environment, &["-f", "else/D", "c"]);
+    assert_eq!(
+        output_of(&environment, "a"),
+        "a\n",
+        "its own ignore file counts"
+    );
+    assert!(!environment.work().join("out/b").exists());
+    builds(&environment, &["-f", &format!("{url}/else/D"), "c"]);
+    assert_eq!(
+        output_of(&environment, "b"),
+        "b\n",
+        "that of the context counts"
+    );
+    assert!(!environment.work().join("out/a").exists());
+    builds(&environment, &[&format!("{url}/alone")]);
+    assert!(output_of(&environment, "itself").starts_with("FROM"));
+    let told = build(&environment, &[&format!("{url}/nothing")]);
+    assert_eq!(told.status.code(), Some(1));
+    told.says("404");
+}
+
+#[test]
+fn a_dockerfile_in_an_archive_reads_nothing_outside() {
+    require_programs!("tar");
+    let environment = environment();
+    let outside = environment.write("outside", "FROM scratch\nLABEL secret=1\n");
+    script(
+        &environment,
+        &format!(
+            "mkdir c && ln -s {} c/Dockerfile && tar cf archive -C c .",
+            outside.display()
+        ),
+    );
+    let told = build(&environment, &["archive"]);
+    assert_eq!(told.status.code(), Some(1));
+    told.says("there is no file Dockerfile in the context");
+}
+
+#[test]
+fn an_image_layout_stands_in_for_a_base() {
+    require_fixtures!("busybox:latest");
+    let environment = environment();
+    environment.write("c/Dockerfile", "FROM base\nRUN echo ran > /ran\n");
+    let layout = testkit::fixtures().join("docker.io/library/busybox");
+    let layout = layout.display();
+    for reference in [format!("{layout}"), format!("{layout}:latest")] {
+        let context = format!("base=oci-layout://{reference}");
+        builds(&environment, &["--build-context", &context, "c"]);
+        assert_eq!(output_of(&environment, "ran"), "ran\n");
+    }
+    let context = format!("base=oci-layout://{layout}:none");
+    let told = build(&environment, &["--build-context", &context, "c"]);
+    told.says("has no image \"none\"").says("latest");
+    let told = build(
+        &environment,
+        &["--build-context", "base=docker-image://busybox", "c"],
+    );
+    assert!(told.status.success(), "{}", told.told());
+    let told = build(&environment, &["--build-context", "base=nowhere", "c"]);
+    told.says("base=nowhere is no directory");
+}
+
+#[test]
+fn git_is_asked_without_prompts() {
+    require_programs!("git");
+    let environment = environment();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let head = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while reader.read_line(&mut line).unwrap_or_default() > 2 {
+                line.clear();
+            }
+            let _ = stream.write_all(head.as_bytes());
+        }
+    });
+    let told = build(&environment, &[&format!("http://{address}/r.git")]);
+    assert_eq!(told.status.code(), Some(1), "{}", told.told());
+    told.says("terminal prompts disabled");
+}

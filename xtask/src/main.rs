@@ -32,6 +32,8 @@ enum Task {
     Demo,
     /// Make the base images of the tests and examples as OCI layouts, once
     Fixtures(fixtures::Arguments),
+    /// Install other builders in a root of their own, to be compared with
+    Peers,
     /// Try the program for long: kills, edits
     Soak(soak::Arguments),
     /// Install and make everything the tests need, then run all tests
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Demo => demo::run(),
         Task::Fixtures(arguments) => fixtures::run(&arguments),
+        Task::Peers => bench::peers::make(),
         Task::Soak(arguments) => soak::run(&arguments),
         Task::Test => test::run(),
     }

@@ -1,6 +1,10 @@
 //! `cargo xtask bench`: measures what the program promises, against what the machine can do.
 
+mod compare;
+pub(crate) mod peers;
+mod report;
 mod steps;
+mod workloads;
 
 use clap::{Args, Subcommand};
 
@@ -13,12 +17,15 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// The same workloads on every builder there is, in turn
+    Compare(compare::Arguments),
     /// RUN steps that do nothing, in a row, against the kernel's own price of namespaces and an exec
     Steps(steps::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.bench {
+        Bench::Compare(arguments) => compare::run(arguments),
         Bench::Steps(arguments) => steps::run(arguments),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Build {
 /// A graph, and its tree once somebody needs it.
 pub(crate) struct Tree {
     pub(crate) definition: pb::Definition,
-    graph: Arc<Graph>,
+    pub(crate) graph: Arc<Graph>,
     images: KnownImages,
     solved: Mutex<Option<Result<Solved, Failure>>>,
 }

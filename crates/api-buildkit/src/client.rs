@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,9 +11,12 @@ use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use bollard_buildkit_proto::moby::sshforward::v1::ssh_client::SshClient;
 use bollard_buildkit_proto::moby::sshforward::v1::{BytesMessage, CheckAgentRequest};
+use bollard_buildkit_proto::moby::upload::v1::BytesMessage as UploadMessage;
+use bollard_buildkit_proto::moby::upload::v1::upload_client::UploadClient;
 use engine::{AgentAddress, BuildClient, EngineError, LocalDirectory, LocalFiles};
 use oci::Digest;
 use progress::RunningVertex;
+use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -35,6 +39,8 @@ pub(crate) struct SessionClient {
     pub(crate) folder: PathBuf,
     /// Secrets that were given already: a build sees one value.
     pub(crate) secrets: Arc<Mutex<BTreeMap<String, Option<Vec<u8>>>>>,
+    /// What was uploaded already, by URL.
+    pub(crate) uploads: Arc<Mutex<BTreeMap<String, NamedTempFile>>>,
     /// Sessions that have directories which the build's own has not, by directory.
     pub(crate) local_sessions: Arc<Mutex<BTreeMap<String, String>>>,
 }
@@ -89,6 +95,38 @@ impl SessionClient {
     }
 }
 
+impl SessionClient {
+    /// Takes what the client offers behind a URL.
+    fn pull(&self, url: &str) -> Result<NamedTempFile, Failure> {
+        if !self.session.supports("/moby.upload.v1.Upload/Pull") {
+            return Err(Failure::unknown("the client offers no uploads"));
+        }
+        let no_room = |error: std::io::Error| Failure::unknown(format!("no room: {error}"));
+        std::fs::create_dir_all(&self.folder).map_err(no_room)?;
+        let mut file = tempfile::Builder::new()
+            .prefix("one-")
+            .tempfile_in(&self.folder)
+            .map_err(no_room)?;
+        let rest = url.strip_prefix("http://").unwrap_or(url);
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let transfer = async {
+            let mut request = Request::new(tokio_stream::pending::<UploadMessage>());
+            let metadata = request.metadata_mut();
+            crate::wire::put(metadata, "urlpath", &[format!("/{path}")])?;
+            crate::wire::put(metadata, "urlhost", &[host.to_owned()])?;
+            let mut client =
+                UploadClient::new(self.session.channel()).max_decoding_message_size(64 << 20);
+            let mut pieces = client.pull(request).await?.into_inner();
+            while let Some(piece) = pieces.message().await? {
+                file.write_all(&piece.data).map_err(no_room)?;
+            }
+            Ok::<(), Failure>(())
+        };
+        self.runtime.block_on(transfer)?;
+        Ok(file)
+    }
+}
+
 impl BuildClient for SessionClient {
     fn directory(
         &self,
@@ -114,6 +152,25 @@ impl BuildClient for SessionClient {
         let (place, bytes) = self.runtime.block_on(transfer).map_err(engine_error)?;
         status.finish(bytes);
         Ok(place)
+    }
+
+    fn upload(&self, url: &str, into: &mut dyn Write) -> Result<(), EngineError> {
+        let failed = |error: std::io::Error| {
+            EngineError::Request(format!("failed to take an upload: {error}"))
+        };
+        // The client gives each only once; a build may need it more often.
+        let mut uploads = self
+            .uploads
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        if !uploads.contains_key(url) {
+            let file = self.pull(url).map_err(engine_error)?;
+            uploads.insert(url.to_owned(), file);
+        }
+        let file = &uploads[url];
+        let mut file = file.reopen().map_err(failed)?;
+        std::io::copy(&mut file, into).map_err(failed)?;
+        Ok(())
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, EngineError> {

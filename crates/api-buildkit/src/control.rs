@@ -18,6 +18,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::auth::SessionCredentials;
 use crate::build::{Build, FrontendRequest, FrontendResult};
 use crate::client::SessionClient;
 use crate::error::Failure;
@@ -178,11 +179,13 @@ impl Shared {
             session: Arc::clone(&session),
             folder: self.folder.clone(),
             secrets: Arc::default(),
+            uploads: Arc::default(),
             local_sessions: Arc::new(Mutex::default()),
         };
         let sink = Sink::new(JobReceiver(Arc::clone(guard.job())), system_clock);
+        let credentials = SessionCredentials(Arc::clone(&session));
         let build = Arc::new(Build::new(
-            self.engine.clone(),
+            self.engine.with_credentials(Arc::new(credentials)),
             client,
             sink,
             Arc::clone(guard.job()),
@@ -203,6 +206,13 @@ impl Shared {
             }
         };
         drop(stopping);
+        let engine = self.engine.clone();
+        // Who asked does not wait for the store to be brought within its limits.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = engine.collect_surplus() {
+                tracing::warn!(%error, "the store is not brought within its limits");
+            }
+        });
         result
     }
 
@@ -214,7 +224,7 @@ impl Shared {
         let epoch = asked
             .frontend_attrs
             .get("build-arg:SOURCE_DATE_EPOCH")
-            .filter(|epoch| !epoch.is_empty() && epoch.bytes().all(|byte| byte.is_ascii_digit()))
+            .filter(|epoch| epoch.bytes().all(|byte| byte.is_ascii_digit()))
             .cloned();
         let result = if asked.frontend.is_empty() && asked.definition.is_none() {
             let _reachable = self.gateway.register(&asked.r#ref, Arc::clone(&build));

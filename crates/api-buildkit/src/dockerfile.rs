@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::pb;
 use dockerfile::check::{BaseImage, CheckConfig, CheckOptions, Images, Rule, UnknownImages, check};
 use dockerfile::ignore::{IgnoreFile, Matcher};
 use dockerfile::{Ast, Diagnostic, Stages, detect_syntax};
-use engine::{FoundImage, ImageLookup, KnownImages};
+use engine::{BuildClient, FoundImage, ImageLookup, KnownImages};
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, MainContext, NamedContext, Options, Request,
     ResolveMode, ResolvedImage, Step,
 };
-use oci::{Platform, Reference};
+use oci::{ImageConfig, Platform, Reference};
 use progress::{Event, Outcome, Position, Range, SourceInfo, Vertex, Warning};
 use serde_json::json;
 
@@ -27,6 +29,8 @@ pub(crate) struct Input {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) ignore: IgnoreFile,
+    /// The context may have an ignore file that was not read yet.
+    ignore_unread: bool,
     pub(crate) options: Options,
     /// In place of the file's own `check` line.
     pub(crate) check: Option<CheckConfig>,
@@ -39,9 +43,12 @@ pub(crate) fn build(
     inputs: &BTreeMap<String, pb::Definition>,
 ) -> Result<FrontendResult, Failure> {
     refuse_unknown_caps(&attrs)?;
-    let input = load(build, &attrs, inputs)?;
+    let mut input = load(build, &attrs, inputs)?;
     refuse_other_frontends(&attrs, &input)?;
     if let Some(request) = attrs.get("requestid") {
+        if request == "frontend.lint" {
+            input.read_ignore(build)?;
+        }
         return subrequest::answer(build, request, &input);
     }
     let wrong = |found: Vec<Diagnostic>| Failure::of_dockerfile(&input.name, &input.bytes, &found);
@@ -51,7 +58,16 @@ pub(crate) fn build(
     let ast = dockerfile::parse(&input.bytes).map_err(wrong)?;
     let stages = ast.stages().map_err(wrong)?;
     let mut images = Found::default();
-    let lowered = lower(build, &input, &ast, &stages, &mut images)?;
+    let mut lowered = lower(build, &input, &ast, &stages, &mut images)?;
+    // A client that has no context is not asked for its ignore file.
+    let uses_context = lowered
+        .builds
+        .iter()
+        .flat_map(|built| &built.contexts)
+        .any(|context| context.name == "context");
+    if uses_context && input.read_ignore(build)? {
+        lowered = lower(build, &input, &ast, &stages, &mut images)?;
+    }
     warn(build, &input, &images)?;
     result_of(lowered, &images.known, input.options.multi_platform)
 }
@@ -59,6 +75,7 @@ pub(crate) fn build(
 /// Images by what they were asked for by.
 #[derive(Default)]
 pub(crate) struct Found {
+    answers: Answers,
     images: BTreeMap<(String, String), FoundImage>,
     known: KnownImages,
 }
@@ -81,16 +98,25 @@ fn load(
         .cloned()
         .unwrap_or_else(|| "Dockerfile".to_owned());
     let url = attrs.get(context_key).map_or("", String::as_str);
-    let mut remote = None;
+    let (mut remote, mut context_tree) = (None, None);
     if let Some(context) = files::remote_context(build, url, &options.build_args)? {
         if let MainContext::HttpFile { .. } = &context.context {
             "context".clone_into(&mut name);
         }
         options.context = context.context;
         remote = context.files;
+        if let (Some(folder), Some(tree)) = (attrs.get("contextsubdir"), &remote) {
+            remote = files::part_of(tree, folder)?;
+            options.context = match &remote {
+                Some(tree) => MainContext::Graph(Arc::clone(&tree.graph)),
+                None => MainContext::Graph(Arc::new(llb::Graph::scratch())),
+            };
+            context_tree.clone_from(&remote);
+        }
     } else if let Some(definition) = inputs.get("context") {
-        if !definition.def.is_empty() {
-            return Err(Failure::unsupported("a context that is an input"));
+        if let Some(tree) = Tree::of_definition(definition.clone())? {
+            options.context = MainContext::Graph(Arc::clone(&tree.graph));
+            context_tree = Some(tree);
         }
     }
     let files = match (remote, local_dockerfile, inputs.get(dockerfile_key)) {
@@ -103,16 +129,20 @@ fn load(
     };
     let (bytes, own_ignore) = read_dockerfile(build, &files, &name)?;
     let ignore = match (own_ignore, &options.context) {
-        (Some(bytes), _) => Some((format!("{name}.dockerignore"), bytes)),
-        (None, MainContext::Local { .. }) => {
-            let shown = "[internal] load .dockerignore";
-            let context = Files::Local("context".to_owned());
-            let found = context.read(build, shown, &[".dockerignore"])?;
-            let bytes = found.into_iter().next().flatten();
-            bytes.map(|bytes| (".dockerignore".to_owned(), bytes))
+        (None, MainContext::Graph(_)) => {
+            let tree = context_tree.map(Files::Tree);
+            let found = tree.map(|tree| tree.read(build, "", &[".dockerignore"]));
+            let bytes = found
+                .transpose()?
+                .and_then(|found| found.into_iter().next());
+            bytes
+                .flatten()
+                .map(|bytes| (".dockerignore".to_owned(), bytes))
         }
+        (Some(bytes), _) => Some((format!("{name}.dockerignore"), bytes)),
         _ => None,
     };
+    let ignore_unread = ignore.is_none() && matches!(options.context, MainContext::Local { .. });
     let ignore = match ignore {
         Some((name, bytes)) => parse_ignore(&name, &bytes)?,
         None => IgnoreFile::default(),
@@ -121,7 +151,7 @@ fn load(
         *patterns = patterns_of(&ignore);
     }
     options.filename.clone_from(&name);
-    options.named_contexts = named_contexts(build, attrs)?;
+    options.named_contexts = named_contexts(build, attrs, inputs)?;
     let check = match attrs.get("build-arg:BUILDKIT_DOCKERFILE_CHECK") {
         None => None,
         Some(text) => Some(CheckConfig::parse(text).map_err(|reason| {
@@ -134,6 +164,7 @@ fn load(
         name,
         bytes,
         ignore,
+        ignore_unread,
         options,
         check,
     })
@@ -194,6 +225,7 @@ fn patterns_of(file: &IgnoreFile) -> Vec<String> {
 fn named_contexts(
     build: &Build,
     attrs: &Attributes,
+    inputs: &BTreeMap<String, pb::Definition>,
 ) -> Result<BTreeMap<String, NamedContext>, Failure> {
     let mut named = BTreeMap::new();
     for (name, value) in options::with_prefix(attrs, "context:") {
@@ -214,6 +246,22 @@ fn named_contexts(
                     ignore,
                 }
             }
+            "input" => {
+                let definition = inputs
+                    .get(rest)
+                    .ok_or_else(|| Failure::unknown(format!("invalid input {rest} for {name}")))?;
+                let tree = Tree::of_definition(definition.clone())?;
+                let graph = match tree {
+                    Some(tree) => Arc::clone(&tree.graph),
+                    None => Arc::new(llb::Graph::scratch()),
+                };
+                let config = input_config(attrs, rest)
+                    .map_err(|error| error.context(&format!("invalid input {rest} for {name}")))?;
+                NamedContext::Graph {
+                    graph,
+                    config: config.map(Box::new),
+                }
+            }
             "git" | "http" | "https" | "ssh" => NamedContext::Url(value.clone()),
             _ if scheme.starts_with("git@") => NamedContext::Url(value.clone()),
             _ => {
@@ -225,6 +273,25 @@ fn named_contexts(
         named.insert(name, context);
     }
     Ok(named)
+}
+
+/// Reads the image config that was given with an input.
+fn input_config(attrs: &Attributes, name: &str) -> Result<Option<ImageConfig>, Failure> {
+    let invalid = |error: &dyn std::fmt::Display| {
+        Failure::unknown(format!("failed to parse input metadata: {error}"))
+    };
+    let Some(json) = attrs.get(&format!("input-metadata:{name}")) else {
+        return Ok(None);
+    };
+    let metadata: BTreeMap<String, String> =
+        serde_json::from_str(json).map_err(|error| invalid(&error))?;
+    let Some(config) = metadata.get("containerimage.config") else {
+        return Ok(None);
+    };
+    let config = STANDARD.decode(config).map_err(|error| invalid(&error))?;
+    serde_json::from_slice(&config)
+        .map(Some)
+        .map_err(|error| invalid(&error))
 }
 
 /// What a client says it needs of a frontend.
@@ -261,7 +328,11 @@ fn refuse_other_frontends(attrs: &Attributes, input: &Input) -> Result<(), Failu
         return refuse(command.split_whitespace().next().unwrap_or_default());
     }
     match detect_syntax(&input.bytes) {
-        Some(syntax) => refuse(syntax.first_word()),
+        Some(syntax) => refuse(syntax.first_word()).map_err(|failure| {
+            let lines = syntax.lines;
+            let range = llb::Range::lines(lines.first as u32, lines.last as u32);
+            failure.with_source(&input.name, "Dockerfile", &input.bytes, &[range])
+        }),
         None => Ok(()),
     }
 }
@@ -276,9 +347,8 @@ fn lower(
 ) -> Result<Lowered, Failure> {
     let wrong = |found: Vec<Diagnostic>| Failure::of_dockerfile(&input.name, &input.bytes, &found);
     let mut lowering = Lowering::new(ast, stages, &input.options);
-    let mut answers = Answers::default();
     loop {
-        let requests = match lowering.step(&answers).map_err(wrong)? {
+        let requests = match lowering.step(&images.answers).map_err(wrong)? {
             Step::Done(lowered) => return Ok(*lowered),
             Step::Resolve(requests) => requests,
         };
@@ -286,8 +356,18 @@ fn lower(
         for request in requests {
             match request {
                 Request::Image(image) => asked.push(image),
-                Request::SourceTime(source) => {
-                    answers.source_times.insert(source, Ok(None));
+                Request::SourceTime(asked) => {
+                    let source = llb::SourceOp {
+                        identifier: asked.identifier.clone(),
+                        attrs: asked.attrs.clone(),
+                    };
+                    let client: Arc<dyn BuildClient> = build.client.clone();
+                    let sink = &build.sink;
+                    let time = build
+                        .engine
+                        .source_time(&source, &asked.name, &client, sink);
+                    let time = time.map_err(|error| engine::chain(&error));
+                    images.answers.source_times.insert(asked, time);
                 }
             }
         }
@@ -322,7 +402,7 @@ fn lower(
                     .insert((asked.reference.clone(), platform), image);
                 resolved
             });
-            answers.images.insert(asked, answer);
+            images.answers.images.insert(asked, answer);
         }
     }
 }
@@ -369,6 +449,25 @@ impl Images for Found {
 }
 
 impl Input {
+    /// Reads the ignore file of the client's context; tells whether there is anything in it.
+    fn read_ignore(&mut self, build: &Build) -> Result<bool, Failure> {
+        if !std::mem::take(&mut self.ignore_unread) {
+            return Ok(false);
+        }
+        let name = ".dockerignore";
+        let context = Files::Local("context".to_owned());
+        let found = context.read(build, "[internal] load .dockerignore", &[name])?;
+        if let Some(bytes) = found.into_iter().next().flatten() {
+            self.ignore = parse_ignore(name, &bytes)?;
+        }
+        let found = patterns_of(&self.ignore);
+        let any = !found.is_empty();
+        if let MainContext::Local { ignore } = &mut self.options.context {
+            *ignore = found;
+        }
+        Ok(any)
+    }
+
     pub(crate) fn check_options<'a>(
         &'a self,
         images: &'a dyn Images,

@@ -91,6 +91,8 @@ impl Failure {
                     "filename": filename,
                     "data": STANDARD.encode(data),
                     "language": language,
+                    // Clients take it for granted, and only show it.
+                    "definition": {},
                 },
                 "ranges": ranges,
             }),

@@ -287,7 +287,10 @@ impl One<'_> {
         let mut trees = self.trees.to_vec();
         for tree in &mut trees {
             // What the client says of an exporter goes before what the frontend says.
-            tree.epoch = source_date_epoch.or(tree.epoch);
+            match self.text("source-date-epoch") {
+                None => {}
+                Some(_) => tree.epoch = source_date_epoch,
+            }
         }
         let request = BuildRequest {
             outputs: vec![output],

@@ -19,6 +19,9 @@ use crate::wire;
 /// The largest Dockerfile, ignore file, or piece a client reads, in bytes.
 const MOST: u64 = 64 << 20;
 
+/// What a client says of a directory it does not have.
+const NO_ACCESS: &str = "no access allowed to dir";
+
 /// Where a frontend's own files are.
 pub(crate) enum Files {
     /// A directory of the client, by name.
@@ -55,8 +58,16 @@ impl Files {
                 let found = build
                     .client
                     .directory(&wanted, &running)
+                    .map(Some)
                     .map_err(Failure::from)
+                    .or_else(|failure| match failure.message.starts_with(NO_ACCESS) {
+                        true => Ok(None),
+                        false => Err(failure),
+                    })
                     .and_then(|directory| {
+                        let Some(directory) = directory else {
+                            return Ok(vec![None; paths.len()]);
+                        };
                         let tree = rootfs::Tree::open(&directory.path).map_err(unreadable)?;
                         paths
                             .iter()
@@ -313,6 +324,27 @@ fn of_source(source: SourceOp, name: &str, unpack: bool) -> Result<Option<Arc<Tr
         );
         output = builder.add(unpacked.into_draft(Metadata::default()));
     }
+    let graph = builder
+        .finish(Some(output))
+        .map_err(|error| Failure::unknown(format!("failed to load LLB: {error}")))?;
+    Tree::of_graph(graph, engine::KnownImages::default())
+}
+
+/// Returns what is in a directory of a tree, as a tree.
+pub(crate) fn part_of(tree: &Arc<Tree>, folder: &str) -> Result<Option<Arc<Tree>>, Failure> {
+    let mut builder = GraphBuilder::default();
+    let from = builder.import(&tree.graph);
+    let mut part = FileSpec::new(None);
+    part.copy(
+        from,
+        Copy {
+            source: format!("/{}", folder.trim_start_matches('/')),
+            dest: "/".to_owned(),
+            directory_contents: true,
+            ..Copy::default()
+        },
+    );
+    let output = builder.add(part.into_draft(Metadata::default()));
     let graph = builder
         .finish(Some(output))
         .map_err(|error| Failure::unknown(format!("failed to load LLB: {error}")))?;

@@ -14,6 +14,7 @@ use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
 use engine::LocalFiles;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Request;
@@ -52,7 +53,7 @@ pub(crate) async fn receive(
                 false => Err(Failure::unknown("the client ended its transfer early")),
             };
         };
-        receiver.bytes += packet.data.len() as u64;
+        receiver.bytes += packet.encoded_len() as u64;
         progress(receiver.bytes);
         match packet.r#type() {
             PacketType::PacketErr => {

@@ -87,9 +87,12 @@ impl Server {
             .enable_all()
             .build()
             .map_err(|source| ServeError::Runtime { source })?;
+        // The engine's own runtime must not end on a thread of this one.
+        let engine = self.engine.clone();
         let result = runtime.block_on(self.serve(stop, ready));
         // What is left are calls that were canceled and have nobody to answer to.
         runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+        drop(engine);
         result
     }
 

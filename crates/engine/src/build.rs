@@ -243,7 +243,8 @@ impl Engine {
                 };
                 let access = GitAccess::new(&request.secrets, &request.ssh);
                 let pinned = Fetched::pin(&self.shared, &access, &source, &running);
-                let time = pinned.and_then(|pinned| pinned.time(&access, &running));
+                let time =
+                    pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
                 Answer::Time(told(running, time))
             }
         }

@@ -1,11 +1,15 @@
 //! What a build needs of whoever asked for it, where that is not this process.
 
 use std::any::Any;
+use std::io::Write;
 use std::path::PathBuf;
 
 use progress::RunningVertex;
 
 use crate::EngineError;
+
+/// The host whose files are the client's own.
+pub const UPLOAD_HOST: &str = "buildkit-session";
 
 /// A client at the other end of a connection: its directories, secrets and agents.
 ///
@@ -17,6 +21,9 @@ pub trait BuildClient: Send + Sync {
         wanted: &LocalFiles,
         running: &RunningVertex,
     ) -> Result<LocalDirectory, EngineError>;
+
+    /// Writes what the client offers behind a URL of the host [`UPLOAD_HOST`].
+    fn upload(&self, url: &str, into: &mut dyn Write) -> Result<(), EngineError>;
 
     /// Returns a secret's value; `None` if there is none by this name.
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, EngineError>;

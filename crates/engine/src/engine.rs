@@ -62,6 +62,16 @@ impl Engine {
         })
     }
 
+    /// Returns an engine that logs in at registries with other credentials, and shares all else.
+    #[must_use]
+    pub fn with_credentials(&self, credentials: Arc<dyn registry::CredentialProvider>) -> Self {
+        Self {
+            shared: Arc::new(self.shared.with_credentials(credentials)),
+            driver: self.driver.clone(),
+            limits: self.limits,
+        }
+    }
+
     /// Brings the store within its limits, after a build. Returns the policy and what
     /// was done, if anything was.
     pub fn collect_surplus(&self) -> Result<Option<(CollectPolicy, Collected)>, EngineError> {

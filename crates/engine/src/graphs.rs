@@ -18,7 +18,9 @@ use crate::export::{self, Exported};
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
-use crate::source::fetched;
+use crate::source::fetched::{self, Fetched};
+use crate::source::git::GitAccess;
+use crate::source::http;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
 use crate::{BuildResult, Cancel, Engine, EngineError};
@@ -203,6 +205,7 @@ impl Engine {
             contexts: BTreeMap::new(),
             directories: BTreeMap::new(),
         };
+        self.take_uploads(request, &mut pinned, sink)?;
         pinned.directories = self.sync_directories(request, sink, &mut held)?;
         let works = plan::plan(graph, &pinned, &context, sink)
             .map_err(|(id, error)| GraphFailure::at(Some((graph, id)), planning(error)))?;
@@ -255,10 +258,7 @@ impl Engine {
             let reference = Reference::parse_normalized(name)
                 .map_err(|error| failed(EngineError::Request(format!("{name}: {error}"))))?;
             let platform = vertex.platform().cloned().unwrap_or_else(Platform::host);
-            let shown = match vertex.metadata().name.as_str() {
-                "" => source.identifier.clone(),
-                name => name.to_owned(),
-            };
+            let shown = shown_name(vertex, source);
             let mode = source.attrs.get(attr::IMAGE_RESOLVE_MODE);
             let lookup = ImageLookup::from_mode(mode.map_or("", String::as_str));
             match self.find(&reference, &platform, lookup) {
@@ -277,6 +277,39 @@ impl Engine {
         Ok(images)
     }
 
+    fn take_uploads(
+        &self,
+        request: &GraphRequest,
+        pinned: &mut Pinned,
+        sink: &Sink,
+    ) -> Result<(), GraphFailure> {
+        for vertex in request.graph.vertices() {
+            let Op::Source(source) = vertex.op() else {
+                continue;
+            };
+            if !http::is_upload(source) {
+                continue;
+            }
+            let shown = Vertex::new(vertex.id().digest(), shown_name(vertex, source));
+            let running = sink.vertex(shown).start();
+            let upload =
+                |into: &mut dyn std::io::Write| request.client.upload(&source.identifier, into);
+            match http::receive(&self.shared, source, upload) {
+                Ok(file) => {
+                    running.complete(Outcome::Done);
+                    pinned.fetched.insert(vertex.id(), Fetched::Http(file));
+                }
+                Err(error) => {
+                    running.complete(Outcome::Failed {
+                        error: crate::error::chain(&error),
+                    });
+                    return Err(GraphFailure::at(Some((&request.graph, vertex.id())), error));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn sync_directories(
         &self,
         request: &GraphRequest,
@@ -291,10 +324,7 @@ impl Engine {
             let Some(local) = source.identifier.strip_prefix("local://") else {
                 continue;
             };
-            let name = match vertex.metadata().name.as_str() {
-                "" => source.identifier.clone(),
-                name => name.to_owned(),
-            };
+            let name = shown_name(vertex, source);
             let running = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
             let capture = |held: &mut Vec<LocalDirectory>| -> Result<ContextTree, EngineError> {
                 let wanted = local_files(local, source)?;
@@ -317,6 +347,27 @@ impl Engine {
             }
         }
         Ok(trees)
+    }
+
+    /// Returns the time of a source: a commit's, or that of a file behind a URL.
+    pub fn source_time(
+        &self,
+        source: &llb::SourceOp,
+        name: &str,
+        client: &Arc<dyn BuildClient>,
+        sink: &Sink,
+    ) -> Result<Option<i64>, EngineError> {
+        let running = sink.vertex(Vertex::named(name)).start();
+        let access = GitAccess::default().of_client(Some(Arc::clone(client)));
+        let pinned = Fetched::pin(&self.shared, &access, source, &running);
+        let time = pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
+        running.complete(match &time {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed {
+                error: crate::error::chain(error),
+            },
+        });
+        time
     }
 
     /// Opens a solved tree for reading.
@@ -381,6 +432,13 @@ impl ImageLookup {
             "local" => Self::StoreFirst,
             _ => Self::RegistryFirst,
         }
+    }
+}
+
+fn shown_name(vertex: &llb::Vertex, source: &llb::SourceOp) -> String {
+    match vertex.metadata().name.as_str() {
+        "" => source.identifier.clone(),
+        name => name.to_owned(),
     }
 }
 

@@ -37,7 +37,7 @@ mod vertex;
 
 pub use build::BuildResult;
 pub use cancel::{Cancel, CancelGuard};
-pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles};
+pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, UPLOAD_HOST};
 pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};

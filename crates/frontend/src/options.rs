@@ -1,9 +1,10 @@
 //! What a lowering is told beside the Dockerfile.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dockerfile::Diagnostic;
-use oci::{Digest, Platform};
+use oci::{Digest, ImageConfig, Platform};
 
 use crate::error::nowhere;
 
@@ -138,7 +139,7 @@ impl ResolveMode {
 }
 
 /// Where COPY and ADD without `--from` find their files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum MainContext {
     /// A directory or stream that the caller has, by the name `context`.
     Local {
@@ -151,6 +152,8 @@ pub enum MainContext {
     HttpArchive { url: String },
     /// A file behind a URL: the Dockerfile itself, alone.
     HttpFile { url: String },
+    /// What another build makes.
+    Graph(Arc<llb::Graph>),
 }
 
 impl Default for MainContext {
@@ -160,7 +163,7 @@ impl Default for MainContext {
 }
 
 /// A context given beside the main one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum NamedContext {
     /// An image (`docker-image://`); `scratch` is an empty tree.
     Image(String),
@@ -171,6 +174,11 @@ pub enum NamedContext {
         name: String,
         /// The patterns of its ignore file.
         ignore: Vec<String>,
+    },
+    /// What another build makes, with the image's config if it makes an image.
+    Graph {
+        graph: Arc<llb::Graph>,
+        config: Option<Box<ImageConfig>>,
     },
     /// A git repository or a file behind `http://`, `https://`, `git://`, `git@host:path` or `ssh://`.
     Url(String),

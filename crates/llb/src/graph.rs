@@ -257,6 +257,36 @@ impl GraphBuilder {
         &mut self.drafts[output.draft].draft
     }
 
+    /// Adds all vertices of a graph and returns its root; `None` is an empty tree.
+    pub fn import(&mut self, graph: &Graph) -> Option<Output> {
+        let first_source = self.sources.len();
+        self.sources.extend(graph.sources.iter().cloned());
+        let mut placed = Vec::with_capacity(graph.vertices.len());
+        for vertex in &graph.vertices {
+            let output = |edge: &Edge| -> Output {
+                let output: Output = placed[edge.vertex];
+                output.at(edge.output)
+            };
+            let inputs = vertex.inputs.iter().map(output).collect();
+            let mut metadata = vertex.metadata.clone();
+            for location in &mut metadata.locations {
+                location.source += first_source;
+            }
+            let draft = Draft {
+                op: vertex.op.clone(),
+                inputs,
+                platform: vertex.platform.clone(),
+                constraints: vertex.constraints.clone(),
+                metadata,
+            };
+            placed.push(self.add_pending(Pending {
+                draft,
+                foreign: vertex.foreign.clone(),
+            }));
+        }
+        graph.root.map(|edge| placed[edge.vertex].at(edge.output))
+    }
+
     pub(crate) fn add_pending(&mut self, pending: Pending) -> Output {
         self.drafts.push(pending);
         Output {

@@ -24,7 +24,7 @@ pub(crate) fn to_directory(
     let split = platform_split.unwrap_or(built.len() > 1);
     for built in built {
         let folder = match split {
-            true => destination.join(built.build.platform.to_string().replace('/', "_")),
+            true => destination.join(folder_of(built)),
             false => destination.to_owned(),
         };
         std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
@@ -44,28 +44,32 @@ pub(crate) fn to_directory(
     Ok(Exported::default())
 }
 
-/// Writes the result as one tar stream.
+/// Returns the name of a platform's folder.
+fn folder_of(built: &Built) -> String {
+    built.build.platform.full().replace('/', "_")
+}
+
+/// Writes the result as one tar stream; several platforms get a folder each.
 pub(crate) fn to_tar(
     shared: &Shared,
     destination: &Destination,
     built: &[Built],
 ) -> Result<Exported, EngineError> {
-    let [built] = built else {
-        return Err(EngineError::Request(
-            "a tar of files holds one platform; use type=local for several".to_owned(),
-        ));
-    };
     let merged = shared.store.new_layer()?;
-    if !built.layers.is_empty() {
+    for one in built {
+        let folder = match built.len() {
+            1 => merged.path(),
+            _ => merged.path().join(folder_of(one)),
+        };
+        std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
+        if one.layers.is_empty() {
+            continue;
+        }
         let mut wanted = Copy::new("/", "/");
         wanted.dir_contents = true;
         // The copy is read once and thrown away: links to the layers' files do as well.
         wanted.link = rootfs::copy::LinkPolicy::Allowed;
-        copy(
-            &shared.tree(&built.layers)?,
-            &Tree::open(&merged.path())?,
-            &wanted,
-        )?;
+        copy(&shared.tree(&one.layers)?, &Tree::open(&folder)?, &wanted)?;
     }
     let dir = LayerDir::open(merged.path())?;
     let options = DiffOptions::new(Form::Plain);

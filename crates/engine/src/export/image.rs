@@ -160,6 +160,17 @@ impl Assembly<'_> {
         self.set(images, multi_platform)
     }
 
+    /// Notes on a layer to what time its files were cut, where that was asked for.
+    fn noted(&self, built: &Built, index: usize, layer: &Descriptor) -> Descriptor {
+        let clamp = layers::Clamp::of_layer(self.request, built, index);
+        match (self.layers.rewrite_timestamp, clamp.of(self.layers)) {
+            (Some(true), Some(epoch)) => layer
+                .clone()
+                .with_annotation("buildkit/rewritten-timestamp", epoch.to_string()),
+            _ => layer.clone(),
+        }
+    }
+
     fn image(&self, built: &Built, layers: Vec<EncodedLayer>) -> Result<Assembled, EngineError> {
         let naming = self.naming;
         let tars: Vec<LayerTar> = layers.iter().map(|layer| layer.tar.clone()).collect();
@@ -169,7 +180,8 @@ impl Assembly<'_> {
         let config_descriptor = Descriptor::of(naming.config(), &config);
         let descriptors = layers
             .iter()
-            .map(|layer| layer.descriptor.clone())
+            .enumerate()
+            .map(|(index, layer)| self.noted(built, index, &layer.descriptor))
             .collect();
         let platform = platform_of(built);
         let mut manifest = Manifest::new(naming, config_descriptor.clone(), descriptors);

@@ -115,7 +115,7 @@ pub(super) struct Clamp {
 }
 
 impl Clamp {
-    fn of_layer(request: &BuildRequest, built: &Built, index: usize) -> Self {
+    pub(super) fn of_layer(request: &BuildRequest, built: &Built, index: usize) -> Self {
         Self {
             from_image: index < built.build.config.rootfs.diff_ids.len(),
             epoch: built.build.epoch.or(request.source_date_epoch),

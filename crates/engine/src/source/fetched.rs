@@ -23,7 +23,7 @@ pub(crate) enum Fetched {
 /// Whether a source is one of these.
 pub(crate) fn is_fetched(source: &SourceOp) -> bool {
     let scheme = source.identifier.split("://").next();
-    matches!(scheme, Some("http" | "https" | "git"))
+    matches!(scheme, Some("http" | "https" | "git")) && !http::is_upload(source)
 }
 
 impl Fetched {
@@ -67,6 +67,19 @@ impl Fetched {
         match self {
             Self::Http(file) => file.unpack(shared),
             Self::Git(tree) => tree.unpack(shared, access, running),
+        }
+    }
+
+    /// Returns the time of a source as [`Fetched::time`] does, or the latest one of an archive's files.
+    pub(crate) fn own_time(
+        &self,
+        shared: &Shared,
+        access: &GitAccess,
+        running: &RunningVertex,
+    ) -> Result<Option<i64>, EngineError> {
+        match (self.time(access, running)?, self) {
+            (None, Self::Http(file)) => file.latest_in_archive(shared),
+            (time, _) => Ok(time),
         }
     }
 

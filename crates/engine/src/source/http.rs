@@ -171,13 +171,74 @@ fn download(
     })
 }
 
-/// Reads an HTTP date in its usual form (RFC 9110, section 5.6.7).
+/// Takes the file of a source from whoever writes it.
+pub(crate) fn receive(
+    shared: &Shared,
+    source: &llb::SourceOp,
+    write: impl FnOnce(&mut dyn std::io::Write) -> Result<(), EngineError>,
+) -> Result<HttpFile, EngineError> {
+    struct Taker(store::BlobWriter);
+    impl std::io::Write for Taker {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.append(bytes).map_err(std::io::Error::other)?;
+            match self.0.size() > MAX_SIZE {
+                true => Err(std::io::ErrorKind::FileTooLarge.into()),
+                false => Ok(bytes.len()),
+            }
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut taker = Taker(shared.store.blobs().writer()?);
+    write(&mut taker)?;
+    let (digest, _) = taker.0.commit(None)?;
+    let name = source.attrs.get(attr::HTTP_FILENAME);
+    Ok(HttpFile {
+        digest,
+        name: name.cloned().unwrap_or_else(|| name_of(&source.identifier)),
+        mode: 0o600,
+        owner: Owner { uid: 0, gid: 0 },
+        modified: 0,
+    })
+}
+
+/// Whether the file of a source is a client's own, by its URL.
+pub(crate) fn is_upload(source: &llb::SourceOp) -> bool {
+    let rest = source.identifier.strip_prefix("http://");
+    rest.and_then(|rest| rest.strip_prefix(crate::client::UPLOAD_HOST))
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Reads an HTTP date in any of its forms (RFC 9110, section 5.6.7).
 fn parse_date(text: &str) -> Option<i64> {
-    let format = time::macros::format_description!(
+    let usual = time::macros::format_description!(
         "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
     );
-    let date = time::PrimitiveDateTime::parse(text, format).ok()?;
+    let asctime = time::macros::format_description!(
+        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
+    );
+    let parsed = time::PrimitiveDateTime::parse(text, usual)
+        .or_else(|_| time::PrimitiveDateTime::parse(text, asctime))
+        .ok();
+    let date = parsed.or_else(|| parse_rfc850(text))?;
     Some(date.assume_utc().unix_timestamp())
+}
+
+/// Reads `Sunday, 06-Nov-94 08:49:37 GMT`.
+fn parse_rfc850(text: &str) -> Option<time::PrimitiveDateTime> {
+    let format = time::macros::format_description!(
+        "[day]-[month repr:short]-[year] [hour]:[minute]:[second]"
+    );
+    let (_, rest) = text.split_once(", ")?;
+    let rest = rest.strip_suffix(" GMT").or(rest.strip_suffix(" UTC"))?;
+    let (day_and_month, rest) = rest.split_at_checked(7)?;
+    let (year, clock) = rest.split_once(' ')?;
+    let year: u32 = year.parse().ok().filter(|year| *year < 100)?;
+    let century = if year < 70 { 2000 } else { 1900 };
+    let text = format!("{day_and_month}{} {clock}", century + year);
+    time::PrimitiveDateTime::parse(&text, format).ok()
 }
 
 impl HttpFile {
@@ -206,6 +267,32 @@ impl HttpFile {
         Ok(vec![shared.commit(layer, "download")?])
     }
 
+    /// Returns the latest time of an archive's files; `None` for what is no archive.
+    pub(crate) fn latest_in_archive(&self, shared: &Shared) -> Result<Option<i64>, EngineError> {
+        use rootfs::compress::Format;
+        let unreadable = |error| EngineError::io("read", &self.name)(error);
+        let mut start = [0; 4];
+        let mut blob = self.open(shared)?;
+        let count = std::io::Read::read(&mut blob, &mut start).map_err(unreadable)?;
+        let blob = std::io::BufReader::new(self.open(shared)?);
+        let tar: Box<dyn std::io::Read> = match rootfs::compress::format(&start[..count]) {
+            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
+            Format::Zstd => Box::new(zstd::Decoder::with_buffer(blob).map_err(unreadable)?),
+            Format::Uncompressed => Box::new(blob),
+        };
+        let mut archive = tar::Archive::new(tar);
+        let mut latest = None;
+        for entry in archive.entries().map_err(unreadable)? {
+            // What is no archive has no time.
+            let Ok(entry) = entry else { return Ok(None) };
+            if entry.header().entry_type().is_file() {
+                let time = entry.header().mtime().ok();
+                latest = latest.max(time.and_then(|time| i64::try_from(time).ok()));
+            }
+        }
+        Ok(latest)
+    }
+
     /// Opens what was downloaded.
     pub(crate) fn open(&self, shared: &Shared) -> Result<std::fs::File, EngineError> {
         Ok(shared.store.blobs().open(&self.digest)?)
@@ -222,5 +309,21 @@ impl HttpFile {
             "{} {} {:o} {}:{} {}",
             self.digest, self.name, self.mode, self.owner.uid, self.owner.gid, self.modified
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_date;
+
+    #[test]
+    fn dates_come_in_three_forms() {
+        let expected = Some(784_111_777);
+        assert_eq!(parse_date("Sun, 06 Nov 1994 08:49:37 GMT"), expected);
+        assert_eq!(parse_date("Sunday, 06-Nov-94 08:49:37 GMT"), expected);
+        assert_eq!(parse_date("Sun Nov  6 08:49:37 1994"), expected);
+        for bad in ["", "x, ", "Sunday, 06-Nov-\u{e9}4 08:49:37 GMT"] {
+            assert_eq!(parse_date(bad), None, "{bad}");
+        }
     }
 }

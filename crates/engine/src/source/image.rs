@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use oci::media_type::{self, Kind};
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
-use registry::Client;
+use registry::{Client, CredentialProvider};
 use serde::{Deserialize, Serialize};
 use store::{Image, Layer, Store};
 use tokio::runtime::Runtime;
@@ -52,7 +52,7 @@ pub(crate) struct ImageResolver {
     store: Store,
     client: Client,
     settings: registry::Settings,
-    runtime: OnceLock<Runtime>,
+    runtime: Arc<OnceLock<Runtime>>,
 }
 
 /// What a tag was resolved to, kept so that the next build needs no network.
@@ -68,7 +68,19 @@ impl ImageResolver {
             store,
             client: Client::new(settings.clone()),
             settings,
-            runtime: OnceLock::new(),
+            runtime: Arc::new(OnceLock::new()),
+        }
+    }
+
+    /// Returns one that logs in with other credentials, and shares all else.
+    pub(crate) fn with_credentials(&self, credentials: Arc<dyn CredentialProvider>) -> Self {
+        let mut settings = self.settings.clone();
+        settings.credentials = credentials;
+        Self {
+            store: self.store.clone(),
+            client: Client::new(settings.clone()),
+            settings,
+            runtime: Arc::clone(&self.runtime),
         }
     }
 

@@ -3,7 +3,7 @@
 pub(crate) mod dockerfile;
 pub(crate) mod fetched;
 pub(crate) mod git;
-mod http;
+pub(crate) mod http;
 pub(crate) mod image;
 mod layout;
 pub(crate) mod main_context;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llb::{ExecOp, NetworkMode, SecurityMode};
+use registry::CredentialProvider;
 use rootfs::{OverlayXattrs, Tree};
 use sandbox::{Helper, Limits};
 use store::{Ids, Layer, LayerInfo, MutLayer, Store};
@@ -36,10 +37,10 @@ mod upper;
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) images: ImageResolver,
-    helper: OnceLock<Result<Helper, String>>,
+    helper: Arc<OnceLock<Result<Helper, String>>>,
     sandbox: sandbox::Options,
     /// What was not said yet.
-    notes: Mutex<Vec<String>>,
+    notes: Arc<Mutex<Vec<String>>>,
 }
 
 impl Shared {
@@ -52,9 +53,20 @@ impl Shared {
         Self {
             images: ImageResolver::new(store.clone(), registries),
             store,
-            helper: OnceLock::new(),
+            helper: Arc::new(OnceLock::new()),
             sandbox,
-            notes: Mutex::new(notes),
+            notes: Arc::new(Mutex::new(notes)),
+        }
+    }
+
+    /// Returns the same, but for the logins at registries.
+    pub(crate) fn with_credentials(&self, credentials: Arc<dyn CredentialProvider>) -> Self {
+        Self {
+            store: self.store.clone(),
+            images: self.images.with_credentials(credentials),
+            helper: Arc::clone(&self.helper),
+            sandbox: self.sandbox.clone(),
+            notes: Arc::clone(&self.notes),
         }
     }
 

@@ -53,6 +53,13 @@ impl Pass<'_> {
                 let named = Metadata::named("[internal] load build context");
                 self.local(CONTEXT, CONTEXT, ignore, named, None)
             }
+            MainContext::Graph(graph) => match self.graph.import(graph) {
+                Some(output) => output,
+                None => {
+                    let message = "the build context is empty".to_owned();
+                    return Err(crate::error::nowhere("context", message).into());
+                }
+            },
             MainContext::Git { url, keep_git_dir } => {
                 let source = main_git_source(url, *keep_git_dir, &self.build_args)?;
                 self.graph.add(self.git_context(source, url))
@@ -282,6 +289,15 @@ impl Pass<'_> {
                     .with_image(&config);
                 Ok(Found::Yes((state, Some(config))))
             }
+            NamedContext::Graph { graph, config } => {
+                let state = State::new(self.graph.import(graph)).with_platform(&platform);
+                let config = config.as_deref().cloned().map(Rc::new);
+                let state = match &config {
+                    Some(config) => state.with_image(config),
+                    None => state,
+                };
+                Ok(Found::Yes((state, config)))
+            }
             NamedContext::Local { name, ignore } => {
                 let metadata = Metadata::named(format!("[context {key}] load from client"));
                 let hint = format!("context:{key}-");
@@ -321,7 +337,7 @@ pub fn context_source(
     build_args: &BTreeMap<String, String>,
 ) -> Result<Option<SourceOp>, Vec<Diagnostic>> {
     match context {
-        MainContext::Local { .. } => Ok(None),
+        MainContext::Local { .. } | MainContext::Graph(_) => Ok(None),
         MainContext::Git { url, keep_git_dir } => main_git_source(url, *keep_git_dir, build_args)
             .map(Some)
             .map_err(|error| vec![*error]),

@@ -75,7 +75,7 @@ impl Pass<'_> {
     fn epoch_source(&mut self, value: &str) -> Outcome<Option<(String, Option<SourceOp>)>> {
         if value == "context" {
             let source = match &self.options.context {
-                MainContext::Local { .. } => None,
+                MainContext::Local { .. } | MainContext::Graph(_) => None,
                 MainContext::Git { url, .. } => parse_git(url, Lines::default())?
                     .map(|git| git_source(&git, false, &git.checksum)),
                 MainContext::HttpArchive { url } | MainContext::HttpFile { url } => {

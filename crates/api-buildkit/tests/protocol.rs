@@ -1,0 +1,476 @@
+//! Builds asked for over the socket, by a client that speaks as `buildctl` does.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use bollard_buildkit_proto::google::rpc;
+use bollard_buildkit_proto::health::HealthCheckRequest;
+use bollard_buildkit_proto::health::health_client::HealthClient;
+use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend as pbf;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
+use bollard_buildkit_proto::pb;
+use common::{Client, Directory, TestServer, name, names, offer};
+use prost::Message;
+use tonic::{Code, Request, Status};
+
+const DIRECTORY: u32 = 1 << 31 | 0o755;
+const SYMLINK: u32 = 1 << 27 | 0o777;
+
+/// Runs a test where an engine can be opened as these tests do.
+fn with_server<F: std::future::Future<Output = ()>>(test: impl FnOnce(TestServer) -> F) {
+    if !testkit::is_root() {
+        testkit::skip!("the store of these tests is root's");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(test(TestServer::start()));
+}
+
+fn details(status: &Status) -> Vec<(String, serde_json::Value)> {
+    let status = rpc::Status::decode(status.details()).expect("typed details");
+    status
+        .details
+        .into_iter()
+        .map(|any| {
+            let value = serde_json::from_slice(&any.value).expect("JSON");
+            (any.type_url, value)
+        })
+        .collect()
+}
+
+#[test]
+fn a_build_takes_its_files_from_the_client_and_sends_the_result() {
+    with_server(|server| async move {
+        let context = Directory::default()
+            .entry("d", DIRECTORY, "")
+            .file("d/inner", "two")
+            .file("foo", "one");
+        let offer = offer("FROM scratch\nCOPY . /\n", context);
+        let mut client = Client::connect(&server, offer, "").await;
+        let request = client.request();
+        client.solve(request).await.expect("a build");
+        let files = client.files();
+        assert_eq!(files["foo"], "one");
+        assert_eq!(files["d/inner"], "two");
+        assert_eq!(names(&server.root().join("sync"), "one-"), [""; 0]);
+    });
+}
+
+#[test]
+fn only_what_changed_is_sent_again() {
+    with_server(|server| async move {
+        let context = Directory::default().file("a", "1").file("b", "2");
+        let offer = offer("FROM scratch\nCOPY a b /\n", context);
+        let mut client = Client::connect(&server, offer, "my-directory").await;
+        let request = client.request();
+        client.solve(request).await.expect("a build");
+        let before = client.offer.requested.swap(0, Ordering::SeqCst);
+        assert_eq!(before, 3, "the Dockerfile and both files");
+        let changed = Directory::default().file("a", "1").file("b", "three");
+        client
+            .offer
+            .directories
+            .lock()
+            .unwrap()
+            .insert("context".to_owned(), changed);
+        let request = client.request();
+        client.solve(request).await.expect("a build");
+        assert_eq!(client.offer.requested.load(Ordering::SeqCst), 2);
+        assert_eq!(client.files()["b"], "three");
+    });
+}
+
+#[test]
+fn files_that_lead_out_of_the_context_are_refused() {
+    with_server(|server| async move {
+        let outside = server.root().join("../outside");
+        for (context, said) in [
+            (Directory::default().file("../outside", "x"), "invalid path"),
+            (Directory::default().file("/outside", "x"), "invalid path"),
+            (
+                Directory::default()
+                    .entry("a", DIRECTORY, "")
+                    .file("a/../../outside", "x"),
+                "invalid path",
+            ),
+            (
+                Directory::default()
+                    .entry("l", SYMLINK, "../..")
+                    .file("l/outside", "x"),
+                "its directory was not sent",
+            ),
+            (
+                Directory::default().entry("l", 0o644, "/etc/passwd"),
+                "a link to a file that was not sent",
+            ),
+            (Directory::default().file("a", "x").file("a", "y"), "twice"),
+        ] {
+            let offer = offer("FROM scratch\nCOPY . /\n", context);
+            let mut client = Client::connect(&server, offer, "").await;
+            let request = client.request();
+            let status = client.solve(request).await.expect_err("a refusal");
+            assert!(status.message().contains(said), "{}", status.message());
+        }
+        assert!(!outside.exists());
+    });
+}
+
+#[test]
+fn errors_say_which_lines_of_the_dockerfile_they_are_about() {
+    with_server(|server| async move {
+        for (dockerfile, line) in [
+            ("FROM scratch\nCOPY missing /\n", 2),
+            ("FROM scratch\nENV a=b\nCOPY --foo=bar / /\n", 3),
+            ("#syntax=example.com/other\nFROM scratch\n", 1),
+        ] {
+            let offer = offer(dockerfile, Directory::default().file("a", ""));
+            let mut client = Client::connect(&server, offer, "").await;
+            let request = client.request();
+            let status = client.solve(request).await.expect_err("an error");
+            let details = details(&status);
+            let source = details
+                .iter()
+                .find(|(kind, _)| kind == "github.com/moby/buildkit/errdefs.Source+json");
+            let (_, source) = source.unwrap_or_else(|| panic!("{}", status.message()));
+            assert_eq!(source["info"]["filename"], "Dockerfile");
+            assert_eq!(source["ranges"][0]["start"]["line"], line, "{dockerfile}");
+        }
+    });
+}
+
+#[test]
+fn a_clients_own_graph_is_solved_as_it_is() {
+    with_server(|server| async move {
+        let mut client = Client::connect(&server, offer("", Directory::default()), "").await;
+        let request = pbc::SolveRequest {
+            frontend: String::new(),
+            definition: Some(definition("from a graph")),
+            ..client.request()
+        };
+        client.solve(request).await.expect("a build");
+        assert_eq!(client.files()["made"], "from a graph");
+    });
+}
+
+/// Returns a graph that makes one file.
+fn definition(content: &str) -> pb::Definition {
+    let mut file = llb::FileSpec::new(None);
+    file.action(llb::Action::MakeFile(llb::MakeFile {
+        path: "/made".to_owned(),
+        mode: 0o644,
+        data: content.as_bytes().to_vec(),
+        ..llb::MakeFile::default()
+    }));
+    let mut builder = llb::GraphBuilder::default();
+    let output = builder.add(file.into_draft(llb::Metadata::named("make a file")));
+    let graph = builder.finish(Some(output)).expect("a graph");
+    pb::Definition::decode(graph.encode_definition().as_slice()).expect("a definition")
+}
+
+#[test]
+fn a_frontend_at_the_client_reads_and_returns() {
+    with_server(|server| async move {
+        let offer = offer(
+            "FROM scratch\nCOPY foo /\n",
+            Directory::default().file("foo", "x"),
+        );
+        let mut client = Client::connect(&server, offer, "").await;
+        let request = pbc::SolveRequest {
+            frontend: String::new(),
+            ..client.request()
+        };
+        let id = request.r#ref.clone();
+        let mut control = client.control.clone();
+        let build = tokio::spawn(async move { control.solve(request).await });
+        let mut bridge = LlbBridgeClient::new(client.channel.clone());
+        fn of<T>(id: &str, message: T) -> Request<T> {
+            let mut request = Request::new(message);
+            let id = id.parse().expect("an id");
+            request
+                .metadata_mut()
+                .insert("buildkit-controlapi-buildid", id);
+            request
+        }
+        let pong = bridge
+            .ping(of(&id, pbf::PingRequest {}))
+            .await
+            .expect("a pong");
+        let caps = pong.into_inner().frontend_api_caps;
+        assert!(caps.iter().any(|cap| cap.id == "readfile" && cap.enabled));
+        let solve = pbf::SolveRequest {
+            frontend: "dockerfile.v0".to_owned(),
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            ..pbf::SolveRequest::default()
+        };
+        let solved = bridge
+            .solve(of(&id, solve))
+            .await
+            .expect("a result")
+            .into_inner();
+        let result = solved.result.expect("a result");
+        assert!(result.metadata.contains_key("containerimage.config"));
+        let Some(pbf::result::Result::Ref(tree)) = &result.result else {
+            panic!("one tree");
+        };
+        let read = pbf::ReadFileRequest {
+            r#ref: tree.id.clone(),
+            file_path: "/foo".to_owned(),
+            ..pbf::ReadFileRequest::default()
+        };
+        let read = bridge
+            .read_file(of(&id, read))
+            .await
+            .expect("a file")
+            .into_inner();
+        assert_eq!(read.data, b"x");
+        let list = pbf::ReadDirRequest {
+            r#ref: tree.id.clone(),
+            dir_path: "/".to_owned(),
+            ..pbf::ReadDirRequest::default()
+        };
+        let list = bridge
+            .read_dir(of(&id, list))
+            .await
+            .expect("a list")
+            .into_inner();
+        assert_eq!(list.entries[0].path, "foo");
+        let missing = pbf::StatFileRequest {
+            r#ref: tree.id.clone(),
+            path: "/bar".to_owned(),
+            ..pbf::StatFileRequest::default()
+        };
+        let missing = bridge
+            .stat_file(of(&id, missing))
+            .await
+            .expect_err("no file");
+        assert_eq!(missing.code(), Code::NotFound);
+        let back = pbf::ReturnRequest {
+            result: Some(result),
+            error: None,
+        };
+        bridge.r#return(of(&id, back)).await.expect("an end");
+        build.await.expect("a task").expect("a build");
+        assert_eq!(client.files()["foo"], "x");
+    });
+}
+
+#[test]
+fn what_the_frontend_of_a_client_came_to_is_what_the_build_fails_with() {
+    with_server(|server| async move {
+        let client = Client::connect(&server, offer("", Directory::default()), "").await;
+        let request = pbc::SolveRequest {
+            frontend: String::new(),
+            ..client.request()
+        };
+        let id = request.r#ref.clone();
+        let mut control = client.control.clone();
+        let build = tokio::spawn(async move { control.solve(request).await });
+        let mut back = Request::new(pbf::ReturnRequest {
+            result: None,
+            error: Some(rpc::Status {
+                code: Code::InvalidArgument as i32,
+                message: "not like this".to_owned(),
+                details: Vec::new(),
+            }),
+        });
+        let key = "buildkit-controlapi-buildid";
+        back.metadata_mut().insert(key, id.parse().expect("an id"));
+        let mut bridge = LlbBridgeClient::new(client.channel.clone());
+        bridge.r#return(back).await.expect("an end");
+        let status = build.await.expect("a task").expect_err("the failure");
+        assert_eq!(status.message(), "not like this");
+        assert_eq!(status.code(), Code::InvalidArgument);
+    });
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing() {
+    with_server(|mut server| async move {
+        let mut silent = offer("FROM scratch\nCOPY . /\n", Directory::default());
+        silent.silent = Some("context".to_owned());
+        let client = Client::connect(&server, silent, "").await;
+        let mut request = client.request();
+        request.r#ref = name("gone");
+        let id = request.r#ref.clone();
+        let mut control = client.control.clone();
+        let build = tokio::spawn(async move { control.solve(request).await });
+        // The build is under way once its status can be followed.
+        let mut control = client.control.clone();
+        let status = control.status(pbc::StatusRequest { r#ref: id }).await;
+        let mut status = status.expect("a status").into_inner();
+        status.message().await.expect("a first status");
+        drop(client);
+        let ended = build.await.expect("a task").expect_err("an end");
+        assert!(!ended.message().is_empty());
+        while let Ok(Some(_)) = status.message().await {}
+        tokio::task::spawn_blocking(move || {
+            server.stop();
+            assert_eq!(names(&server.root().join("sync"), "one-"), [""; 0]);
+            assert!(!server.socket().exists());
+        })
+        .await
+        .expect("a server that ends");
+    });
+}
+
+#[test]
+fn findings_come_with_their_lines_in_the_status() {
+    with_server(|server| async move {
+        let dockerfile = "FROM scratch as base\nCOPY foo /\n";
+        let offer = offer(dockerfile, Directory::default().file("foo", ""));
+        let mut client = Client::connect(&server, offer, "").await;
+        let request = client.request();
+        let id = request.r#ref.clone();
+        client.solve(request).await.expect("a build");
+        let status = client
+            .control
+            .status(pbc::StatusRequest { r#ref: id })
+            .await;
+        let mut status = status.expect("a status").into_inner();
+        let (mut vertexes, mut warnings) = (Vec::new(), Vec::new());
+        while let Some(part) = status.message().await.expect("a status") {
+            vertexes.extend(part.vertexes);
+            warnings.extend(part.warnings);
+        }
+        let [warning] = warnings.as_slice() else {
+            panic!("{warnings:?}");
+        };
+        let short = String::from_utf8_lossy(&warning.short);
+        assert!(short.starts_with("FromAsCasing: "), "{short}");
+        assert!(short.ends_with("(line 1)"), "{short}");
+        let about = warning.ranges[0].start.as_ref().expect("a place");
+        assert_eq!(about.line, 1);
+        assert!(
+            vertexes
+                .iter()
+                .any(|vertex| vertex.digest == warning.vertex)
+        );
+        assert!(vertexes.iter().any(|vertex| vertex.completed.is_some()));
+    });
+}
+
+#[test]
+fn what_is_not_there_is_refused_by_its_name() {
+    with_server(|server| async move {
+        let offer = offer(
+            "FROM scratch\nCOPY foo /\n",
+            Directory::default().file("foo", ""),
+        );
+        let mut client = Client::connect(&server, offer, "").await;
+        let attrs = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
+        let base = client.request();
+        for (request, said) in [
+            (
+                pbc::SolveRequest {
+                    frontend: "other.v0".to_owned(),
+                    ..base.clone()
+                },
+                "other.v0",
+            ),
+            (
+                pbc::SolveRequest {
+                    frontend: "gateway.v0".to_owned(),
+                    frontend_attrs: attrs("source", "example.com/front"),
+                    ..base.clone()
+                },
+                "example.com/front",
+            ),
+            (
+                pbc::SolveRequest {
+                    entitlements: vec!["network.host".to_owned()],
+                    ..base.clone()
+                },
+                "network.host is not allowed",
+            ),
+            (
+                pbc::SolveRequest {
+                    frontend_attrs: attrs("attest:sbom", "generator=x"),
+                    ..base.clone()
+                },
+                "sbom",
+            ),
+            (
+                pbc::SolveRequest {
+                    exporters: vec![pbc::Exporter {
+                        r#type: "floppy".to_owned(),
+                        attrs: HashMap::new(),
+                    }],
+                    ..base.clone()
+                },
+                "floppy",
+            ),
+        ] {
+            let request = pbc::SolveRequest {
+                r#ref: name("refused"),
+                ..request
+            };
+            let status = client.solve(request).await.expect_err("a refusal");
+            assert!(status.message().contains(said), "{}", status.message());
+        }
+    });
+}
+
+#[test]
+fn the_server_tells_about_itself() {
+    with_server(|server| async move {
+        let channel = server.channel().await;
+        let health = HealthClient::new(channel.clone())
+            .check(HealthCheckRequest::default())
+            .await
+            .expect("an answer");
+        assert_eq!(health.into_inner().status, 1);
+        let mut control = pbc::control_client::ControlClient::new(channel);
+        let workers = control
+            .list_workers(pbc::ListWorkersRequest::default())
+            .await;
+        let workers = workers.expect("an answer").into_inner().record;
+        assert_eq!(workers.len(), 1);
+        assert_eq!(workers[0].platforms[0].os, "linux");
+        let used = control.disk_usage(pbc::DiskUsageRequest::default()).await;
+        assert!(used.expect("an answer").into_inner().record.is_empty());
+    });
+}
+
+#[test]
+fn prune_gives_back_what_builds_left() {
+    with_server(|server| async move {
+        let offer = offer(
+            "FROM scratch\nCOPY foo /\n",
+            Directory::default().file("foo", "x"),
+        );
+        let mut client = Client::connect(&server, offer, "").await;
+        let request = client.request();
+        client.solve(request).await.expect("a build");
+        let usage = client
+            .control
+            .disk_usage(pbc::DiskUsageRequest::default())
+            .await;
+        assert!(!usage.expect("an answer").into_inner().record.is_empty());
+        let prune = pbc::PruneRequest {
+            all: true,
+            ..pbc::PruneRequest::default()
+        };
+        let mut gone = client
+            .control
+            .prune(prune)
+            .await
+            .expect("an answer")
+            .into_inner();
+        let mut count = 0;
+        while gone.message().await.expect("a record").is_some() {
+            count += 1;
+        }
+        assert!(count > 0);
+        let usage = client
+            .control
+            .disk_usage(pbc::DiskUsageRequest::default())
+            .await;
+        assert!(usage.expect("an answer").into_inner().record.is_empty());
+    });
+}

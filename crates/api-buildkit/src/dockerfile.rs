@@ -298,8 +298,10 @@ fn input_config(attrs: &Attributes, name: &str) -> Result<Option<ImageConfig>, F
 fn refuse_unknown_caps(attrs: &Attributes) -> Result<(), Failure> {
     let wanted = attrs.get("frontend.caps").map_or("", String::as_str);
     for cap in wanted.split(',').filter(|cap| !cap.is_empty()) {
+        // What stands after the plus is for frontends that hand a build on to another.
+        let bare = cap.split('+').next().unwrap_or(cap);
         let known = matches!(
-            cap,
+            bare,
             "moby.buildkit.frontend.inputs"
                 | "moby.buildkit.frontend.subrequests"
                 | "moby.buildkit.frontend.contexts"

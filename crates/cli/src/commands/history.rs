@@ -427,17 +427,7 @@ fn pretty(record: &BuildRecord) -> String {
         ("Duration", took),
         ("Status", status_in_lists(record.status).to_owned()),
         ("Error", errors.join("; ")),
-        (
-            "Steps",
-            format!(
-                "{} ({} cached, {} ran{}{})",
-                totals.all(),
-                totals.cached,
-                totals.ran,
-                some(totals.failed, "failed"),
-                some(totals.canceled + totals.skipped, "not finished"),
-            ),
-        ),
+        ("Steps", steps_in_words(&totals)),
         ("Image", image.map(ToString::to_string).unwrap_or_default()),
         (
             "Size",
@@ -502,6 +492,20 @@ fn pretty(record: &BuildRecord) -> String {
         record.id
     ));
     text
+}
+
+fn steps_in_words(totals: &Totals) -> String {
+    if totals.all() == 0 {
+        return String::new();
+    }
+    format!(
+        "{} ({} cached, {} ran{}{})",
+        totals.all(),
+        totals.cached,
+        totals.ran,
+        some(totals.failed, "failed"),
+        some(totals.canceled + totals.skipped, "not finished"),
+    )
 }
 
 fn some(count: usize, what: &str) -> String {

@@ -31,14 +31,15 @@ pub(crate) fn outcome(outcome: StepOutcome) -> &'static str {
 pub(crate) fn explanation(explanation: &Explanation) -> String {
     let step = short_name(&explanation.step);
     let mut text = format!("{step}: {}\n", outcome(explanation.outcome));
-    for reason in &explanation.reasons {
-        for line in self::reason(reason) {
-            text.push_str("  ");
-            text.push_str(&line);
-            text.push('\n');
-        }
+    for line in reasons(explanation) {
+        text.push_str(&format!("  {line}\n"));
     }
     text
+}
+
+/// Returns the lines of all reasons.
+pub(crate) fn reasons(explanation: &Explanation) -> Vec<String> {
+    explanation.reasons.iter().flat_map(reason).collect()
 }
 
 fn reason(reason: &Reason) -> Vec<String> {

@@ -491,3 +491,101 @@ fn a_build_ends_with_what_it_came_to() {
         let _: Value = serde_json::from_str(line).expect("each line is JSON");
     }
 }
+
+#[test]
+fn a_plan_says_what_would_run_and_changes_nothing() {
+    needs_busybox!();
+    let environment = environment();
+    environment.write(
+        "ctx/Dockerfile",
+        "FROM busybox AS base\nCOPY f /f\nRUN cat /f > /g\nFROM busybox\nCOPY --from=base /g /g\nRUN sleep 0.3\n",
+    );
+    environment.write("ctx/f", "one");
+    let plan = |arguments: &[&str]| {
+        let mut all = vec!["plan"];
+        all.extend(arguments);
+        all.push("ctx");
+        environment.ok(all).stdout
+    };
+    let first = plan(&[]);
+    assert!(
+        first.contains("run       [base 3/3] RUN cat /f > /g\n"),
+        "{first}"
+    );
+    assert!(first.contains("5 steps: 0 cached, 5 to run\n"), "{first}");
+    assert!(first.contains("to fetch: "), "{first}");
+    build(&environment, &[]).success();
+    let json = plan(&["--format=json"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let fates: Vec<&str> = json["steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .filter_map(|step| step["fate"].as_str())
+        .collect();
+    assert_eq!(fates, ["cached"; 5]);
+    environment.write("ctx/f", "two");
+    let before = std::fs::read_dir(environment.root().join("layers"))
+        .expect("a folder")
+        .count();
+    let changed = plan(&[]);
+    assert!(changed.contains("cached    [base 1/3] FROM "), "{changed}");
+    assert!(
+        changed.contains("run       [base 2/3] COPY f /f  (last time "),
+        "{changed}"
+    );
+    assert!(
+        changed.contains("          file f has changed\n"),
+        "{changed}"
+    );
+    assert!(
+        changed.contains("[stage-1 3/3] RUN sleep 0.3  (last time 0."),
+        "{changed}"
+    );
+    assert!(changed.contains("\nexpected: 0."), "{changed}");
+    let after = std::fs::read_dir(environment.root().join("layers"))
+        .expect("a folder")
+        .count();
+    assert_eq!(before, after);
+    assert_eq!(ids(&environment).len(), 1);
+    let forced = plan(&["--no-cache"]);
+    assert!(forced.contains("5 steps: 0 cached, 5 to run"), "{forced}");
+    environment
+        .run(["plan", "--target=none", "ctx"])
+        .fails_with(1);
+}
+
+#[test]
+fn all_failures_are_told_with_keep_going() {
+    needs_busybox!();
+    let environment = environment();
+    environment.write(
+        "ctx/Dockerfile",
+        "FROM busybox AS a\nRUN exit 3\nFROM busybox AS b\nRUN exit 4\nFROM busybox AS c\nRUN sleep 0.3; echo finished\nFROM busybox\nCOPY --from=a / /a\nCOPY --from=b / /b\nCOPY --from=c / /c\n",
+    );
+    let failed = build(&environment, &["--keep-going"]).fails_with(1);
+    assert!(failed.stderr.contains("exit code: 3"), "{}", failed.stderr);
+    assert!(failed.stderr.contains("exit code: 4"), "{}", failed.stderr);
+    let record = inspect(&environment, "^0");
+    assert_eq!(
+        record["Errors"].as_array().map(Vec::len),
+        Some(2),
+        "{record}"
+    );
+    let log = environment.ok(["history", "logs", "^0", "c 2"]).stdout;
+    assert_eq!(log, "finished\n");
+    let outcomes: Vec<&str> = record["Steps"]
+        .as_array()
+        .expect("steps")
+        .iter()
+        .filter(|step| {
+            step["name"]
+                .as_str()
+                .is_some_and(|name| name.contains("RUN"))
+        })
+        .filter_map(|step| step["outcome"].as_str())
+        .collect();
+    let mut outcomes = outcomes;
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["failed", "failed", "ran"]);
+}

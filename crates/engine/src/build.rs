@@ -447,7 +447,7 @@ fn identifier(asked: &ImageRequest, digest: &Digest) -> String {
     }
 }
 
-fn contexts_of(
+pub(crate) fn contexts_of(
     shared: &Shared,
     loaded: &Loaded,
     build: &PlatformBuild,
@@ -495,7 +495,7 @@ fn lines_of(build: &PlatformBuild, id: llb::VertexId) -> Option<(u32, u32)> {
 }
 
 /// Says what a step lacks before it can run, and what was probably meant.
-fn planning_failure(
+pub(crate) fn planning_failure(
     id: llb::VertexId,
     error: EngineError,
     loaded: &Loaded,

@@ -21,6 +21,7 @@ mod driver;
 mod engine;
 mod error;
 mod export;
+pub mod forecast;
 mod graphs;
 pub mod history;
 pub mod images;

@@ -31,12 +31,38 @@ pub(crate) struct Pinned {
     pub(crate) directories: BTreeMap<VertexId, Arc<ContextTree>>,
 }
 
+/// Whether files of contexts are copied for steps that will run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Staging {
+    Now,
+    Never,
+}
+
 /// Makes the vertices of a graph, inputs first.
 pub(crate) fn plan(
     graph: &Graph,
     pinned: &Pinned,
     context: &Arc<StepContext>,
     sink: &Sink,
+) -> Result<Vec<Arc<VertexWork>>, (VertexId, EngineError)> {
+    vertices(graph, pinned, context, sink, Staging::Now)
+}
+
+/// Makes the vertices of a graph to look at: nothing is copied, and they are never run.
+pub(crate) fn preview(
+    graph: &Graph,
+    pinned: &Pinned,
+    context: &Arc<StepContext>,
+) -> Result<Vec<Arc<VertexWork>>, (VertexId, EngineError)> {
+    vertices(graph, pinned, context, &Sink::discard(), Staging::Never)
+}
+
+fn vertices(
+    graph: &Graph,
+    pinned: &Pinned,
+    context: &Arc<StepContext>,
+    sink: &Sink,
+    staging: Staging,
 ) -> Result<Vec<Arc<VertexWork>>, (VertexId, EngineError)> {
     let nonce = random();
     let mut works: Vec<Arc<VertexWork>> = Vec::with_capacity(graph.vertices().len());
@@ -49,7 +75,7 @@ pub(crate) fn plan(
         let failed = |error| (vertex.id(), error);
         let action = action_of(vertex, pinned).map_err(failed)?;
         let (operation, outside) =
-            operation_key(context, vertex, &action, &inputs).map_err(failed)?;
+            operation_key(context, vertex, &action, &inputs, staging).map_err(failed)?;
         let mut record_key = definition_of(&operation);
         let mut key = definition_of(&operation);
         for (number, (input, output)) in inputs.iter().enumerate() {
@@ -181,6 +207,7 @@ fn operation_key(
     vertex: &Vertex,
     action: &VertexAction,
     inputs: &[(Arc<VertexWork>, usize)],
+    staging: Staging,
 ) -> Result<(Key, Vec<KeyPart>), EngineError> {
     let named = |name: &str, value: String| {
         let name = name.to_owned();
@@ -202,7 +229,7 @@ fn operation_key(
             (key, Vec::new())
         }
         VertexAction::Operation(op) => {
-            return operation_on_contexts(context, vertex, op, inputs);
+            return operation_on_contexts(context, vertex, op, inputs, staging);
         }
     };
     Ok((key.finish(), outside))
@@ -217,6 +244,7 @@ fn operation_on_contexts(
     vertex: &Vertex,
     op: &Op,
     inputs: &[(Arc<VertexWork>, usize)],
+    staging: Staging,
 ) -> Result<(Key, Vec<KeyPart>), EngineError> {
     let key_of = |contexts: &[(&ContextTree, Vec<Selection>)]| -> Result<_, EngineError> {
         let mut key = KeyBuilder::new("operation").key("operation", &vertex.operation_digest());
@@ -247,6 +275,9 @@ fn operation_on_contexts(
     };
     if contexts.is_empty() {
         return key_of(&[]);
+    }
+    if staging == Staging::Never {
+        return key_of(&contexts);
     }
     // Nothing is known of a new directory: copying it at once reads it once.
     if contexts.iter().any(|(tree, _)| tree.is_new()) {

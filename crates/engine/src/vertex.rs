@@ -161,6 +161,24 @@ impl VertexWork {
         })))
     }
 
+    /// Returns whether its result would be found by its key, and notes why not.
+    pub(crate) fn foresee(&self) -> Result<bool, EngineError> {
+        if matches!(self.action, VertexAction::Context(_)) {
+            return Ok(true);
+        }
+        if self.may_look_up()
+            && let Some(record) = self.context.store.find(&self.record_key)?
+        {
+            if let Some(output) = self.output_of(&record)? {
+                self.note_cached(CachedBy::Definition, &output);
+                return Ok(true);
+            }
+            self.notes().miss = Some(Miss::Lost);
+        }
+        self.note_miss();
+        Ok(false)
+    }
+
     /// Shows this vertex, and what it covers, as cached: inputs first.
     pub(crate) fn show_cached(&self) {
         let mut stack: Vec<(&VertexWork, usize)> = vec![(self, 0)];

@@ -9,6 +9,7 @@ pub(crate) mod image;
 pub(crate) mod image_content;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod serve;

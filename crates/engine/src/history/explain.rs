@@ -274,6 +274,19 @@ fn nearest<'a>(
     })
 }
 
+/// Returns a step like this one that ran in one of the builds, the nearest first.
+pub(crate) fn last_run<'a>(
+    step: &StepRecord,
+    earlier: &'a [BuildRecord],
+) -> Option<&'a StepRecord> {
+    let steps = earlier.iter().flat_map(|build| &build.steps);
+    let mut like = steps.filter(|other| {
+        let alike = other.kind == step.kind && other.command == step.command;
+        alike && other.stage == step.stage && other.outcome == StepOutcome::Ran
+    });
+    like.next()
+}
+
 /// Returns what is between brackets, which says where a step stands: `builder 2/5` without the total.
 fn place_of(name: &str) -> Option<&str> {
     let head = name.strip_prefix('[')?.split_once(']')?.0;

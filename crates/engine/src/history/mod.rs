@@ -33,6 +33,7 @@ pub use record::{
 pub use totals::Totals;
 
 pub(crate) use complete::{Known, complete, conclude};
+pub(crate) use explain::last_run;
 pub(crate) use record::nanoseconds_of;
 pub(crate) use request::opening;
 

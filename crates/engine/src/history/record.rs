@@ -351,6 +351,32 @@ pub struct BuildSummary {
 }
 
 impl StepRecord {
+    /// Makes a record of a step of which nothing is known but that it is there.
+    pub(crate) fn unseen(vertex: Digest) -> Self {
+        Self {
+            vertex,
+            name: String::new(),
+            kind: StepKind::Builder,
+            stage: None,
+            command: String::new(),
+            lines: None,
+            inputs: Vec::new(),
+            group: None,
+            started: None,
+            completed: None,
+            outcome: StepOutcome::Skipped,
+            cached_by: None,
+            miss: None,
+            key: None,
+            usage: None,
+            layer: None,
+            process: None,
+            transfers: Vec::new(),
+            printed: 0,
+            error: String::new(),
+        }
+    }
+
     /// Returns how long it took; zero where it did not run.
     pub fn nanoseconds(&self) -> u64 {
         match (self.started, self.completed) {

@@ -11,7 +11,7 @@ use progress::{Event, Log, Outcome, Receiver, Sink, Status, Vertex, VertexState,
 use store::{BuildFolder, LogWriter, Store};
 
 use super::record::{
-    BuildRecord, GroupRecord, StepKind, StepOutcome, StepRecord, TransferRecord, WarningRecord,
+    BuildRecord, GroupRecord, StepOutcome, StepRecord, TransferRecord, WarningRecord,
     nanoseconds_of,
 };
 
@@ -262,12 +262,7 @@ impl Seen {
         };
         let vertex = &self.vertex;
         StepRecord {
-            vertex: vertex.digest.clone(),
             name: vertex.name.clone(),
-            kind: StepKind::Builder,
-            stage: None,
-            command: String::new(),
-            lines: None,
             inputs: vertex.inputs.clone(),
             group: vertex.group.as_ref().map(|group| GroupRecord {
                 id: group.id.clone(),
@@ -277,15 +272,10 @@ impl Seen {
             started,
             completed,
             outcome,
-            cached_by: None,
-            miss: None,
-            key: None,
-            usage: None,
-            layer: None,
-            process: None,
             transfers: self.transfers.clone(),
             printed,
             error,
+            ..StepRecord::unseen(vertex.digest.clone())
         }
     }
 }

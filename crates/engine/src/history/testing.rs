@@ -18,7 +18,6 @@ pub(crate) fn step(name: &str, inputs: &[&str], seconds: i64) -> StepRecord {
     let at = |seconds| Timestamp::from_unix(seconds, 0).expect("a small number");
     let (stage, command) = super::complete::split_name(name);
     StepRecord {
-        vertex: vertex(name),
         name: name.to_owned(),
         kind: match command.split(' ').next() {
             Some("FROM") => StepKind::Image,
@@ -27,21 +26,11 @@ pub(crate) fn step(name: &str, inputs: &[&str], seconds: i64) -> StepRecord {
         },
         stage: stage.map(str::to_owned),
         command: command.to_owned(),
-        lines: None,
         inputs: inputs.iter().map(|input| vertex(input)).collect(),
-        group: None,
         started: Some(at(0)),
         completed: Some(at(seconds)),
         outcome: StepOutcome::Ran,
-        cached_by: None,
-        miss: None,
-        key: None,
-        usage: None,
-        layer: None,
-        process: None,
-        transfers: Vec::new(),
-        printed: 0,
-        error: String::new(),
+        ..StepRecord::unseen(vertex(name))
     }
 }
 

@@ -414,6 +414,14 @@ fn parse_config(id: &Digest, raw: &[u8]) -> Result<ImageConfig, EngineError> {
 }
 
 impl PinnedImage {
+    /// Returns the bytes that would be fetched for it now.
+    pub(crate) fn missing_bytes(&self, shared: &Shared) -> Result<u64, EngineError> {
+        match &self.content {
+            ImageContent::Registry(layers) => super::pull::missing_bytes(shared, layers),
+            ImageContent::Store(_) => Ok(0),
+        }
+    }
+
     /// Returns the layers, unpacked; those that are missing are fetched all at once.
     pub(crate) fn unpack(
         &self,

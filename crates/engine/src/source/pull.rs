@@ -124,6 +124,21 @@ fn find(shared: &Shared, diff_id: &Digest, chain_key: &str) -> Result<Option<Lay
     }
 }
 
+/// Returns the bytes of the layers that are neither unpacked nor kept as they came.
+pub(crate) fn missing_bytes(
+    shared: &Shared,
+    layers: &[(Descriptor, Digest)],
+) -> Result<u64, EngineError> {
+    let mut bytes = 0;
+    for ((descriptor, diff_id), chain_key) in layers.iter().zip(chain_keys(layers)) {
+        let is_here = shared.store.blobs().size(&descriptor.digest) == Some(descriptor.size);
+        if !is_here && find(shared, diff_id, &chain_key)?.is_none() {
+            bytes += descriptor.size;
+        }
+    }
+    Ok(bytes)
+}
+
 fn fetch(
     shared: &Shared,
     reference: &Reference,

@@ -524,7 +524,7 @@ pub(crate) fn planning_failure(
 }
 
 /// Returns a failure at the lines of a vertex.
-fn failure_at(
+pub(crate) fn failure_at(
     id: llb::VertexId,
     error: EngineError,
     help: Option<String>,

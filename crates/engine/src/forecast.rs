@@ -11,14 +11,14 @@ use oci::{Digest, Timestamp};
 use progress::Sink;
 use serde::Serialize;
 
-use crate::build::{contexts_of, planning_failure};
+use crate::build::{contexts_of, failure_at, planning_failure};
 use crate::error::BuildFailure;
 use crate::history::{
     self, BuildRecord, Explanation, History, Known, StepKind, StepOutcome, StepRecord,
 };
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
-use crate::source::http;
+use crate::source::fetched;
 use crate::step::StepContext;
 use crate::vertex::{VertexAction, VertexWork};
 use crate::{Engine, EngineError};
@@ -91,12 +91,24 @@ impl Engine {
         };
         let lowered = self.lower(request, &loaded, &sink, &mut known);
         known.builds = lowered.map_err(|error| in_file(error.into()))?.builds;
-        let context = Arc::new(StepContext::new(Arc::clone(&self.shared)));
+        let context = Arc::new(StepContext {
+            secrets: request.secrets.clone(),
+            ssh: request.ssh.clone(),
+            ..StepContext::new(Arc::clone(&self.shared))
+        });
         let mut fates = HashMap::new();
         for build in &known.builds {
+            let fetched = fetched::pin_all(
+                &self.shared,
+                &context.git_access(),
+                loaded.pinned(),
+                &build.graph,
+                &sink,
+            )
+            .map_err(|(id, error)| in_file(failure_at(id, error, None, build)))?;
             let pinned = Pinned {
                 images: known.images.clone(),
-                files: http::pin_all(&self.shared, &build.graph, &sink)?,
+                fetched,
                 contexts: contexts_of(&self.shared, &loaded, build, &sink)?,
                 directories: BTreeMap::new(),
             };

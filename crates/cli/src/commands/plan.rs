@@ -33,7 +33,7 @@ impl Plan {
             );
             return Err(exit::usage(error));
         }
-        let request = build_request::request(&self.build).map_err(exit::usage)?;
+        let (request, _spooled) = build_request::request(&self.build).map_err(exit::usage)?;
         let engine = settings::open_engine(global)?;
         let forecast = engine.forecast(&request).map_err(Failure::Build)?;
         let text = match self.format.as_str() {

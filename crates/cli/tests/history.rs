@@ -549,7 +549,7 @@ fn a_plan_says_what_would_run_and_changes_nothing() {
     assert_eq!(before, after);
     assert_eq!(ids(&environment).len(), 1);
     let forced = plan(&["--no-cache"]);
-    assert!(forced.contains("5 steps: 0 cached, 5 to run"), "{forced}");
+    assert!(forced.contains("5 steps: 1 cached, 4 to run"), "{forced}");
     environment
         .run(["plan", "--target=none", "ctx"])
         .fails_with(1);

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::build::{contexts_of, failure_at, planning_failure};
 use crate::error::BuildFailure;
 use crate::history::{
-    self, BuildRecord, Explanation, History, Known, StepKind, StepOutcome, StepRecord,
+    self, BuildRecord, Explanation, History, Known, StepKind, StepOutcome, StepRecord, files,
 };
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
@@ -148,6 +148,21 @@ impl Engine {
                 downloads.insert(work.id.digest(), image.missing_bytes(&self.shared)?);
             }
         }
+        // Lists are kept when a step runs; those of now are made here.
+        let mut lists = HashMap::new();
+        for work in &known.works {
+            let VertexAction::Operation(op) = &work.action else {
+                continue;
+            };
+            let runs = fates
+                .get(&work.id.digest())
+                .is_some_and(|fate| *fate != Fate::Cached);
+            for (number, (input, _)) in work.inputs.iter().enumerate().filter(|_| runs) {
+                if let VertexAction::Context(tree) = &input.action {
+                    lists.extend(files::lists(tree, op, number)?);
+                }
+            }
+        }
         let mut steps = Vec::new();
         let mut unknown = 0;
         for number in 0..record.steps.len() {
@@ -168,7 +183,7 @@ impl Engine {
                 expected: expected.filter(|_| runs),
                 size: then.and_then(|then| Some(then.layer.as_ref()?.size)),
                 download: downloads.get(&step.vertex).copied().unwrap_or(0),
-                why: runs.then(|| history.explain(&record, step, &earlier)),
+                why: runs.then(|| history.explain_with(&record, step, &earlier, &lists)),
             });
             // As if it had run, so that the longest chain is found as in a build that did.
             let took = expected.filter(|_| runs).unwrap_or(0);

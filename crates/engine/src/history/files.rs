@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use llb::Op;
 use rootfs::Kind;
+use rootfs::checksum::Selection;
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -114,25 +115,7 @@ pub(crate) fn keep(
         if shared.store.recall(SPACE, &checksum)?.is_some() {
             continue;
         }
-        let listed = tree.list(&selection)?;
-        let mut list = FileList {
-            more: listed.len().saturating_sub(MOST) as u64,
-            ..FileList::default()
-        };
-        for file in listed.into_iter().take(MOST) {
-            let path = match file.path.as_slice() {
-                [] => ".".to_owned(),
-                path => String::from_utf8_lossy(path).into_owned(),
-            };
-            let entry = FileEntry {
-                kind: letter(file.kind),
-                mode: file.mode,
-                uid: file.owner.uid,
-                gid: file.owner.gid,
-                content: crate::keys::hex(&file.content[..8]),
-            };
-            list.files.insert(path, entry);
-        }
+        let list = list_of(tree, &selection)?;
         let json = serde_json::to_vec(&list).expect("a list can be written as JSON");
         let packed =
             zstd::bulk::compress(&json, 3).map_err(EngineError::io("compress", "a list"))?;
@@ -141,6 +124,43 @@ pub(crate) fn keep(
             .remember(SPACE, [(checksum.as_slice(), packed.as_slice())])?;
     }
     Ok(())
+}
+
+/// Returns the lists of what an operation takes of the context that is its input `input`, by checksum.
+pub(crate) fn lists(
+    tree: &ContextTree,
+    op: &Op,
+    input: usize,
+) -> Result<Vec<(String, FileList)>, EngineError> {
+    let mut found = Vec::new();
+    for selection in selections_of(op, input)? {
+        let checksum = crate::keys::hex(&tree.checksum(&selection)?);
+        found.push((checksum, list_of(tree, &selection)?));
+    }
+    Ok(found)
+}
+
+fn list_of(tree: &ContextTree, selection: &Selection) -> Result<FileList, EngineError> {
+    let listed = tree.list(selection)?;
+    let mut list = FileList {
+        more: listed.len().saturating_sub(MOST) as u64,
+        ..FileList::default()
+    };
+    for file in listed.into_iter().take(MOST) {
+        let path = match file.path.as_slice() {
+            [] => ".".to_owned(),
+            path => String::from_utf8_lossy(path).into_owned(),
+        };
+        let entry = FileEntry {
+            kind: letter(file.kind),
+            mode: file.mode,
+            uid: file.owner.uid,
+            gid: file.owner.gid,
+            content: crate::keys::hex(&file.content[..8]),
+        };
+        list.files.insert(path, entry);
+    }
+    Ok(list)
 }
 
 /// Returns the list behind a checksum; `None` where none is kept or it cannot be read.

@@ -185,6 +185,21 @@ impl History {
         explain::explain(record, step, earlier, &|checksum| self.files(checksum))
     }
 
+    /// Does the same where lists of files are known that are not kept.
+    pub(crate) fn explain_with(
+        &self,
+        record: &BuildRecord,
+        step: &StepRecord,
+        earlier: &[BuildRecord],
+        lists: &std::collections::HashMap<String, FileList>,
+    ) -> Explanation {
+        let find = |checksum: &str| match lists.get(checksum) {
+            Some(list) => Some(list.clone()),
+            None => self.files(checksum),
+        };
+        explain::explain(record, step, earlier, &find)
+    }
+
     /// Reads the builds a build is compared with: earlier ones of the same context and Dockerfile, the nearest first;
     /// after them others of the same name, as a checkout has another directory each time.
     pub fn earlier(

@@ -29,7 +29,10 @@ fn failure_text(step: &StepFailure, source: Option<&(String, String)>) -> String
             let message = engine::chain(error);
             match (step.lines, source) {
                 (Some((first, last)), Some((name, text))) => {
-                    let span = span_of_lines(text, first as usize, last as usize);
+                    let span = match step.span {
+                        Some(words) => clamp(text, words.start, words.end),
+                        None => span_of_lines(text, first as usize, last as usize),
+                    };
                     let snippet = Snippet::source(text.as_str())
                         .path(name.as_str())
                         .annotation(AnnotationKind::Primary.span(span));
@@ -83,7 +86,10 @@ pub(crate) fn draw(diagnostic: &Diagnostic, name: &str, text: &str) -> String {
     let suggestion = diagnostic
         .suggestion
         .as_ref()
-        .map(|word| format!("did you mean {word}?"));
+        .map(|word| match diagnostic.code {
+            "unknown-flag" => format!("did you mean --{word}?"),
+            _ => format!("did you mean {word}?"),
+        });
     if let Some(text) = &suggestion {
         group = group.element(Level::HELP.message(text.as_str()));
     }
@@ -128,5 +134,8 @@ fn clamp(text: &str, start: usize, end: usize) -> std::ops::Range<usize> {
         at
     };
     let start = floor(start);
-    start..floor(end).max(start)
+    let end = floor(end).max(start);
+    // The end of a line is no part of what is marked in it.
+    let marked = text.get(start..end).unwrap_or_default();
+    start..start + marked.trim_end_matches(['\r', '\n']).len()
 }

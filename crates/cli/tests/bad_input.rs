@@ -67,6 +67,29 @@ fn a_missing_file_is_pointed_at() {
 }
 
 #[test]
+fn a_path_above_the_context_is_explained() {
+    let dockerfile = "FROM scratch\nCOPY Dockerfile ../../x /\n";
+    check(
+        dockerfile,
+        &[],
+        &[1],
+        &["Dockerfile:2:17", "--build-context"],
+    );
+}
+
+#[test]
+fn what_is_left_out_is_shown() {
+    for (dockerfile, text) in [
+        ("FROM scratch\nENV\n", "write ENV NAME=VALUE"),
+        ("FROM $BASE\n", "--build-arg NAME=IMAGE"),
+        ("FROM scratch\nRUN --mnt=x y\n", "did you mean --mount?"),
+        ("FROM scratch\nEXPOSE 70000\n", "a number up to 65535"),
+    ] {
+        check(dockerfile, &[], &[1], &[text]);
+    }
+}
+
+#[test]
 fn an_unknown_instruction_is_pointed_at() {
     let dockerfile = "FROM scratch\nCOPPY a /\n";
     check(dockerfile, &[], &[1], &["COPPY", "Dockerfile:2"]);

@@ -34,6 +34,9 @@ pub struct PortError {
     pub is_mapping: bool,
 }
 
+/// What can stand in `EXPOSE`.
+pub const HELP: &str = "a port is a number up to 65535, or a range such as 8000-8010, with /udp behind it if it is not tcp";
+
 /// Reads one word of `EXPOSE`.
 ///
 /// # Errors

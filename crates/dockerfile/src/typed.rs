@@ -278,7 +278,11 @@ impl Reader<'_> {
             "missing-argument",
             format!("{name} requires at least one argument"),
         );
-        Box::new(error.label(self.node.keyword.span, "has no argument"))
+        let error = error.label(self.node.keyword.span, "has no argument");
+        Box::new(match usage(name) {
+            Some(usage) => error.help(format!("write {usage}")),
+            None => error,
+        })
     }
 
     /// Returns the one word of an instruction.
@@ -290,9 +294,15 @@ impl Reader<'_> {
                     "missing-argument",
                     format!("{name} requires exactly one argument"),
                 );
-                Err(Box::new(
-                    error.label(self.node.keyword.span, "has no argument"),
-                ))
+                let (span, label) = match self.words() {
+                    [_, second, ..] => (second.span, "one too many"),
+                    _ => (self.node.keyword.span, "has no argument"),
+                };
+                let error = error.label(span, label);
+                Err(Box::new(match usage(name) {
+                    Some(usage) => error.help(format!("write {usage}")),
+                    None => error,
+                }))
             }
         }
     }
@@ -777,4 +787,23 @@ fn doc_comment(comments: &[String], name: &str) -> Option<String> {
         .iter()
         .find_map(description)
         .filter(|description| !description.is_empty())
+}
+
+/// Returns how an instruction is written, for who left its arguments out.
+fn usage(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "ARG" => "ARG NAME or ARG NAME=DEFAULT",
+        "ENV" => "ENV NAME=VALUE",
+        "EXPOSE" => "EXPOSE PORT, such as EXPOSE 8080",
+        "FROM" => "FROM IMAGE, such as FROM debian:13",
+        "HEALTHCHECK" => "HEALTHCHECK CMD COMMAND, or HEALTHCHECK NONE",
+        "LABEL" => "LABEL NAME=VALUE",
+        "ONBUILD" => "ONBUILD INSTRUCTION, such as ONBUILD COPY . /src",
+        "SHELL" => "SHELL [\"program\", \"argument\"]",
+        "STOPSIGNAL" => "STOPSIGNAL SIGNAL, such as STOPSIGNAL SIGTERM",
+        "USER" => "USER NAME[:GROUP]",
+        "VOLUME" => "VOLUME PATH",
+        "WORKDIR" => "WORKDIR /PATH",
+        _ => return None,
+    })
 }

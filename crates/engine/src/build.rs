@@ -475,6 +475,7 @@ fn failure_of(failed: Vec<Failed<VertexWork>>, builds: &[PlatformBuild]) -> Buil
             StepFailure {
                 lines: id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id))),
                 name: failed.work.map(|work| work.name.clone()),
+                span: None,
                 help: None,
                 error: failed.error,
             }
@@ -502,25 +503,57 @@ pub(crate) fn planning_failure(
     pinned: &Pinned,
     build: &PlatformBuild,
 ) -> BuildFailure {
-    let help = match &error {
-        EngineError::Files(rootfs::Error::NotFound { path }) => {
-            let path = path.trim_start_matches('/');
-            loaded.excluded_by(path).or_else(|| {
-                let known = pinned.contexts.values().flat_map(|tree| tree.paths());
-                let known: Vec<String> = known.collect();
-                let nearest = dockerfile::nearest(path, known.iter().map(String::as_str));
-                nearest.map(|word| format!("did you mean {word}?"))
-            })
+    let EngineError::Files(rootfs::Error::NotFound { path }) = &error else {
+        return failure_at(id, error, None, build);
+    };
+    let message = format!("{path}: no such file or directory in the build context");
+    let word = lines_of(build, id).and_then(|lines| source_word(&loaded.bytes, lines, path));
+    let leads_out = word.as_ref().is_some_and(|word| {
+        let mut parts = word.text.split('/');
+        parts.any(|part| part == "..")
+    });
+    let path = path.trim_start_matches('/');
+    let nearest = || {
+        let known = pinned.contexts.values().flat_map(|tree| tree.paths());
+        let known: Vec<String> = known.collect();
+        let nearest = dockerfile::nearest(path, known.iter().map(String::as_str));
+        nearest.map(|word| format!("did you mean {word}?"))
+    };
+    let help = match leads_out {
+        true => Some(
+            "nothing above the context can be copied; build with a context further up, or name the other folder \
+             with --build-context and copy --from it"
+                .to_owned(),
+        ),
+        false => loaded.excluded_by(path).or_else(nearest),
+    };
+    let mut failure = failure_at(id, EngineError::Request(message), help, build);
+    failure.steps[0].span = word.map(|word| word.span);
+    failure
+}
+
+/// Finds the source of a COPY or ADD that stands for a path of the context.
+fn source_word(source: &[u8], lines: (u32, u32), path: &str) -> Option<dockerfile::Word> {
+    let stages = dockerfile::parse(source).ok()?.stages().ok()?;
+    let instruction = stages
+        .stages
+        .iter()
+        .flat_map(|stage| &stage.instructions)
+        .find(|instruction| instruction.header.lines.first == lines.0 as usize)?;
+    let words = match &instruction.kind {
+        dockerfile::Kind::Copy(copy) => &copy.sources,
+        dockerfile::Kind::Add(add) => &add.sources,
+        _ => return None,
+    };
+    match words.as_slice() {
+        // With variables in it the word does not look like the path.
+        [only] => Some(only.clone()),
+        words => {
+            let is_meant =
+                |word: &&dockerfile::Word| dockerfile::paths::join("/", &word.text) == path;
+            words.iter().find(is_meant).cloned()
         }
-        _ => None,
-    };
-    let error = match error {
-        EngineError::Files(rootfs::Error::NotFound { path }) => EngineError::Request(format!(
-            "{path}: no such file or directory in the build context"
-        )),
-        error => error,
-    };
-    failure_at(id, error, help, build)
+    }
 }
 
 /// Returns a failure at the lines of a vertex.
@@ -544,6 +577,7 @@ pub(crate) fn failure_at(
     BuildFailure::of_steps(vec![StepFailure {
         name: None,
         lines: lines_of(build, id).or_else(user),
+        span: None,
         help,
         error: Arc::new(error),
     }])

@@ -164,6 +164,8 @@ pub struct StepFailure {
     pub name: Option<String>,
     /// Its first and last line in the Dockerfile.
     pub lines: Option<(u32, u32)>,
+    /// The words of the Dockerfile that are meant, if not all of the step.
+    pub span: Option<dockerfile::Span>,
     /// What to do about it.
     pub help: Option<String>,
     pub error: Arc<EngineError>,
@@ -194,6 +196,7 @@ impl From<EngineError> for BuildFailure {
         Self::of_steps(vec![StepFailure {
             name: None,
             lines: None,
+            span: None,
             help: None,
             error: Arc::new(error),
         }])

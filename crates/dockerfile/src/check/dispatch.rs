@@ -443,7 +443,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             if let Err(error) = parsed {
                 let error =
                     failure("invalid-port", error.message).label(self.place(word).span, "no port");
-                return Err(Box::new(error));
+                return Err(Box::new(error.help(crate::ports::HELP)));
             }
         }
         Ok(())
@@ -458,7 +458,15 @@ impl<'a, 'p> Walker<'a, 'p> {
                 header.keyword.text
             );
             let subject = command.args.first().unwrap_or(&header.keyword);
-            let help = "write it as [\"program\", \"argument\"], or name a SHELL to say that one is wanted";
+            let help = match subject.text.trim_start().starts_with('[') {
+                true => {
+                    "this looks like a JSON array but is none, so a shell gets it as it is: JSON has double \
+                         quotes around each text, and no comma behind the last"
+                }
+                false => {
+                    "write it as [\"program\", \"argument\"], or name a SHELL to say that one is wanted"
+                }
+            };
             let finding = self
                 .finding(
                     Rule::JsonArgsRecommended,

@@ -82,6 +82,10 @@ impl Images for UnknownImages {
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What to do about a base of which nothing is left.
+pub const BLANK_BASE_HELP: &str = "FROM sees only what ARG sets before the first FROM: give it a default there (ARG NAME=IMAGE), or a value with \
+     --build-arg NAME=IMAGE";
+
 /// What a build would be given.
 #[derive(Clone, Copy)]
 pub struct CheckOptions<'a> {

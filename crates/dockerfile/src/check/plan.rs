@@ -212,10 +212,8 @@ impl<'a> Plan<'a> {
                 "blank-base",
                 format!("base name ({}) should not be blank", stage.base.text),
             );
-            return Err(Box::new(
-                error.label(stage.base.span, "nothing is left of this"),
-            ))
-            .at(lines);
+            let error = error.label(stage.base.span, "nothing is left of this");
+            return Err(Box::new(error.help(crate::check::BLANK_BASE_HELP))).at(lines);
         }
         let mut state = State::new(Some(stage), base_name, Some(lines));
         if let Some(word) = &stage.platform {

@@ -211,7 +211,8 @@ impl Pass<'_> {
         for (word, span) in words {
             let port = parse_port(&word).map_err(|problem| {
                 let error = Diagnostic::error("port", problem.message, site.lines);
-                Box::new(error.label(span, format!("this is {}", quote(&word))))
+                let error = error.label(span, format!("this is {}", quote(&word)));
+                Box::new(error.help(dockerfile::ports::HELP))
             })?;
             all.extend(port.ports());
         }

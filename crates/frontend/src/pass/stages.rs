@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use dockerfile::{Diagnostic, Instruction, Kind, Lines, parse_trigger, quote};
+use dockerfile::{Diagnostic, Instruction, Kind, Lines, Span, parse_trigger, quote};
 use oci::Platform;
 
 use super::{Command, Pass, SCRATCH, Stage, Text};
@@ -72,7 +72,8 @@ impl<'a> Pass<'a> {
                 let message = format!("base name ({}) should not be blank", stage.base);
                 let error = Diagnostic::error("blank-base", message, lines);
                 let label = "nothing is left of this after expansion";
-                return Err(Box::new(error.label(stage.base.span, label)).into());
+                let error = error.label(stage.base.span, label);
+                return Err(Box::new(error.help(dockerfile::check::BLANK_BASE_HELP)).into());
             }
             let platform = self.stage_platform(stage)?;
             let mut state = Stage {
@@ -222,7 +223,7 @@ impl<'a> Pass<'a> {
         instruction: Text<'a>,
         is_trigger: bool,
     ) -> Outcome<Command<'a>> {
-        let sources = self.sources(&instruction)?;
+        let sources = self.sources(&instruction, is_trigger)?;
         let lines = instruction.header.lines;
         let user = &mut self.states[stage];
         for source in &sources {
@@ -241,7 +242,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    fn sources(&mut self, instruction: &Instruction) -> Outcome<Vec<usize>> {
+    fn sources(&mut self, instruction: &Instruction, is_trigger: bool) -> Outcome<Vec<usize>> {
         let lines = instruction.header.lines;
         match &instruction.kind {
             Kind::Copy(copy) => {
@@ -270,7 +271,15 @@ impl<'a> Pass<'a> {
                                 error.note(format!("stages are counted from 0; there are {count}")),
                             )
                         })?,
-                    Err(_) => self.source(&from.text, lines),
+                    Err(_) => {
+                        // The words of a trigger are not in the file.
+                        let span = if is_trigger {
+                            Span::default()
+                        } else {
+                            from.span
+                        };
+                        self.source(&from.text, lines, span)
+                    }
                 };
                 Ok(vec![source])
             }
@@ -279,18 +288,22 @@ impl<'a> Pass<'a> {
                 let names = mounts.map(|mount| mount.from.as_deref().unwrap_or_default());
                 let names = names.map(|name| if name.is_empty() { SCRATCH } else { name });
                 // The reference gives no place to images named by mounts.
-                Ok(names.map(|name| self.source(name, lines)).collect())
+                let nowhere = Span::default();
+                Ok(names
+                    .map(|name| self.source(name, lines, nowhere))
+                    .collect())
             }
             _ => Ok(Vec::new()),
         }
     }
 
     /// Returns the stage of a name, or a new one for the image of that name.
-    fn source(&mut self, name: &str, lines: Lines) -> usize {
+    fn source(&mut self, name: &str, lines: Lines, span: Span) -> usize {
         self.find_state(name).unwrap_or_else(|| {
             self.add_state(Stage {
                 base_name: name.to_owned(),
                 lines,
+                base_span: span,
                 unregistered: true,
                 ..Stage::default()
             })
@@ -491,7 +504,7 @@ pub(super) fn base_error(
     stage: &Stage<'_>,
 ) -> Box<Diagnostic> {
     let error = error(code, message, stage.lines);
-    match stage.unregistered {
+    match stage.base_span == Span::default() {
         true => error,
         false => Box::new(error.label(stage.base_span, "this image")),
     }

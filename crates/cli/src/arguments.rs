@@ -114,6 +114,9 @@ pub(crate) enum Command {
     /// Look after what builds have left
     #[command(subcommand, alias = "buildx")]
     Builder(Box<commands::system::Builder>),
+    /// Look after what steps keep between builds
+    #[command(subcommand)]
+    Cache(commands::cache::Cache),
     /// Serve BuildKit's API, for docker buildx and other clients
     Serve(commands::serve::Serve),
     /// Show what this is and where it keeps things

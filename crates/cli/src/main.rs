@@ -81,6 +81,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Logout(command) => command.run(),
         Command::System(command) => command.run(&global),
         Command::Builder(command) => command.run(&global),
+        Command::Cache(command) => command.run(&global),
         Command::Serve(command) => command.run(&global),
         Command::Info(command) => command.run(&global),
         Command::Version(command) => command.run(),

@@ -27,6 +27,14 @@ pub(crate) fn open_for_files(global: &Global) -> Result<Store, Failure> {
 
 /// Enters the namespaces a build needs and opens the engine. To be called before any thread starts.
 pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
+    open_engine_with(global, sandbox::Options::default())
+}
+
+/// As [`open_engine`], with steps run in a way of the caller's choice.
+pub(crate) fn open_engine_with(
+    global: &Global,
+    sandbox: sandbox::Options,
+) -> Result<Engine, Failure> {
     let root = places::root(global).map_err(exit::usage)?;
     let registries = registries(global).map_err(exit::usage)?;
     let isolation = enter(global)?;
@@ -35,7 +43,7 @@ pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
         ids: ids().map_err(exit::builder)?,
         registries,
         limits: limits(global).map_err(exit::usage)?,
-        sandbox: sandbox::Options::default(),
+        sandbox,
         notes: limits_of(&isolation),
     };
     Engine::open(settings).map_err(exit::builder)

@@ -26,7 +26,7 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// How many events are taken at once.
 const BATCH: usize = 4096;
 /// How many bytes of logs are taken at once, and come at most between two times something is shown.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 1 << 18;
 
 /// Shows events.
 pub trait Render {

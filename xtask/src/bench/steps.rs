@@ -62,14 +62,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let floor = bench.floor()?;
     println!("{:34} {:>7}  {:>7}   {:>7}", "", "a step", "beyond", "goal");
     println!("{:34} {}", "the kernel's own price", milliseconds(floor));
-    bench.measure("a step, loopback only", &["--network", "none"], floor, GOAL)?;
-    bench.measure("a step, its own network", &[], floor, GOAL)?;
+    let alone = ["--network", "none"];
+    bench.measure("a step, loopback only", &alone, floor, Some(GOAL))?;
+    // The kernel's price has no links to a bridge or to a program in it: told, not judged.
+    bench.measure("a step, its own network", &[], floor, None)?;
     if let Some(user) = &arguments.user {
         bench.user = Some(user.clone());
         bench.give_away(user)?;
-        let network = ["--network", "none"];
-        bench.measure("rootless, loopback only", &network, floor, ROOTLESS_GOAL)?;
-        bench.measure("rootless, its own network", &[], floor, ROOTLESS_GOAL)?;
+        bench.measure(
+            "rootless, loopback only",
+            &alone,
+            floor,
+            Some(ROOTLESS_GOAL),
+        )?;
+        bench.measure("rootless, its own network", &[], floor, None)?;
     }
     match bench.missed {
         true => bail!("a goal was missed"),
@@ -153,7 +159,7 @@ impl Bench {
         name: &str,
         options: &[&str],
         floor: Duration,
-        goal: Duration,
+        goal: Option<Duration>,
     ) -> anyhow::Result<()> {
         // The base image is unpacked once, before anything is measured.
         self.build("one", options)?;
@@ -163,16 +169,14 @@ impl Bench {
             Ok(many.saturating_sub(one) / self.steps)
         })?;
         let beyond = each.saturating_sub(floor);
-        let verdict = match beyond <= goal {
-            true => "",
-            false => "  missed",
-        };
-        self.missed |= beyond > goal;
+        let missed = goal.is_some_and(|goal| beyond > goal);
+        self.missed |= missed;
         println!(
-            "{name:34} {}  {}   {}{verdict}",
+            "{name:34} {}  {}   {}{}",
             milliseconds(each),
             milliseconds(beyond),
-            milliseconds(goal)
+            goal.map(milliseconds).unwrap_or_default(),
+            if missed { "  missed" } else { "" }
         );
         Ok(())
     }

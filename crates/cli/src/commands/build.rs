@@ -204,7 +204,11 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     if request.steps.ca_bundle.is_none() {
         request.steps.ca_bundle = settings::ca_bundle(global).map_err(exit::usage)?;
     }
-    let engine = settings::open_engine(global)?;
+    let sandbox = sandbox::Options {
+        cgroup_parent: build.cgroup_parent.clone(),
+        ..sandbox::Options::default()
+    };
+    let engine = settings::open_engine_with(global, sandbox)?;
     match call {
         Some(call) => {
             let answer = with_progress(build, engine, |engine, sink, _| {

@@ -489,6 +489,8 @@ fn empty_request() -> BuildRequest {
         keep_going: false,
         tags: Vec::new(),
         outputs: Vec::new(),
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
         squash: false,
     }
 }

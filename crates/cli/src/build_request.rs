@@ -14,6 +14,7 @@ use engine::{
 use oci::{Platform, Reference};
 use tempfile::TempPath;
 
+use crate::build_cache;
 use crate::commands::build::Build;
 use crate::commands::space::duration;
 use crate::{annotations, engines};
@@ -38,6 +39,10 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         let given = build_args.entry("SOURCE_DATE_EPOCH".to_owned());
         given.or_insert(time);
     }
+    // Docker's way to ask for a cache inside the image.
+    let inline = build_args
+        .get("BUILDKIT_INLINE_CACHE")
+        .is_some_and(|value| matches!(value.as_str(), "1" | "true"));
     // What is no number names a source whose time is meant: the build finds it out.
     let epoch = build_args.get("SOURCE_DATE_EPOCH");
     let source_date_epoch = epoch.and_then(|text| text.parse().ok());
@@ -73,6 +78,8 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         jobs: build.jobs,
         keep_going: build.keep_going,
         outputs: outputs(build, &tags)?,
+        cache_from: build_cache::sources(&build.cache_from)?,
+        cache_to: build_cache::targets(&build.cache_to, inline)?,
         tags,
         squash: build.squash,
     };
@@ -460,7 +467,7 @@ fn entitlements(build: &Build) -> Vec<String> {
 }
 
 /// Reads `key=value,key=value`, with CSV's quotes.
-fn fields(text: &str) -> Result<BTreeMap<String, String>> {
+pub(crate) fn fields(text: &str) -> Result<BTreeMap<String, String>> {
     let mut fields = BTreeMap::new();
     for field in split_csv(text) {
         let (key, value) = field.split_once('=').unwrap_or((&field, "true"));
@@ -682,7 +689,7 @@ fn archive_destination(text: &str, destination: Option<String>, tar: bool) -> Re
     }
 }
 
-fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> {
+pub(crate) fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> {
     let mut flag = |name: &str| {
         fields
             .remove(name)
@@ -718,7 +725,7 @@ fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> 
     })
 }
 
-fn boolean(name: &str, text: &str) -> Result<bool> {
+pub(crate) fn boolean(name: &str, text: &str) -> Result<bool> {
     match text.to_lowercase().as_str() {
         "true" | "1" | "t" => Ok(true),
         "false" | "0" | "f" => Ok(false),

@@ -7,6 +7,7 @@
 mod annotations;
 mod arguments;
 mod attach;
+mod build_cache;
 mod build_request;
 mod commands;
 mod diagnostics;

@@ -12,6 +12,8 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
 
+use crate::cache::inline::InlineRecord;
+use crate::cache::{Imports, export as export_cache};
 use crate::check;
 use crate::context::ContextTree;
 use crate::driver::{Driver, Failed};
@@ -61,6 +63,8 @@ enum Answer {
 pub(crate) struct Built {
     pub(crate) build: PlatformBuild,
     pub(crate) layers: Vec<Layer>,
+    /// What its config says of keys, for other machines.
+    pub(crate) inline: Vec<InlineRecord>,
 }
 
 impl Engine {
@@ -121,6 +125,10 @@ impl Engine {
         let (shared, several) = (&self.shared, lowered.multi_platform);
         let ahead = ahead.map(Arc::as_ref);
         let exported = export::export(shared, request, built, several, sink, ahead)?;
+        let epochs = built.iter().find_map(|built| built.build.epoch);
+        let epoch = epochs.or(request.source_date_epoch);
+        let (targets, works) = (&request.cache_to, &known.works);
+        export_cache::export(shared, targets, works, built, epoch, sink);
         let Exported {
             image,
             config,
@@ -299,6 +307,11 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<Vec<Built>, BuildFailure> {
         let sink = recorder.sink();
+        let platforms: Vec<Platform> = known
+            .builds
+            .iter()
+            .map(|build| build.platform.clone())
+            .collect();
         let context = Arc::new(StepContext {
             shared: Arc::clone(&self.shared),
             secrets: request.secrets.clone(),
@@ -316,6 +329,7 @@ impl Engine {
             build: recorder.id().to_owned(),
             ahead: ahead.cloned(),
             client: None,
+            imports: Imports::load(&self.shared, &request.cache_from, &platforms, sink),
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,
@@ -387,9 +401,13 @@ impl Engine {
                 None => Ok(Vec::new()),
                 Some(_) => found.next().unwrap_or(Ok(Vec::new())),
             };
+            let layers = layers?;
+            let inline =
+                export_cache::inline_records(&self.shared, &request.cache_to, all, &layers)?;
             built.push(Built {
                 build: build.clone(),
-                layers: layers?,
+                layers,
+                inline,
             });
         }
         Ok(built)

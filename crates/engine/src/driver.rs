@@ -21,6 +21,16 @@ pub(crate) trait Work: Send + Sync + 'static {
     /// Looks for the result by the definition key.
     fn look_up(&self) -> Result<Option<Arc<Self::Output>>, EngineError>;
 
+    /// Returns whether [`Work::fetch`] could find anything.
+    fn may_fetch(&self) -> bool {
+        false
+    }
+
+    /// Looks for the result by the definition key in places that may be far away.
+    fn fetch(&self, _cancel: &Cancel) -> Result<Option<Arc<Self::Output>>, EngineError> {
+        Ok(None)
+    }
+
     /// Returns whether [`Work::match_inputs`] could find anything.
     fn may_match(&self) -> bool;
 
@@ -94,6 +104,7 @@ type Answer<W> = Result<Option<Arc<<W as Work>::Output>>, EngineError>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
+    Fetch,
     Match,
     Run,
 }
@@ -220,6 +231,11 @@ impl<W: Work> Loop<W> {
     fn answered(&mut self, key: Key, answer: Answer<W>, step: Step) {
         self.cancels.remove(&key);
         let event = match (step, answer) {
+            (Step::Fetch, Ok(found)) => Event::LookedUp { key, found },
+            (Step::Fetch, Err(error)) => {
+                tracing::warn!(%error, "nothing was fetched");
+                Event::LookedUp { key, found: None }
+            }
             (Step::Match, Ok(found)) => Event::Matched { key, found },
             // A record that cannot be read is no reason not to build.
             (Step::Match, Err(error)) => {
@@ -245,7 +261,11 @@ impl<W: Work> Loop<W> {
                         tracing::warn!(%error, "no lookup by key");
                         None
                     });
-                    work.extend(self.scheduler.handle(Event::LookedUp { key, found }));
+                    if found.is_none() && self.works[&key].may_fetch() {
+                        self.spawn(key, Vec::new(), Step::Fetch);
+                    } else {
+                        work.extend(self.scheduler.handle(Event::LookedUp { key, found }));
+                    }
                 }
                 Effect::Match { key, inputs } => {
                     if self.works[&key].may_match() {
@@ -273,6 +293,7 @@ impl<W: Work> Loop<W> {
         self.cancels.insert(key, cancel.clone());
         let body = move || {
             let run = AssertUnwindSafe(|| match step {
+                Step::Fetch => work.fetch(&cancel),
                 Step::Match => work.match_inputs(&inputs, &cancel),
                 Step::Run => work.run(&inputs, &cancel).map(Some),
             });

@@ -420,6 +420,7 @@ impl ExportTree {
                 stages: Vec::new(),
             },
             layers: self.tree.layers,
+            inline: Vec::new(),
         }
     }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod cache;
 mod cancel;
 mod check;
 mod client;
@@ -49,9 +50,9 @@ pub use graphs::{
 pub use inspect::Inspected;
 pub use keys::KeyPart;
 pub use request::{
-    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, CaBundle, Compression, ContainerEngine,
-    Context, Destination, DockerfileSource, EngineDoor, IgnoreCache, ImageOutput, LayerOptions,
-    Output, SecretSource, StepOptions,
+    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, CaBundle, CacheMode, CachePlace,
+    CacheSource, CacheTarget, Compression, ContainerEngine, Context, Destination, DockerfileSource,
+    EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
 pub use sandbox::Limits;
 pub use source::main_context::looks_like_archive;

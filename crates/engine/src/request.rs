@@ -57,6 +57,10 @@ pub struct BuildRequest {
     pub tags: Vec<Reference>,
     /// Where the result goes.
     pub outputs: Vec<Output>,
+    /// Caches of other machines whose results may be used.
+    pub cache_from: Vec<CacheSource>,
+    /// Where results are written to for other machines.
+    pub cache_to: Vec<CacheTarget>,
     /// Makes one layer of those this build adds.
     pub squash: bool,
 }
@@ -244,4 +248,65 @@ pub enum Compression {
     Gzip,
     Zstd,
     Uncompressed,
+}
+
+/// A cache to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheSource {
+    /// A directory in OCI layout: the manifest with this tag, or with this digest.
+    Local {
+        directory: PathBuf,
+        tag: String,
+        digest: Option<oci::Digest>,
+    },
+    /// A cache in a registry, or the one inside an image.
+    Registry(Reference),
+}
+
+/// A cache to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheTarget {
+    pub place: CachePlace,
+    pub mode: CacheMode,
+    pub layers: LayerOptions,
+}
+
+/// Where a cache is written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CachePlace {
+    /// A directory in OCI layout, under a tag.
+    Local { directory: PathBuf, tag: String },
+    /// A name in a registry.
+    Registry(Reference),
+    /// The config of the image.
+    Inline,
+}
+
+/// Which results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// Those whose layers are in the image.
+    #[default]
+    Min,
+    /// Those of all steps.
+    Max,
+}
+
+impl std::fmt::Display for CacheSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local { directory, .. } => write!(f, "{}", directory.display()),
+            Self::Registry(reference) => f.write_str(&reference.familiar()),
+        }
+    }
+}
+
+impl std::fmt::Display for CachePlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local { directory, .. } => write!(f, "{}", directory.display()),
+            Self::Registry(reference) => f.write_str(&reference.familiar()),
+            Self::Inline => f.write_str("the image"),
+        }
+    }
 }

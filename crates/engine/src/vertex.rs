@@ -354,6 +354,37 @@ impl Work for VertexWork {
         Ok(output)
     }
 
+    fn may_fetch(&self) -> bool {
+        self.may_look_up() && self.context.imports.has(&self.record_key)
+    }
+
+    fn fetch(&self, cancel: &Cancel) -> Result<Option<Arc<StepOutput>>, EngineError> {
+        let running = self.handle.start();
+        let shared = &self.context.shared;
+        let imports = &self.context.imports;
+        let fetched = match imports.fetch(shared, &self.record_key, &running, cancel) {
+            Ok(Some(fetched)) => fetched,
+            Ok(None) | Err(EngineError::Canceled) => return Ok(None),
+            Err(error) => {
+                let text = crate::error::chain(&error);
+                running.warn(format!("a cached result cannot be used: {text}"));
+                return Ok(None);
+            }
+        };
+        let outputs: Vec<Snapshot> = fetched.outputs.into_iter().map(Snapshot::Layers).collect();
+        // Nothing is known of what its inputs held where it was made.
+        let record = self.record(&outputs, &[], Duration::from_millis(fetched.took))?;
+        let output = StepOutput { outputs, record };
+        self.note_cached(CachedBy::Imported, &output);
+        self.shown.store(true, Ordering::SeqCst);
+        self.inputs
+            .iter()
+            .for_each(|(input, _)| input.show_cached());
+        running.complete(Outcome::Cached);
+        self.begin_layers(&output);
+        Ok(Some(Arc::new(output)))
+    }
+
     fn may_match(&self) -> bool {
         // What must run again must not be found by its content either; what lies above it may.
         let possible = !self.forced && !self.inputs.is_empty();

@@ -380,6 +380,17 @@ impl Store {
         })
     }
 
+    /// Says when a layer was made, where that was before it came here.
+    pub fn set_layer_age(&self, id: LayerId, created: i64) -> Result<(), StoreError> {
+        self.write("record when a layer was made", |transaction| {
+            transaction.execute(
+                "UPDATE layer SET created = min(created, ?2) WHERE id = ?1",
+                rusqlite::params![id.0 as i64, created],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Records the content checksum of a layer.
     pub fn set_layer_content_id(&self, id: LayerId, content: &[u8; 32]) -> Result<(), StoreError> {
         self.write("record a content id", |transaction| {

@@ -63,6 +63,13 @@ pub(crate) struct Build {
     /// Make one layer of those that the build adds
     #[arg(long)]
     pub(crate) squash: bool,
+    /// Use results of other machines: NAME, type=registry,ref=NAME or type=local,src=DIR
+    #[arg(long = "cache-from", value_name = "SOURCE")]
+    pub(crate) cache_from: Vec<String>,
+    /// Keep results for other machines: type=registry,ref=NAME | type=local,dest=DIR | type=inline, with
+    /// mode=min|max
+    #[arg(long = "cache-to", value_name = "TARGET")]
+    pub(crate) cache_to: Vec<String>,
     /// Use no recorded results
     #[arg(long)]
     pub(crate) no_cache: bool,

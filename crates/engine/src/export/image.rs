@@ -53,6 +53,7 @@ pub(crate) fn config_of(
         times.push(timestamp(created)?);
     }
     date_history(&mut config, base, &times);
+    crate::cache::inline::write(&mut config, &built.inline);
     let last = config
         .history
         .iter()

@@ -273,6 +273,21 @@ fn compression_of(options: &LayerOptions) -> Result<(Compression, String), Engin
     Ok((compression, format!("{compression:?} {compressor}")))
 }
 
+/// Returns one layer as a blob of the store.
+pub(crate) fn encode_one(
+    shared: &Shared,
+    below: &[Layer],
+    layer: &Layer,
+    clamp: Option<i64>,
+    options: &LayerOptions,
+) -> Result<EncodedLayer, EngineError> {
+    let naming = match options.oci_media_types {
+        Some(false) => Naming::Docker,
+        _ => Naming::Oci,
+    };
+    encode(shared, below, layer, clamp, options, naming, None)
+}
+
 pub(super) fn encode(
     shared: &Shared,
     below: &[Layer],

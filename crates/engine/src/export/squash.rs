@@ -40,6 +40,7 @@ fn squash(shared: &Shared, built: &Built) -> Result<Built, EngineError> {
         return Ok(Built {
             build,
             layers: built.layers.clone(),
+            inline: Vec::new(),
         });
     }
     let mut layers = base.to_vec();
@@ -53,7 +54,12 @@ fn squash(shared: &Shared, built: &Built) -> Result<Built, EngineError> {
         comment: format!("merge {} layers", added.len()),
         ..History::default()
     });
-    Ok(Built { build, layers })
+    // What keys yield is said of layers that are not there any more.
+    Ok(Built {
+        build,
+        layers,
+        inline: Vec::new(),
+    })
 }
 
 /// Returns a layer that makes of `base` what all the layers make.

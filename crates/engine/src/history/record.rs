@@ -201,6 +201,8 @@ pub enum CachedBy {
     Content,
     /// Another build ran it meanwhile.
     OtherBuild,
+    /// A cache that was named with `--cache-from` had it.
+    Imported,
     /// A step above it was found, so nobody looked at this one.
     Covered,
 }

@@ -117,6 +117,20 @@ fn diff_key(diff_id: &Digest) -> String {
     format!("diff:{diff_id}")
 }
 
+/// Returns which of the layers are not unpacked yet.
+pub(crate) fn missing(
+    shared: &Shared,
+    layers: &[(Descriptor, Digest)],
+) -> Result<Vec<Descriptor>, EngineError> {
+    let mut missing = Vec::new();
+    for ((descriptor, diff_id), chain_key) in layers.iter().zip(chain_keys(layers)) {
+        if find(shared, diff_id, &chain_key)?.is_none() {
+            missing.push(descriptor.clone());
+        }
+    }
+    Ok(missing)
+}
+
 fn find(shared: &Shared, diff_id: &Digest, chain_key: &str) -> Result<Option<Layer>, EngineError> {
     match shared.store.layer_of_image(&diff_key(diff_id))? {
         Some(layer) => Ok(Some(layer)),

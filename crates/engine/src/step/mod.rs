@@ -12,6 +12,7 @@ use sandbox::{Helper, Limits};
 use store::{Ids, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
+use crate::cache::Imports;
 use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
@@ -142,6 +143,8 @@ pub(crate) struct StepContext {
     pub(crate) ahead: Option<Arc<Ahead>>,
     /// Who has the secrets and agents that are not here.
     pub(crate) client: Option<Arc<dyn BuildClient>>,
+    /// What caches of other machines have.
+    pub(crate) imports: Imports,
 }
 
 impl std::ops::Deref for StepContext {
@@ -210,6 +213,7 @@ impl StepContext {
             build: String::new(),
             ahead: None,
             client: None,
+            imports: Imports::default(),
         }
     }
 

@@ -1,0 +1,299 @@
+//! Results that travel: what one machine keeps with `--cache-to` another takes with `--cache-from`.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::{Environment, Outcome};
+
+#[allow(dead_code)]
+#[path = "../../registry/tests/it/server.rs"]
+mod server;
+
+use server::{Fault, Registry};
+
+const DOCKERFILE: &str = "FROM busybox AS tools
+RUN head -c 2000 /dev/urandom > /tool
+FROM busybox
+COPY --from=tools /tool /tool
+RUN head -c 2000 /dev/urandom > /random && ln -s tool /link && mkdir -m 700 /private
+COPY file /file
+";
+
+/// A machine with its own store, the same files, and the same directory for caches.
+fn machine(caches: &Path) -> Environment {
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    environment.write("ctx/Dockerfile", DOCKERFILE);
+    environment.write("ctx/file", "first");
+    std::os::unix::fs::symlink(caches, environment.work().join("caches")).expect("a link");
+    environment
+}
+
+fn build(environment: &Environment, arguments: &[&str]) -> Outcome {
+    let mut all = vec!["build", "--progress=plain", "-t", "app"];
+    all.extend(arguments);
+    all.push("ctx");
+    environment.ok(all)
+}
+
+fn id(environment: &Environment) -> String {
+    environment
+        .ok(["image", "inspect", "-f", "{{.Id}}", "app"])
+        .stdout
+}
+
+/// Counts the RUN steps that were really run.
+fn runs(outcome: &Outcome) -> usize {
+    let steps = outcome
+        .stderr
+        .lines()
+        .filter(|line| line.contains("] RUN "));
+    let cached = outcome
+        .stderr
+        .lines()
+        .filter(|line| line.ends_with(" CACHED"));
+    let number = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    let cached: Vec<String> = cached.map(number).collect();
+    let mut steps: Vec<String> = steps.map(number).collect();
+    steps.sort();
+    steps.dedup();
+    steps.retain(|step| !cached.contains(step));
+    steps.len()
+}
+
+fn serve() -> (tokio::runtime::Runtime, Registry) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let registry = runtime.block_on(Registry::start());
+    (runtime, registry)
+}
+
+/// The steps are random: an image that is equal was taken, not built.
+#[test]
+fn a_directory_brings_the_same_image_to_another_machine() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    build(&first, &["--cache-to", "type=local,dest=caches/one"]);
+    let second = machine(caches.path());
+    let outcome = build(&second, &["--cache-from", "type=local,src=caches/one"]);
+    assert_eq!(runs(&outcome), 0, "{}", outcome.told());
+    assert_eq!(id(&first), id(&second));
+    second.ok(["run", "--rm", "app", "sh", "-c", "cat /link > /dev/null"]);
+    // It is recorded there now.
+    let again = build(&second, &[]);
+    assert_eq!(runs(&again), 0, "{}", again.told());
+    assert_eq!(id(&first), id(&second));
+    second.ok(["system", "check"]);
+}
+
+#[test]
+fn the_least_holds_the_image_and_the_most_all_steps() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    build(&first, &["--cache-to", "type=local,dest=caches/min"]);
+    build(
+        &first,
+        &["--cache-to", "type=local,dest=caches/max,mode=max"],
+    );
+    for (name, expect) in [("min", 1), ("max", 0)] {
+        let other = machine(caches.path());
+        // Only the stage before is wanted: it is in no layer of the image.
+        let from = format!("type=local,src=caches/{name}");
+        let outcome = build(&other, &["--target=tools", "--cache-from", &from]);
+        assert_eq!(runs(&outcome), expect, "{name}: {}", outcome.told());
+    }
+    // A change at the end takes what lies before it.
+    let other = machine(caches.path());
+    other.write("ctx/file", "second");
+    let outcome = build(&other, &["--cache-from", "type=local,src=caches/max"]);
+    assert_eq!(runs(&outcome), 0, "{}", outcome.told());
+    assert_ne!(id(&first), id(&other));
+}
+
+#[test]
+fn a_registry_keeps_what_several_machines_push_under_one_name() {
+    testkit::require_fixtures!("busybox:latest");
+    let (_runtime, registry) = serve();
+    let name = format!("{}/cache:main", registry.authority);
+    let caches = tempfile::tempdir().expect("a folder");
+    let to = format!("type=registry,ref={name},mode=max");
+    let machines: Vec<Environment> = (0..4)
+        .map(|number| {
+            let machine = machine(caches.path());
+            machine.write("ctx/file", format!("of machine {number}"));
+            machine
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for machine in &machines {
+            scope.spawn(|| {
+                let outcome = build(machine, &["--cache-to", &to]);
+                assert!(
+                    !outcome.stderr.contains("is not written"),
+                    "{}",
+                    outcome.told()
+                );
+            });
+        }
+    });
+    for number in 0..4 {
+        let other = self::machine(caches.path());
+        other.write("ctx/file", format!("of machine {number}"));
+        let outcome = build(&other, &["--cache-from", &name]);
+        let ran = outcome
+            .stderr
+            .lines()
+            .filter(|line| line.contains("COPY file"))
+            .count();
+        assert!(ran > 0, "{}", outcome.told());
+        assert_eq!(runs(&outcome), 0, "machine {number}: {}", outcome.told());
+    }
+}
+
+#[test]
+fn an_image_carries_its_own_cache() {
+    testkit::require_fixtures!("busybox:latest");
+    let (_runtime, registry) = serve();
+    let name = format!("{}/app:1", registry.authority);
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    let inline = "BUILDKIT_INLINE_CACHE=1";
+    first.ok(["build", "--build-arg", inline, "-t", &name, "--push", "ctx"]);
+    let second = machine(caches.path());
+    second.write("ctx/file", "second");
+    let outcome = build(&second, &["--cache-from", &name]);
+    // The tools are not in the image, but nothing asks for them: what is made of them is.
+    assert_eq!(runs(&outcome), 0, "{}", outcome.told());
+}
+
+#[test]
+fn caches_that_cannot_be_reached_cost_a_warning() {
+    testkit::require_fixtures!("busybox:latest");
+    let (_runtime, registry) = serve();
+    registry.faults(|_| Some(Fault::Status(403)));
+    let caches = tempfile::tempdir().expect("a folder");
+    let machine = machine(caches.path());
+    let name = format!("{}/cache:main", registry.authority);
+    let outcome = build(
+        &machine,
+        &[
+            "--cache-from",
+            &name,
+            "--cache-to",
+            &name,
+            "--cache-from",
+            "type=local,src=nowhere",
+        ],
+    );
+    outcome.says("is not used");
+    outcome.says("is not written");
+    outcome.says("nowhere");
+}
+
+/// A cache that lies costs time, never the result.
+#[test]
+fn what_a_cache_promises_is_checked() {
+    testkit::require_fixtures!("busybox:latest");
+    let damage = |name: &str, change: &dyn Fn(&Path)| {
+        let caches = tempfile::tempdir().expect("a folder");
+        let first = machine(caches.path());
+        build(
+            &first,
+            &["--cache-to", "type=local,dest=caches/one,mode=max"],
+        );
+        let blobs = caches.path().join("one/blobs/sha256");
+        for entry in fs::read_dir(blobs).expect("blobs") {
+            change(&entry.expect("a blob").path());
+        }
+        let second = machine(caches.path());
+        let outcome = build(&second, &["--cache-from", "type=local,src=caches/one"]);
+        assert_eq!(runs(&outcome), 2, "{name}: {}", outcome.told());
+        second.ok(["run", "--rm", "app", "test", "-s", "/random"]);
+        second.ok(["system", "check"]);
+    };
+    let is_layer = |path: &Path| {
+        let bytes = fs::read(path).expect("a blob");
+        bytes.starts_with(&[0x1f, 0x8b])
+    };
+    damage("another byte", &|path| {
+        if is_layer(path) {
+            let mut bytes = fs::read(path).expect("a blob");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).expect("it is written");
+        }
+    });
+    damage("a cut", &|path| {
+        if is_layer(path) {
+            let bytes = fs::read(path).expect("a blob");
+            fs::write(path, &bytes[..bytes.len() / 2]).expect("it is written");
+        }
+    });
+    damage("a longer one", &|path| {
+        if is_layer(path) {
+            let mut bytes = fs::read(path).expect("a blob");
+            bytes.extend([0; 1000]);
+            fs::write(path, bytes).expect("it is written");
+        }
+    });
+    damage("garbage", &|path| {
+        fs::write(path, "{}").expect("it is written")
+    });
+    damage("nothing", &|path| {
+        fs::remove_file(path).expect("it is removed")
+    });
+}
+
+#[test]
+fn without_cache_nothing_is_taken() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    build(
+        &first,
+        &["--cache-to", "type=local,dest=caches/one,mode=max"],
+    );
+    let second = machine(caches.path());
+    let from = ["--no-cache", "--cache-from", "type=local,src=caches/one"];
+    assert_eq!(runs(&build(&second, &from)), 2);
+}
+
+#[test]
+fn a_directory_does_not_grow_for_ever() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    let to = ["--cache-to", "type=local,dest=caches/one"];
+    build(&first, &to);
+    let count = || {
+        fs::read_dir(caches.path().join("one/blobs/sha256"))
+            .expect("blobs")
+            .count()
+    };
+    let before = count();
+    for _ in 0..3 {
+        build(&first, &to);
+    }
+    assert_eq!(count(), before);
+}
+
+#[test]
+fn what_is_no_cache_is_refused() {
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    environment.write("ctx/Dockerfile", "FROM scratch\n");
+    let check = |arguments: [&str; 2], expect: &str| {
+        let mut all = vec!["build"];
+        all.extend(arguments);
+        all.push("ctx");
+        environment.run(all).fails_with(2).says(expect);
+    };
+    check(["--cache-to", "type=gha"], "there is no type \"gha\"");
+    check(["--cache-to", "type=local"], "it has no dest");
+    check(["--cache-from", "type=local"], "it has no src");
+    check(["--cache-to", "type=inline,mode=most"], "there is no mode");
+    check(["--cache-from", "type=registry,ref=x,color=red"], "color");
+}

@@ -88,8 +88,17 @@ impl Control for ControlService {
         request: Request<pbc::SolveRequest>,
     ) -> Result<Response<pbc::SolveResponse>, Status> {
         let asked = request.into_inner();
-        let guard = self.0.jobs.begin(&asked.r#ref)?;
-        let response = self.0.solve(asked, &guard).await?;
+        let record = pbc::BuildHistoryRecord {
+            r#ref: asked.r#ref.clone(),
+            frontend: asked.frontend.clone(),
+            frontend_attrs: asked.frontend_attrs.clone(),
+            exporters: asked.exporters.clone(),
+            ..pbc::BuildHistoryRecord::default()
+        };
+        let guard = self.0.jobs.begin(record, asked.internal)?;
+        let result = self.0.solve(asked, &guard).await;
+        guard.conclude(&result);
+        let response = result?;
         Ok(Response::new(pbc::SolveResponse {
             exporter_response: response.into_iter().collect(),
         }))
@@ -145,16 +154,53 @@ impl Control for ControlService {
 
     async fn listen_build_history(
         &self,
-        _request: Request<pbc::BuildHistoryRequest>,
+        request: Request<pbc::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Failure::unsupported("the build history").into())
+        let asked = request.into_inner();
+        refuse_filters(&asked.filter)?;
+        let (now, mut later) = self.0.jobs.history();
+        let early_exit = asked.early_exit;
+        let is_wanted = move |event: &pbc::BuildHistoryEvent| {
+            let started = event.r#type == pbc::BuildHistoryEventType::Started as i32;
+            let record = event.record.as_ref();
+            let named = record.is_some_and(|record| record.r#ref == asked.r#ref);
+            (asked.r#ref.is_empty() || named) && (started || !asked.active_only)
+        };
+        let (listener, answers) = mpsc::channel(8);
+        tokio::spawn(async move {
+            for event in now.into_iter().filter(&is_wanted) {
+                if listener.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            while !early_exit {
+                let event = tokio::select! {
+                    event = later.recv() => event,
+                    () = listener.closed() => return,
+                };
+                let answer = match event {
+                    Ok(event) if is_wanted(&event) => Ok(event),
+                    Ok(_) => continue,
+                    Err(_) => Err(Status::data_loss("the listener is too far behind")),
+                };
+                if listener.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
     async fn update_build_history(
         &self,
-        _request: Request<pbc::UpdateBuildHistoryRequest>,
+        request: Request<pbc::UpdateBuildHistoryRequest>,
     ) -> Result<Response<pbc::UpdateBuildHistoryResponse>, Status> {
-        Err(Failure::unsupported("the build history").into())
+        let asked = request.into_inner();
+        if !asked.delete {
+            return Err(Failure::unsupported("pinning or finalizing a build").into());
+        }
+        self.0.jobs.forget(&asked.r#ref)?;
+        Ok(Response::new(pbc::UpdateBuildHistoryResponse {}))
     }
 }
 

@@ -4,12 +4,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
-use progress::{Event, Receiver};
-use tokio::sync::Notify;
-use tokio::sync::mpsc;
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, StatusResponse,
+};
+use progress::{Event, Receiver, system_clock};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tonic::Status;
 
+use crate::error::Failure;
+use crate::export::Response;
 use crate::status;
 
 /// How long a question for the status of a build waits for the build.
@@ -17,11 +20,25 @@ const PATIENCE: Duration = Duration::from_secs(6);
 /// Ended builds whose status can still be asked for.
 const REMEMBERED: usize = 32;
 
+/// Changes of the history that a slow listener may be behind.
+const MOST_BEHIND: usize = 256;
+
 /// All builds there are, and the last that were.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Jobs {
     table: Mutex<Table>,
     changed: Notify,
+    history: broadcast::Sender<BuildHistoryEvent>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            table: Mutex::default(),
+            changed: Notify::default(),
+            history: broadcast::channel(MOST_BEHIND).0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +58,9 @@ pub(crate) struct Job {
 struct Told {
     events: Vec<Arc<StatusResponse>>,
     ended: bool,
+    record: BuildHistoryRecord,
+    /// The client said that it is nothing to remember.
+    internal: bool,
 }
 
 /// Ends a job when the build does, however it does.
@@ -59,8 +79,20 @@ impl Jobs {
     }
 
     /// Begins a job; two with one name cannot be under way.
-    pub(crate) fn begin(self: &Arc<Self>, id: &str) -> Result<JobGuard, Status> {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        mut record: BuildHistoryRecord,
+        internal: bool,
+    ) -> Result<JobGuard, Status> {
+        record.created_at = Some(status::timestamp(system_clock()));
+        let id = record.r#ref.clone();
+        let id = id.as_str();
         let job = Arc::new(Job::default());
+        {
+            let mut told = job.told();
+            told.record = record;
+            told.internal = internal;
+        }
         let mut table = self.table();
         if table.jobs.contains_key(id) && !table.ended.iter().any(|ended| ended == id) {
             return Err(Status::already_exists(format!("job ID {id} exists")));
@@ -69,6 +101,7 @@ impl Jobs {
         table.jobs.insert(id.to_owned(), Arc::clone(&job));
         drop(table);
         self.changed.notify_waiters();
+        self.publish(&job);
         Ok(JobGuard {
             jobs: Arc::clone(self),
             id: id.to_owned(),
@@ -93,7 +126,70 @@ impl Jobs {
     }
 }
 
+/// History.
+impl Jobs {
+    /// Tells listeners what became of a job.
+    fn publish(&self, job: &Job) {
+        if let Some(event) = job.event() {
+            // Nobody may be listening.
+            let _ = self.history.send(event);
+        }
+    }
+
+    /// Returns what is known of all builds, in the order they began, and what happens from now on.
+    pub(crate) fn history(
+        &self,
+    ) -> (
+        Vec<BuildHistoryEvent>,
+        broadcast::Receiver<BuildHistoryEvent>,
+    ) {
+        let later = self.history.subscribe();
+        let table = self.table();
+        let mut events: Vec<_> = table.jobs.values().filter_map(|job| job.event()).collect();
+        drop(table);
+        let began = |event: &BuildHistoryEvent| {
+            let record = event.record.as_ref();
+            let time = record.and_then(|record| record.created_at);
+            let time = time.map(|time| (time.seconds, time.nanos));
+            (time, record.map(|record| record.r#ref.clone()))
+        };
+        events.sort_by_cached_key(began);
+        (events, later)
+    }
+
+    /// Forgets a build that has ended.
+    pub(crate) fn forget(&self, id: &str) -> Result<(), Status> {
+        let mut table = self.table();
+        if !table.ended.iter().any(|ended| ended == id) {
+            return Err(Status::not_found(format!("no such ended build {id}")));
+        }
+        table.ended.retain(|ended| ended != id);
+        let gone = table.jobs.remove(id);
+        drop(table);
+        if let Some(mut event) = gone.and_then(|job| job.event()) {
+            event.r#type = BuildHistoryEventType::Deleted as i32;
+            let _ = self.history.send(event);
+        }
+        Ok(())
+    }
+}
+
 impl JobGuard {
+    /// Notes what the build came to.
+    pub(crate) fn conclude(&self, result: &Result<Response, Failure>) {
+        let mut told = self.job.told();
+        match result {
+            Ok(response) => {
+                told.record.exporter_response = response.clone().into_iter().collect();
+            }
+            Err(failure) => {
+                let mut error = failure.to_rpc();
+                error.details.clear();
+                told.record.error = Some(error);
+            }
+        }
+    }
+
     pub(crate) fn job(&self) -> &Arc<Job> {
         &self.job
     }
@@ -102,6 +198,7 @@ impl JobGuard {
 impl Drop for JobGuard {
     fn drop(&mut self) {
         self.job.end();
+        self.jobs.publish(&self.job);
         let mut table = self.jobs.table();
         table.ended.push_back(self.id.clone());
         while table.ended.len() > REMEMBERED {
@@ -119,8 +216,40 @@ impl Job {
             .unwrap_or_else(|poison| poison.into_inner())
     }
 
+    /// Returns how far the build has come, for the history; `None` if it is none of its business.
+    fn event(&self) -> Option<BuildHistoryEvent> {
+        let told = self.told();
+        if told.internal {
+            return None;
+        }
+        let mut record = told.record.clone();
+        let mut steps: HashMap<&str, (bool, bool)> = HashMap::new();
+        for event in &told.events {
+            record.num_warnings += event.warnings.len() as i32;
+            for vertex in &event.vertexes {
+                let step = steps.entry(&vertex.digest).or_default();
+                step.0 |= vertex.completed.is_some();
+                step.1 |= vertex.cached;
+            }
+        }
+        record.num_total_steps = steps.len() as i32;
+        record.num_completed_steps = steps.values().filter(|step| step.0).count() as i32;
+        record.num_cached_steps = steps.values().filter(|step| step.1).count() as i32;
+        let kind = match told.ended {
+            true => BuildHistoryEventType::Complete,
+            false => BuildHistoryEventType::Started,
+        };
+        Some(BuildHistoryEvent {
+            r#type: kind as i32,
+            record: Some(record),
+        })
+    }
+
     fn end(&self) {
-        self.told().ended = true;
+        let mut told = self.told();
+        told.ended = true;
+        told.record.completed_at = Some(status::timestamp(system_clock()));
+        drop(told);
         self.changed.notify_waiters();
     }
 

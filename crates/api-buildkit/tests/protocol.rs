@@ -179,7 +179,7 @@ fn a_frontend_at_the_client_reads_and_returns() {
             "FROM scratch\nCOPY foo /\n",
             Directory::default().file("foo", "x"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let client = Client::connect(&server, offer, "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
             ..client.request()
@@ -473,4 +473,62 @@ fn prune_gives_back_what_builds_left() {
             .await;
         assert!(usage.expect("an answer").into_inner().record.is_empty());
     });
+}
+
+#[test]
+fn the_history_tells_of_builds_until_they_are_forgotten() {
+    with_server(|server| async move {
+        let offer = offer(
+            "FROM scratch\nCOPY foo /\n",
+            Directory::default().file("foo", "x"),
+        );
+        let mut client = Client::connect(&server, offer, "").await;
+        let good = client.request();
+        let bad = pbc::SolveRequest {
+            r#ref: name("bad"),
+            frontend_attrs: HashMap::from([("target".to_owned(), "nowhere".to_owned())]),
+            ..client.request()
+        };
+        let hidden = pbc::SolveRequest {
+            internal: true,
+            ..client.request()
+        };
+        let (good_id, bad_id) = (good.r#ref.clone(), bad.r#ref.clone());
+        client.solve(good).await.expect("a build");
+        client.solve(bad).await.expect_err("a failure");
+        client.solve(hidden).await.expect("a build");
+        let history = listen(&mut client).await;
+        let [first, second] = history.as_slice() else {
+            panic!("{history:?}");
+        };
+        assert_eq!((&first.r#ref, &second.r#ref), (&good_id, &bad_id));
+        assert!(first.error.is_none() && first.completed_at.is_some());
+        assert_eq!(first.num_completed_steps, first.num_total_steps);
+        let error = second.error.as_ref().expect("an error");
+        assert!(error.message.contains("nowhere"), "{}", error.message);
+        let forget = pbc::UpdateBuildHistoryRequest {
+            r#ref: good_id,
+            delete: true,
+            ..pbc::UpdateBuildHistoryRequest::default()
+        };
+        let forgotten = client.control.update_build_history(forget.clone()).await;
+        forgotten.expect("an end");
+        assert_eq!(listen(&mut client).await.len(), 1);
+        let again = client.control.update_build_history(forget).await;
+        assert_eq!(again.expect_err("nothing").code(), Code::NotFound);
+    });
+}
+
+async fn listen(client: &mut Client) -> Vec<pbc::BuildHistoryRecord> {
+    let request = pbc::BuildHistoryRequest {
+        early_exit: true,
+        ..pbc::BuildHistoryRequest::default()
+    };
+    let events = client.control.listen_build_history(request).await;
+    let mut events = events.expect("a history").into_inner();
+    let mut records = Vec::new();
+    while let Some(event) = events.message().await.expect("an event") {
+        records.push(event.record.expect("a record"));
+    }
+    records
 }

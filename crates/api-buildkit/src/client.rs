@@ -133,7 +133,7 @@ impl BuildClient for SessionClient {
         wanted: &LocalFiles,
         running: &RunningVertex,
     ) -> Result<LocalDirectory, EngineError> {
-        let status = running.status_of(format!("transferring {}:", wanted.name), "", 0);
+        let status = running.status_of(format!("transferring {}:", wanted.name), "transferring", 0);
         let transfer = async {
             let session = self.session_of(wanted).await?;
             let place = self

@@ -564,7 +564,11 @@ fn result_of(
             true => format!("{name}/{id}"),
             false => name.to_owned(),
         };
-        let config = oci::json::compact(&built.config)
+        let mut config = built.config.clone();
+        if let Some(epoch) = built.epoch {
+            config.created = oci::Timestamp::from_unix(epoch, 0).ok();
+        }
+        let config = oci::json::compact(&config)
             .map_err(|error| Failure::unknown(format!("invalid image config: {error}")))?;
         metadata.insert(key("containerimage.config"), config);
         if let Some(base) = &built.base_config {

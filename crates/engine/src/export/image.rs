@@ -61,12 +61,11 @@ pub(crate) fn config_of(
         .next_back();
     config.created = match epoch {
         Some(epoch) => Some(timestamp(epoch)?),
-        None => times
-            .get(base..)
-            .and_then(<[_]>::last)
-            .copied()
-            .or(last)
-            .or(config.created),
+        // A frontend that sets a time means it; ours leaves it to the layers.
+        None => config
+            .created
+            .or_else(|| times.get(base..).and_then(<[_]>::last).copied())
+            .or(last),
     };
     Ok(config)
 }

@@ -10,7 +10,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::Llb
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{self as pbf, result};
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
 use bollard_buildkit_proto::pb;
-use engine::{FoundImage, ImageLookup};
+use engine::{BuildClient, FoundImage, ImageLookup};
 use oci::{Platform, Reference};
 use progress::{Outcome, Vertex};
 use tokio::sync::Notify;
@@ -141,6 +141,61 @@ fn find_image(
     }
 }
 
+/// Tells what a source that is no image is now. Blocks.
+fn meta_of(
+    build: &Build,
+    source: pb::SourceOp,
+    shown: &str,
+) -> Result<pbf::ResolveSourceMetaResponse, Failure> {
+    let mut answer = pbf::ResolveSourceMetaResponse {
+        source: Some(source.clone()),
+        ..pbf::ResolveSourceMetaResponse::default()
+    };
+    let scheme = source.identifier.split("://").next().unwrap_or_default();
+    if !matches!(scheme, "git" | "http" | "https") {
+        // Of a client's directory there is nothing to tell before it comes.
+        return match scheme {
+            "local" => Ok(answer),
+            _ => Err(Failure::unsupported(format!(
+                "the metadata of the source {}",
+                source.identifier
+            ))),
+        };
+    }
+    let op = llb::SourceOp {
+        identifier: source.identifier.clone(),
+        attrs: source.attrs.into_iter().collect(),
+    };
+    let shown = match shown {
+        "" => format!("resolve {}", source.identifier),
+        shown => shown.to_owned(),
+    };
+    let client: Arc<dyn BuildClient> = build.client.clone();
+    let (checksum, time) = build.engine.source_now(&op, &shown, &client, &build.sink)?;
+    match scheme {
+        "git" => {
+            answer.git = Some(pbf::ResolveSourceGitResponse {
+                commit_checksum: checksum.clone(),
+                checksum,
+                ..pbf::ResolveSourceGitResponse::default()
+            });
+        }
+        _ => {
+            answer.http = Some(pbf::ResolveSourceHttpResponse {
+                checksum,
+                filename: op
+                    .attrs
+                    .get(llb::attr::HTTP_FILENAME)
+                    .cloned()
+                    .unwrap_or_default(),
+                last_modified: time.map(seconds),
+                checksum_response: None,
+            });
+        }
+    }
+    Ok(answer)
+}
+
 fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
     map.into_iter().collect()
 }
@@ -254,8 +309,8 @@ impl LlbBridge for GatewayService {
             return Err(Status::invalid_argument("source is required"));
         };
         let Some(name) = source.identifier.strip_prefix("docker-image://") else {
-            let what = format!("the metadata of the source {}", source.identifier);
-            return Err(Failure::unsupported(what).into());
+            let answer = blocking(move || meta_of(&build, source, &asked.log_name));
+            return Ok(Response::new(answer.await?));
         };
         let name = name.to_owned();
         let no_config = asked.image.as_ref().is_some_and(|image| image.no_config);

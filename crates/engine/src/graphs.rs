@@ -349,6 +349,33 @@ impl Engine {
         Ok(trees)
     }
 
+    /// Finds out what a source that is fetched is now: the digest of a file or the name of a commit, and the time that its
+    /// server gives it.
+    pub fn source_now(
+        &self,
+        source: &llb::SourceOp,
+        name: &str,
+        client: &Arc<dyn BuildClient>,
+        sink: &Sink,
+    ) -> Result<(String, Option<i64>), EngineError> {
+        let running = sink.vertex(Vertex::named(name)).start();
+        let access = GitAccess::default().of_client(Some(Arc::clone(client)));
+        let found = Fetched::pin(&self.shared, &access, source, &running).and_then(|pinned| {
+            let time = match &pinned {
+                Fetched::Http(_) => pinned.time(&access, &running)?,
+                Fetched::Git(_) => None,
+            };
+            Ok((pinned.content().1, time))
+        });
+        running.complete(match &found {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed {
+                error: crate::error::chain(error),
+            },
+        });
+        found
+    }
+
     /// Returns the time of a source: a commit's, or that of a file behind a URL.
     pub fn source_time(
         &self,

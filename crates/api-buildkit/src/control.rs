@@ -173,7 +173,10 @@ impl Control for ControlService {
                     return;
                 }
             }
-            while !early_exit {
+            if early_exit {
+                return;
+            }
+            loop {
                 let event = tokio::select! {
                     event = later.recv() => event,
                     () = listener.closed() => return,

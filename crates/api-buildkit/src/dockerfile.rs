@@ -113,11 +113,11 @@ fn load(
             };
             context_tree.clone_from(&remote);
         }
-    } else if let Some(definition) = inputs.get("context") {
-        if let Some(tree) = Tree::of_definition(definition.clone())? {
-            options.context = MainContext::Graph(Arc::clone(&tree.graph));
-            context_tree = Some(tree);
-        }
+    } else if let Some(definition) = inputs.get("context")
+        && let Some(tree) = Tree::of_definition(definition.clone())?
+    {
+        options.context = MainContext::Graph(Arc::clone(&tree.graph));
+        context_tree = Some(tree);
     }
     let files = match (remote, local_dockerfile, inputs.get(dockerfile_key)) {
         (Some(tree), None, _) => Files::Tree(tree),

@@ -475,3 +475,28 @@ fn attestations_are_refused_plainly() {
             .says("attestations are not there yet");
     }
 }
+
+#[test]
+fn a_profile_has_every_step_that_took_time() {
+    let world = world();
+    world.ok([
+        "build",
+        "-q",
+        "--profile=trace.json",
+        "-t",
+        "app",
+        "--build-arg=TARGETARCH=amd64",
+        "ctx",
+    ]);
+    let trace = json(world.path("trace.json"));
+    let names: Vec<&str> = trace["traceEvents"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .filter(|event| event["ph"] == "X")
+        .filter_map(|event| event["name"].as_str())
+        .collect();
+    for wanted in ["[2/2] COPY file /file", "exporting to image"] {
+        assert!(names.contains(&wanted), "no {wanted} in {names:?}");
+    }
+}

@@ -151,6 +151,9 @@ pub(crate) struct Build {
     /// Write what was built to a file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<std::path::PathBuf>,
+    /// Write when each step ran to a file, as Perfetto and Chrome's about:tracing read it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<std::path::PathBuf>,
     /// RUN steps at once [default: max(16, 4 × cores)]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) jobs: Option<usize>,
@@ -234,6 +237,9 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
                 Err(_) => None,
             };
             conclude(build, &history, record);
+            if let (Some(path), Some(record)) = (&build.profile, record) {
+                write_profile(path, record).map_err(exit::builder)?;
+            }
             finish(build, &request.outputs, &result?).map_err(exit::builder)
         }
     }
@@ -330,6 +336,11 @@ fn conclude(build: &Build, history: &History, record: Option<&BuildRecord>) {
             Err(error) => eprintln!("warning: the steps cannot be explained: {error:#}"),
         }
     }
+}
+
+fn write_profile(path: &std::path::Path, record: &BuildRecord) -> anyhow::Result<()> {
+    let text = serde_json::to_string(&engine::history::trace(record))?;
+    std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
 }
 
 fn terminal_size() -> Size {

@@ -19,6 +19,7 @@ mod request;
 #[cfg(test)]
 mod testing;
 mod totals;
+mod trace;
 
 pub use diff::{BuildDiff, OutputDiff, StepDiff};
 pub use explain::{Change, Explanation, Reason, Root};
@@ -31,6 +32,7 @@ pub use record::{
 };
 
 pub use totals::Totals;
+pub use trace::trace;
 
 pub(crate) use complete::{Known, complete, conclude};
 pub(crate) use explain::last_run;

@@ -488,7 +488,7 @@ fn a_profile_has_every_step_that_took_time() {
         "--build-arg=TARGETARCH=amd64",
         "ctx",
     ]);
-    let trace = json(world.path("trace.json"));
+    let trace = json(world.work().join("trace.json"));
     let names: Vec<&str> = trace["traceEvents"]
         .as_array()
         .expect("events")

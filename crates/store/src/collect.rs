@@ -12,6 +12,7 @@ use rusqlite::Transaction;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::layer::remove_tree;
+use crate::lease::same_file;
 use crate::usage::holdings;
 use crate::{Item, ItemKind, LayerId, Store, StoreError, Usage};
 
@@ -275,9 +276,15 @@ impl Store {
         let mut graves = Vec::new();
         let mut gone = Vec::with_capacity(doomed.len());
         for found in doomed {
-            if found.lock.is_some() {
+            if let Some(file) = &found.lock {
                 match &found.entry.item {
-                    Item::Blob(_) => remove_file(&found.place)?,
+                    // Once it was forgotten, a writer may have put another file in its place.
+                    Item::Blob(digest) => {
+                        let _lock = self.lock(&format!("blob-{}", digest.hex()))?;
+                        if same_file(file, &found.place) {
+                            remove_file(&found.place)?;
+                        }
+                    }
                     item => {
                         let grave = self.path(&format!("ingest/removed-{item}"));
                         std::fs::rename(&found.place, &grave)

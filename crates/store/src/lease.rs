@@ -104,7 +104,8 @@ impl Store {
     }
 }
 
-fn same_file(file: &File, path: &std::path::Path) -> bool {
+/// Returns whether a path names this very file.
+pub(crate) fn same_file(file: &File, path: &std::path::Path) -> bool {
     match (fstat(file), stat(path)) {
         (Ok(held), Ok(named)) => (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino),
         _ => false,

@@ -500,3 +500,49 @@ fn a_profile_has_every_step_that_took_time() {
         assert!(names.contains(&wanted), "no {wanted} in {names:?}");
     }
 }
+
+#[test]
+fn a_step_for_another_machine_says_what_it_takes() {
+    let world = world();
+    // The beginning of a program for s390x, for which nobody has an emulator by chance.
+    let mut program = vec![0; 64];
+    program[..7].copy_from_slice(b"\x7fELF\x02\x02\x01");
+    program[17] = 2;
+    program[19] = 0x16;
+    let path = world.write("foreign/program", program);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(path, mode).unwrap();
+    world.write(
+        "foreign/Dockerfile",
+        "FROM scratch\nCOPY program /\nRUN [\"/program\"]\n",
+    );
+    if Path::new("/proc/sys/fs/binfmt_misc/qemu-s390x").exists() {
+        testkit::skip!("programs for s390x run on this machine");
+    }
+    let told = world
+        .run(["build", "--platform=linux/s390x", "foreign"])
+        .fails_with(1);
+    told.says("exec format error")
+        .says("programs for linux/s390x on")
+        .says("qemu-user-static");
+    // What is wrong with a program for this machine is not a matter of emulators.
+    let told = world.run(["build", "foreign"]).fails_with(1);
+    assert!(!told.stderr.contains("qemu"), "{}", told.stderr);
+}
+
+#[test]
+fn the_verbs_of_docker_lead_to_the_same() {
+    let world = world();
+    world.ok(["image", "build", "-q", "-t", "one", "ctx"]);
+    world.ok(["buildx", "build", "-q", "-t", "two", "ctx"]);
+    world.ok(["builder", "build", "-q", "-t", "three", "ctx"]);
+    let ids = world.ok(["images", "-q"]).stdout;
+    assert_eq!(ids.lines().count(), 1, "{ids}");
+    for prune in [
+        ["builder", "prune", "-f"],
+        ["buildx", "prune", "-f"],
+        ["image", "prune", "-f"],
+    ] {
+        world.ok(prune);
+    }
+}

@@ -164,6 +164,68 @@ fn a_build_that_fails_leaves_nothing_half_written() {
     assert!(!world.work().join("app.tar").exists());
 }
 
+#[test]
+fn a_changed_file_is_all_that_is_compressed_again() {
+    let world = world();
+    world.write_config("");
+    world.write("ctx/Dockerfile", "FROM scratch\nCOPY big /big\n");
+    let content = |number: u64, salt: u64| -> String {
+        let mut state = number * 1000 + salt + 1;
+        let line = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            format!("{:x}\n", state >> 40)
+        };
+        std::iter::repeat_with(line).take(20_000).collect()
+    };
+    for number in 0..200 {
+        world.write(&format!("ctx/big/{number:03}"), content(number, 0));
+    }
+    // Returns how many blocks were found, how many were compressed, and what came of them.
+    let build = |root: &str| {
+        let output = format!("type=oci,tar=false,dest={root}.layout");
+        let root = world.work().join(root);
+        let mut command = world.command(["build", "-q", "-o", &output, "ctx"]);
+        command
+            .env("LAPSTRAKE_LOG", "engine=debug")
+            .env("NO_COLOR", "1")
+            .env("LAPSTRAKE_ROOT", &root);
+        let told = testkit::Outcome::of(&mut command).success().stderr;
+        let line = told.lines().find(|line| line.contains("blocks of a layer"));
+        let line = line.unwrap_or_else(|| panic!("no blocks in {told}"));
+        let number = |name: &str| -> u64 {
+            let (_, rest) = line.split_once(&format!("{name}=")).expect(name);
+            let end = rest
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(rest.len());
+            rest[..end].parse().expect(name)
+        };
+        (number("found"), number("compressed"))
+    };
+    let layer = |root: &str| {
+        let layout = world.work().join(format!("{root}.layout"));
+        let read = |digest: &str| {
+            let path = layout.join("blobs").join(digest.replace(':', "/"));
+            serde_json::from_slice::<serde_json::Value>(&fs::read(path).unwrap()).unwrap()
+        };
+        let index: serde_json::Value =
+            serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let manifest = read(index["manifests"][0]["digest"].as_str().unwrap());
+        manifest["layers"][0]["digest"].as_str().unwrap().to_owned()
+    };
+    let (found, all) = build("one");
+    assert!(found == 0 && all > 10, "{found} of {all}");
+    world.write("ctx/big/100", content(100, 7));
+    fs::remove_dir_all(world.work().join("one.layout")).unwrap();
+    let (found, compressed) = build("one");
+    assert!(
+        compressed <= 3 && found >= all - 3,
+        "{found} found, {compressed} compressed of {all}"
+    );
+    let (found, _) = build("two");
+    assert_eq!(found, 0);
+    assert_eq!(layer("one"), layer("two"), "as if compressed afresh");
+}
+
 /// Debian's registry, on a port of its own.
 struct Registry {
     process: Child,
@@ -273,6 +335,12 @@ fn several_platforms_are_pushed_under_one_name() {
         let told = world.ok(["inspect", "-f", "{{.Os}}/{{.Architecture}}", name]);
         assert_eq!(told.stdout.trim(), platform);
     }
+    // The registry takes a layer from another of its repositories.
+    world.write("next/Dockerfile", format!("FROM {built}\nLABEL next=1\n"));
+    let next = format!("{}/next:1", registry.authority);
+    world.ok(["build", "-q", platforms, "-t", &next, "--push", "next"]);
+    let other = world.work().join("other");
+    world.ok(["--root", other.to_str().unwrap(), "pull", "-q", &next]);
     // A name that is in the registry already is nothing to send again, and a missing one is an error.
     world.ok(["push", &built]);
     let absent = format!("{}/absent:1", registry.authority);

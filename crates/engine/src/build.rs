@@ -7,7 +7,7 @@ use frontend::{
     Answers, ImageRequest, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step,
 };
 use llb::SourceOp;
-use oci::{Descriptor, Digest, Platform, Reference};
+use oci::{Descriptor, Digest, Platform, PlatformMatcher, Reference};
 use progress::{Outcome, RunningVertex, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
@@ -492,14 +492,40 @@ fn failure_of(failed: Vec<Failed<VertexWork>>, builds: &[PlatformBuild]) -> Buil
             let id = failed.work.as_ref().map(|work| work.id);
             StepFailure {
                 lines: id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id))),
+                help: id.and_then(|id| {
+                    let mut platforms = builds.iter().filter_map(|build| platform_of(build, id));
+                    foreign_program(&failed.error, platforms.next()?)
+                }),
                 name: failed.work.map(|work| work.name.clone()),
                 span: None,
-                help: None,
                 error: failed.error,
             }
         })
         .collect();
     BuildFailure::of_steps(steps)
+}
+
+fn platform_of(build: &PlatformBuild, id: llb::VertexId) -> Option<&Platform> {
+    let mut vertices = build.graph.vertices().iter();
+    vertices.find(|vertex| vertex.id() == id)?.platform()
+}
+
+/// Says what is missing where the kernel did not know what to do with a program of another machine.
+fn foreign_program(error: &EngineError, platform: &Platform) -> Option<String> {
+    let EngineError::Step { ending, .. } = error else {
+        return None;
+    };
+    let host = Platform::host();
+    // A shell tells of what it could not start with this code.
+    let is_meant = ending.contains("exec format error") || ending.contains("exit code: 126");
+    if !is_meant || PlatformMatcher::runnable(&host).matches(platform) {
+        return None;
+    }
+    Some(format!(
+        "the step runs programs for {platform} on {host}, which takes an emulator: install qemu-user-static \
+         (Debian, Ubuntu: apt-get install qemu-user-static binfmt-support), or build the stage natively with \
+         FROM --platform=$BUILDPLATFORM"
+    ))
 }
 
 /// Returns the first and last line of a vertex in the Dockerfile.

@@ -260,14 +260,22 @@ fn push_merged(
         let (document, layers) = cache.to_document();
         let config = Descriptor::of(MEDIA_TYPE, &document);
         let (_, owned) = own.to_document();
-        let mut blobs: Vec<(Descriptor, BlobSource)> = owned
+        let mut blobs: Vec<push::BlobToPush> = owned
             .into_iter()
             .map(|layer| {
                 let path = shared.store.blobs().path(&layer.digest);
-                (layer, BlobSource::File(path))
+                push::BlobToPush {
+                    descriptor: layer,
+                    source: BlobSource::File(path),
+                    from: None,
+                }
             })
             .collect();
-        blobs.push((config.clone(), BlobSource::Bytes(document.into())));
+        blobs.push(push::BlobToPush {
+            descriptor: config.clone(),
+            source: BlobSource::Bytes(document.into()),
+            from: None,
+        });
         push::push_blobs(shared, reference, &blobs)?;
         let manifest = Manifest::new(naming, config, layers);
         let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");

@@ -259,17 +259,29 @@ impl Inner {
                 Some(&self.cancel),
             )?;
             for name in &form.push {
-                self.push(name, &encoded.descriptor)?;
+                self.push(name, &encoded.descriptor, task)?;
             }
         }
         Ok(())
     }
 
     /// Sends a blob; the manifest that names it follows once the build has ended well.
-    fn push(&self, name: &Reference, descriptor: &oci::Descriptor) -> Result<(), EngineError> {
+    fn push(
+        &self,
+        name: &Reference,
+        descriptor: &oci::Descriptor,
+        task: &Task,
+    ) -> Result<(), EngineError> {
         let images = &self.shared.images;
         let source = BlobSource::File(self.shared.store.blobs().path(&descriptor.digest));
-        let options = PushOptions::default();
+        let from = match task.from_image {
+            true => super::push::origin_of(&self.shared, &task.layer)?,
+            false => None,
+        };
+        let options = PushOptions {
+            mount_from: from.into_iter().collect(),
+            ..PushOptions::default()
+        };
         let push = images
             .client()
             .push_blob(name, descriptor, &source, &options);

@@ -1,6 +1,7 @@
 //! Compressed blocks, found again in the blobs that layers were written to.
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use oci::Digest;
 use rootfs::compress::{BlockKey, BlockMemo, BlockPlace, CompressedBlock};
@@ -13,11 +14,27 @@ const SPACE: &str = "compressed block";
 
 /// The blocks of all blobs that the store has written itself and still has.
 pub(super) struct StoredBlocks<'a> {
-    pub(super) shared: &'a Shared,
+    shared: &'a Shared,
+    found: AtomicU64,
+    missing: AtomicU64,
 }
 
-impl BlockMemo for StoredBlocks<'_> {
-    fn lookup(&self, key: &BlockKey) -> Option<CompressedBlock> {
+impl<'a> StoredBlocks<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            found: AtomicU64::new(0),
+            missing: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns how many blocks were found again, and how many had to be compressed.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (read(&self.found), read(&self.missing))
+    }
+
+    fn find(&self, key: &BlockKey) -> Option<CompressedBlock> {
         let store = &self.shared.store;
         let value = store.recall(SPACE, &key.digest).ok()??;
         let (blob, offset, length, checksum) = parse(&value)?;
@@ -25,6 +42,18 @@ impl BlockMemo for StoredBlocks<'_> {
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, offset).ok()?;
         Some(CompressedBlock { bytes, checksum })
+    }
+}
+
+impl BlockMemo for StoredBlocks<'_> {
+    fn lookup(&self, key: &BlockKey) -> Option<CompressedBlock> {
+        let found = self.find(key);
+        let count = match found {
+            Some(_) => &self.found,
+            None => &self.missing,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        found
     }
 }
 

@@ -315,7 +315,7 @@ pub(super) fn encode(
     let lowers = shared.tree(below)?;
     let diff = diff_options(shared, clamp);
     let mut blob = shared.store.blobs().writer()?;
-    let memo = StoredBlocks { shared };
+    let memo = StoredBlocks::new(shared);
     let mut compress = CompressOptions::new(compression);
     compress.memo = Some(&memo);
     let writer = Stoppable {
@@ -323,6 +323,8 @@ pub(super) fn encode(
         stop,
     };
     let written = rootfs::diff::write_layer(&dir, Some(&lowers), &diff, &compress, writer)?;
+    let (found, compressed) = memo.counts();
+    tracing::debug!(layer = layer.id().0, found, compressed, "blocks of a layer");
     let tar = remember_tar(shared, layer, clamp, &written.layer)?;
     let (digest, size) = blob.commit_volatile(Some((&written.blob, written.blob_size)))?;
     blocks::remember(shared, &digest, &written.blocks)?;

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use oci::{Descriptor, Digest, Reference};
 use progress::RunningVertex;
 use registry::{BlobSource, PushOptions};
+use store::Layer;
 
 use super::image::{AssembledSet, Assembly};
 use crate::EngineError;
@@ -31,17 +32,26 @@ pub(crate) fn push(
     }
     let shared = assembly.shared;
     let set = assembly.make(built, multi_platform)?;
-    let mut blobs: BTreeMap<Digest, (Descriptor, BlobSource)> = BTreeMap::new();
-    for image in &set.images {
-        for layer in &image.layers {
-            let path = shared.store.blobs().path(&layer.descriptor.digest);
-            let blob = (layer.descriptor.clone(), BlobSource::File(path));
+    let mut blobs: BTreeMap<Digest, BlobToPush> = BTreeMap::new();
+    for (built, image) in built.iter().zip(&set.images) {
+        let base = built.build.config.rootfs.diff_ids.len();
+        for (index, (layer, kept)) in image.layers.iter().zip(&built.layers).enumerate() {
+            let descriptor = layer.descriptor.clone();
+            let blob = BlobToPush {
+                source: BlobSource::File(shared.store.blobs().path(&descriptor.digest)),
+                from: match index < base {
+                    true => origin_of(shared, kept)?,
+                    false => None,
+                },
+                descriptor,
+            };
             blobs.insert(layer.descriptor.digest.clone(), blob);
         }
-        let config = (
-            image.config_descriptor.clone(),
-            BlobSource::Bytes(image.config.clone().into()),
-        );
+        let config = BlobToPush {
+            descriptor: image.config_descriptor.clone(),
+            source: BlobSource::Bytes(image.config.clone().into()),
+            from: None,
+        };
         blobs.insert(image.config_descriptor.digest.clone(), config);
     }
     let mut manifests: Vec<(Descriptor, Vec<u8>)> = set
@@ -50,7 +60,7 @@ pub(crate) fn push(
         .map(|image| (image.manifest_descriptor.clone(), image.manifest.clone()))
         .collect();
     manifests.extend(set.index.clone());
-    let blobs: Vec<(Descriptor, BlobSource)> = blobs.into_values().collect();
+    let blobs: Vec<BlobToPush> = blobs.into_values().collect();
     for name in names {
         let running = assembly.running;
         let status = running.status_of(&format!("pushing layers for {name}"), "", 0);
@@ -61,10 +71,25 @@ pub(crate) fn push(
     Ok(set)
 }
 
+/// A blob to push.
+#[derive(Debug, Clone)]
+pub(crate) struct BlobToPush {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) source: BlobSource,
+    /// A repository that it came from.
+    pub(crate) from: Option<Reference>,
+}
+
+/// Returns where a layer of an image came from: a registry that has it need not be sent it again.
+pub(crate) fn origin_of(shared: &Shared, layer: &Layer) -> Result<Option<Reference>, EngineError> {
+    let origin = shared.store.layer_info(layer.id())?.origin;
+    Ok(Reference::parse_normalized(&origin).ok())
+}
+
 pub(crate) fn push_blobs(
     shared: &Shared,
     name: &Reference,
-    blobs: &[(Descriptor, BlobSource)],
+    blobs: &[BlobToPush],
 ) -> Result<(), EngineError> {
     let queue = Mutex::new(blobs.iter());
     let failure = Mutex::new(None);
@@ -77,10 +102,14 @@ pub(crate) fn push_blobs(
                         .lock()
                         .unwrap_or_else(|poison| poison.into_inner())
                         .next();
-                    let Some((descriptor, source)) = next else {
+                    let Some(blob) = next else {
                         return;
                     };
-                    let options = PushOptions::default();
+                    let options = PushOptions {
+                        mount_from: blob.from.iter().cloned().collect(),
+                        ..PushOptions::default()
+                    };
+                    let (descriptor, source) = (&blob.descriptor, &blob.source);
                     let push = images
                         .client()
                         .push_blob(name, descriptor, source, &options);

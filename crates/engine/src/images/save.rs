@@ -7,6 +7,7 @@ use registry::BlobSource;
 use store::Variants;
 
 use super::stored::{StoredSet, Subject};
+use crate::export::push::BlobToPush;
 use crate::export::{archive, push};
 use crate::request::{ArchiveOutput, Compression, Destination, LayerOptions};
 use crate::{Engine, EngineError};
@@ -76,20 +77,33 @@ impl Engine {
         let work = || -> Result<(Digest, u64), EngineError> {
             let options = LayerOptions::default();
             let set = StoredSet::of(&self.shared, subject, &options, Naming::Oci)?;
-            let mut blobs: Vec<(Descriptor, BlobSource)> = Vec::new();
+            let mut blobs: Vec<BlobToPush> = Vec::new();
             let mut manifests = Vec::new();
-            for stored in &set.images {
-                for layer in &stored.layers {
-                    if blobs.iter().any(|(known, _)| known.digest == layer.digest) {
+            for (stored, image) in set.images.iter().zip(&subject.images) {
+                let ids = image.layers.as_deref().unwrap_or_default();
+                let kept = self.store().layers(ids)?.unwrap_or_default();
+                for (index, layer) in stored.layers.iter().enumerate() {
+                    if blobs
+                        .iter()
+                        .any(|known| known.descriptor.digest == layer.digest)
+                    {
                         continue;
                     }
                     let path = self.store().blobs().path(&layer.digest);
-                    blobs.push((layer.clone(), BlobSource::File(path)));
+                    blobs.push(BlobToPush {
+                        descriptor: layer.clone(),
+                        source: BlobSource::File(path),
+                        from: match kept.get(index) {
+                            Some(layer) => push::origin_of(&self.shared, layer)?,
+                            None => None,
+                        },
+                    });
                 }
-                blobs.push((
-                    stored.config_descriptor.clone(),
-                    BlobSource::Bytes(stored.config.clone().into()),
-                ));
+                blobs.push(BlobToPush {
+                    descriptor: stored.config_descriptor.clone(),
+                    source: BlobSource::Bytes(stored.config.clone().into()),
+                    from: None,
+                });
                 manifests.push((stored.manifest_descriptor.clone(), stored.manifest.clone()));
             }
             manifests.extend(set.index.clone());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rootfs::OverlayXattrs;
-use store::{Layer, LayerId, ResultId};
+use store::{Layer, LayerId};
 
 use crate::context::ContextTree;
 
@@ -20,18 +20,6 @@ pub(crate) enum Snapshot {
 #[derive(Debug)]
 pub(crate) struct StepOutput {
     pub(crate) outputs: Vec<Snapshot>,
-    /// The record of it, if it is recorded.
-    pub(crate) record: Option<ResultId>,
-}
-
-impl StepOutput {
-    /// Returns an output with one tree.
-    pub(crate) fn one(layers: Vec<Layer>) -> Self {
-        Self {
-            outputs: vec![Snapshot::Layers(layers)],
-            record: None,
-        }
-    }
 }
 
 impl Snapshot {

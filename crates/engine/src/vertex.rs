@@ -155,10 +155,7 @@ impl VertexWork {
                 None => return Ok(None),
             }
         }
-        Ok(Some(Arc::new(StepOutput {
-            outputs,
-            record: Some(record.result),
-        })))
+        Ok(Some(Arc::new(StepOutput { outputs })))
     }
 
     /// Returns whether its result would be found by its key, and notes why not.
@@ -297,10 +294,10 @@ impl VertexWork {
         outputs: &[Snapshot],
         trees: &[Snapshot],
         took: Duration,
-    ) -> Result<Option<store::ResultId>, EngineError> {
+    ) -> Result<(), EngineError> {
         let layers: Option<Vec<Vec<LayerId>>> = outputs.iter().map(Snapshot::layer_ids).collect();
         let Some(outputs) = layers else {
-            return Ok(None);
+            return Ok(());
         };
         let mut all: Vec<LayerId> = outputs.iter().flatten().copied().collect();
         all.sort_unstable();
@@ -316,7 +313,8 @@ impl VertexWork {
         let info = serde_json::to_value(info).expect("a record can be written as JSON");
         let keys = [self.record_key];
         let store = &self.context.store;
-        Ok(Some(store.record(&self.operation, &keys, &all, &info)?))
+        store.record(&self.operation, &keys, &all, &info)?;
+        Ok(())
     }
 }
 
@@ -333,7 +331,6 @@ impl Work for VertexWork {
             self.shown.store(true, Ordering::SeqCst);
             return Ok(Some(Arc::new(StepOutput {
                 outputs: vec![Snapshot::Context(Arc::clone(tree))],
-                record: None,
             })));
         }
         if !self.may_look_up() {
@@ -373,8 +370,8 @@ impl Work for VertexWork {
         };
         let outputs: Vec<Snapshot> = fetched.outputs.into_iter().map(Snapshot::Layers).collect();
         // Nothing is known of what its inputs held where it was made.
-        let record = self.record(&outputs, &[], Duration::from_millis(fetched.took))?;
-        let output = StepOutput { outputs, record };
+        self.record(&outputs, &[], Duration::from_millis(fetched.took))?;
+        let output = StepOutput { outputs };
         self.note_cached(CachedBy::Imported, &output);
         self.shown.store(true, Ordering::SeqCst);
         self.inputs
@@ -466,8 +463,8 @@ impl Work for VertexWork {
             .and_then(|outputs| {
                 self.notes().layer = outputs.first().and_then(Snapshot::top);
                 self.keep_file_lists();
-                let record = self.record(&outputs, &trees, began.elapsed())?;
-                Ok(StepOutput { outputs, record })
+                self.record(&outputs, &trees, began.elapsed())?;
+                Ok(StepOutput { outputs })
             });
         match result {
             Ok(output) => {

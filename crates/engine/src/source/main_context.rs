@@ -27,7 +27,7 @@ pub(crate) struct Main {
     /// What a remote context was pinned to.
     pub(crate) pinned: Option<PinnedSource>,
     /// Keeps what was unpacked for this build.
-    pub(crate) unpacked: Option<TempDir>,
+    _unpacked: Option<TempDir>,
 }
 
 impl Main {
@@ -44,7 +44,7 @@ impl Main {
             directory,
             dockerfile: None,
             pinned: None,
-            unpacked,
+            _unpacked: unpacked,
         }
     }
 

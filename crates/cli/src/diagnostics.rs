@@ -1,41 +1,92 @@
 //! Draws findings about a Dockerfile, with the lines they are about.
 
 use std::io::IsTerminal;
+use std::ops::Range;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 use dockerfile::{Diagnostic, Severity};
 use engine::{BuildFailure, EngineError, StepFailure};
 
 /// Says on stderr why a build failed.
 pub(crate) fn show_failure(failure: &BuildFailure) {
+    let dockerfile = failure.dockerfile.as_ref();
+    let source = dockerfile.map(|(name, text)| Source::new(name, text));
     for step in &failure.steps {
-        eprintln!("{}", failure_text(step, failure.dockerfile.as_ref()));
+        eprintln!("{}", failure_text(step, source.as_ref()));
     }
     if failure.steps.len() > 1 {
         eprintln!("error: {} steps failed", failure.steps.len());
     }
 }
 
-fn failure_text(step: &StepFailure, source: Option<&(String, String)>) -> String {
+/// Labels of one finding that are drawn; a hostile file has one on each of a million lines.
+const MOST_LABELS: usize = 10;
+
+/// A Dockerfile to quote from. Its lines are found once: there may be as many findings as lines.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    name: &'a str,
+    text: &'a str,
+    /// Where each line begins.
+    lines: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(name: &'a str, text: &'a str) -> Self {
+        let behind = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            name,
+            text,
+            lines: std::iter::once(0).chain(behind).collect(),
+        }
+    }
+
+    /// Returns the lines around spans as a snippet, and by how many bytes the spans lie further ahead in it.
+    fn excerpt<'b>(&self, spans: &[Range<usize>]) -> (Snippet<'a, Annotation<'b>>, usize)
+    where
+        'a: 'b,
+    {
+        let first = spans.iter().map(|span| span.start).min().unwrap_or(0);
+        let last = spans.iter().map(|span| span.end).max().unwrap_or(0);
+        let line = self.lines.partition_point(|start| *start <= first).max(1) - 1;
+        let start = self.lines[line];
+        let behind = self.lines.partition_point(|start| *start <= last);
+        let end = self.lines.get(behind).copied().unwrap_or(self.text.len());
+        let snippet = Snippet::source(&self.text[start..end])
+            .line_start(line + 1)
+            .path(self.name);
+        (snippet, start)
+    }
+
+    /// Returns the bytes of lines, counted from 1, without the last newline.
+    fn lines(&self, first: usize, last: usize) -> Range<usize> {
+        let start_of = |line: usize| self.lines.get(line).copied().unwrap_or(self.text.len());
+        let start = start_of(first.max(1) - 1);
+        let end = start_of(last.max(1)).max(start);
+        clamp(self.text, start, end)
+    }
+}
+
+fn failure_text(step: &StepFailure, source: Option<&Source<'_>>) -> String {
     let error = step.error.as_ref();
     match (error, source) {
-        (EngineError::Dockerfile { diagnostics }, Some((name, text))) => diagnostics
+        (EngineError::Dockerfile { diagnostics }, Some(source)) => diagnostics
             .iter()
-            .map(|diagnostic| draw(diagnostic, name, text))
+            .map(|diagnostic| draw(diagnostic, source))
             .collect::<Vec<_>>()
             .join("\n\n"),
         (EngineError::Canceled, _) => "error: canceled".to_owned(),
         (error, source) => {
             let message = engine::chain(error);
             match (step.lines, source) {
-                (Some((first, last)), Some((name, text))) => {
+                (Some((first, last)), Some(source)) => {
                     let span = match step.span {
-                        Some(words) => clamp(text, words.start, words.end),
-                        None => span_of_lines(text, first as usize, last as usize),
+                        Some(words) => clamp(source.text, words.start, words.end),
+                        None => source.lines(first as usize, last as usize),
                     };
-                    let snippet = Snippet::source(text.as_str())
-                        .path(name.as_str())
-                        .annotation(AnnotationKind::Primary.span(span));
+                    let (snippet, ahead) = source.excerpt(std::slice::from_ref(&span));
+                    let span = span.start - ahead..span.end - ahead;
+                    let snippet = snippet.annotation(AnnotationKind::Primary.span(span));
                     let title = Level::ERROR.primary_title(message.as_str());
                     let mut group: Group<'_> = title.element(snippet);
                     if let Some(help) = &step.help {
@@ -53,30 +104,48 @@ fn failure_text(step: &StepFailure, source: Option<&(String, String)>) -> String
 }
 
 /// Draws one finding in the manner of rustc.
-pub(crate) fn draw(diagnostic: &Diagnostic, name: &str, text: &str) -> String {
+pub(crate) fn draw(diagnostic: &Diagnostic, source: &Source<'_>) -> String {
     let level = match diagnostic.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let mut snippet = Snippet::source(text).path(name);
-    for (number, label) in diagnostic.labels.iter().enumerate() {
-        let kind = match number {
-            0 => AnnotationKind::Primary,
-            _ => AnnotationKind::Context,
-        };
-        let span = clamp(text, label.span.start, label.span.end);
-        snippet = snippet.annotation(kind.span(span).label(label.text.as_str()));
+    let mut marked: Vec<(Range<usize>, Option<&str>)> = diagnostic
+        .labels
+        .iter()
+        .take(MOST_LABELS)
+        .map(|label| {
+            (
+                clamp(source.text, label.span.start, label.span.end),
+                Some(label.text.as_str()),
+            )
+        })
+        .collect();
+    if marked.is_empty() {
+        let lines = diagnostic.lines.iter().take(MOST_LABELS);
+        marked.extend(lines.map(|lines| (source.lines(lines.first, lines.last), None)));
     }
-    if diagnostic.labels.is_empty() {
-        for lines in &diagnostic.lines {
-            let span = span_of_lines(text, lines.first, lines.last);
-            snippet = snippet.annotation(AnnotationKind::Primary.span(span));
-        }
+    let spans: Vec<Range<usize>> = marked.iter().map(|(span, _)| span.clone()).collect();
+    let (mut snippet, ahead) = source.excerpt(&spans);
+    for (number, (span, label)) in marked.into_iter().enumerate() {
+        let kind = match number == 0 || label.is_none() {
+            true => AnnotationKind::Primary,
+            false => AnnotationKind::Context,
+        };
+        let annotation = kind.span(span.start - ahead..span.end - ahead);
+        snippet = snippet.annotation(match label {
+            Some(label) => annotation.label(label),
+            None => annotation,
+        });
     }
     let title = level
         .primary_title(diagnostic.message.as_str())
         .id(diagnostic.code);
     let mut group: Group<'_> = title.element(snippet);
+    let more = diagnostic.labels.len().saturating_sub(MOST_LABELS);
+    let more = format!("there are {more} more places like these");
+    if diagnostic.labels.len() > MOST_LABELS {
+        group = group.element(Level::NOTE.message(more.as_str()));
+    }
     for note in &diagnostic.notes {
         group = group.element(Level::NOTE.message(note.as_str()));
     }
@@ -105,27 +174,8 @@ fn renderer() -> Renderer {
     }
 }
 
-/// Returns the bytes of lines, counted from 1, without the last newline.
-fn span_of_lines(text: &str, first: usize, last: usize) -> std::ops::Range<usize> {
-    let mut start = None;
-    let mut at = 0;
-    let mut end = text.len();
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        if number + 1 == first.max(1) {
-            start = Some(at);
-        }
-        at += line.len();
-        if number + 1 == last.max(1) {
-            end = at - (line.len() - line.trim_end_matches(['\n', '\r']).len());
-            break;
-        }
-    }
-    let start = start.unwrap_or(text.len());
-    start..end.max(start)
-}
-
 /// Moves a span to where characters begin and end.
-fn clamp(text: &str, start: usize, end: usize) -> std::ops::Range<usize> {
+fn clamp(text: &str, start: usize, end: usize) -> Range<usize> {
     let floor = |mut at: usize| {
         at = at.min(text.len());
         while !text.is_char_boundary(at) {

@@ -237,3 +237,13 @@ fn the_graph_is_written_as_buildkit_reads_it() {
     assert_eq!(told.status.code(), Some(1));
     told.says("a definition is for one platform");
 }
+
+#[test]
+fn a_finding_at_many_places_quotes_the_first_of_them() {
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    let empty = "\n".repeat(100_000);
+    world.write("Dockerfile", format!("FROM scratch\nRUN a \\\n{empty}b\n"));
+    let told = world.run(["check", "."]).told();
+    assert!(told.contains("more places like these"), "{told}");
+    assert!(told.lines().count() < 60, "{} lines", told.lines().count());
+}

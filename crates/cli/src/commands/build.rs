@@ -361,8 +361,9 @@ fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Re
     if let Some((name, text)) = &result.dockerfile
         && !build.quiet
     {
+        let source = diagnostics::Source::new(name, text);
         for warning in &result.warnings {
-            eprintln!("{}", diagnostics::draw(warning, name, text));
+            eprintln!("{}", diagnostics::draw(warning, &source));
         }
     }
     let id = result.image.as_ref().map(ToString::to_string);

@@ -8,6 +8,7 @@ use engine::{BuildFailure, BuildRequest, Engine};
 use progress::Sink;
 
 use super::build::Build;
+use crate::diagnostics::Source;
 use crate::failure::{Failure, exit};
 use crate::{diagnostics, output};
 
@@ -105,7 +106,8 @@ impl Call {
                 });
                 if let Some(error) = &report.error {
                     let text = String::from_utf8_lossy(source);
-                    let draw = |error| diagnostics::draw(error, &found.name, &text);
+                    let source = Source::new(&found.name, &text);
+                    let draw = |error| diagnostics::draw(error, &source);
                     answer.errors = error.diagnostics.iter().map(draw).collect();
                 } else {
                     answer.failed = !report.warnings.is_empty() && !self.ignore_status;

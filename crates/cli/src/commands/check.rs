@@ -15,6 +15,7 @@ use dockerfile::ignore::IgnoreFile;
 use oci::Platform;
 use similar::TextDiff;
 
+use crate::diagnostics::Source;
 use crate::failure::{Failure, exit};
 use crate::{build_request, diagnostics, output};
 
@@ -246,8 +247,9 @@ fn text_of(report: &Report, name: &str, source: &[u8], mended: &[Diagnostic]) ->
         text.push('\n');
     }
     let errors = report.error.iter().flat_map(|error| &error.diagnostics);
+    let source = Source::new(name, &source);
     for found in report.warnings.iter().chain(errors) {
-        text.push_str(&diagnostics::draw(found, name, &source));
+        text.push_str(&diagnostics::draw(found, &source));
         text.push_str("\n\n");
     }
     text.push_str(&summary(report, mended.len()));

@@ -9,7 +9,7 @@ const ORIGINAL: &str =
 /// An image with a bundle as Debian and Alpine keep it.
 const BASE: &str = "FROM busybox AS base
 COPY original.pem /etc/ssl/certs/ca-certificates.crt
-RUN ln -s certs/ca-certificates.crt /etc/ssl/cert.pem; touch -d 2020-01-01 /etc/ssl/certs /etc/ssl
+RUN ln -s certs/ca-certificates.crt /etc/ssl/cert.pem; touch -d '2020-01-01 00:00:00' /etc/ssl/certs /etc/ssl
 FROM base
 ";
 

@@ -88,13 +88,15 @@ pub(crate) fn begin(shared: &Shared, output: &ArchiveOutput) -> Result<Begun, En
 }
 
 fn finish(begun: Begun) -> Result<(), EngineError> {
-    begun.writer.finish()?;
+    let written = begun.writer.finish();
     match begun.end {
+        // What the other side says tells more than that it wanted no more.
+        End::Answer(loading) => loading.finish().and(written),
+        _ if written.is_err() => written,
         End::Nothing => Ok(()),
         End::Rename(temporary, path) => temporary
             .persist(&path)
             .map_err(|error| EngineError::io("rename an archive to", &path)(error.error)),
-        End::Answer(loading) => loading.finish(),
     }
 }
 

@@ -12,7 +12,7 @@ use sandbox::{Content, Overlay, Root, Source, Spec, Status, Stdio, Upper, User};
 use store::{Layer, MutLayer};
 
 use crate::snapshot::Snapshot;
-use crate::step::output::OutputReader;
+use crate::step::output::{self, OutputReader};
 use crate::step::trust::TrustLayer;
 use crate::step::{StepContext, cache_mount, ssh};
 use crate::{Cancel, EngineError};
@@ -100,8 +100,6 @@ fn run_once(
     let late = AtomicBool::new(false);
     let exit = std::thread::scope(|scope| {
         let reader = |end, stream| OutputReader::new(end, vertex.logger(stream), secrets);
-        let errors = reader(stderr, Stream::Stderr);
-        scope.spawn(move || errors.read_to_end());
         let (ended, end) = channel::<()>();
         if let Some(timeout) = context.steps.timeout {
             let (running, late) = (&running, &late);
@@ -112,7 +110,10 @@ fn run_once(
                 }
             });
         }
-        reader(stdout, Stream::Stdout).read_to_end();
+        output::read_to_end([
+            reader(stdout, Stream::Stdout),
+            reader(stderr, Stream::Stderr),
+        ]);
         let exit = running.wait();
         drop(ended);
         exit

@@ -1,12 +1,14 @@
 //! Reads what a step prints, hides secrets, and sends it on.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 
 use progress::Logger;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-/// Reads one stream of a step to its end.
+/// Reads one stream of a step.
 pub(crate) struct OutputReader {
     stream: File,
     logger: Logger,
@@ -23,29 +25,61 @@ impl OutputReader {
         }
     }
 
-    /// Sends everything, in pieces as they come; ends when the last writer has gone.
-    pub(crate) fn read_to_end(mut self) {
-        let mut buffer = vec![0; 32 * 1024];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => {
-                    let shown = self.mask.pass(&buffer[..count]);
-                    if !shown.is_empty() {
-                        self.logger.log(shown);
-                    }
+    /// Sends what is there; returns whether more may come.
+    fn read(&mut self, buffer: &mut [u8]) -> bool {
+        let more = match self.stream.read(buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                let shown = self.mask.pass(&buffer[..count]);
+                if !shown.is_empty() {
+                    self.logger.log(shown);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    tracing::warn!(%error, "output of a step cannot be read");
-                    break;
-                }
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
+            Err(error) => {
+                tracing::warn!(%error, "output of a step cannot be read");
+                false
+            }
+        };
+        if !more {
+            let rest = self.mask.finish();
+            if !rest.is_empty() {
+                self.logger.log(rest);
             }
         }
-        let rest = self.mask.finish();
-        if !rest.is_empty() {
-            self.logger.log(rest);
+        more
+    }
+}
+
+/// As much as a pipe holds, so that one read empties it.
+const PIPE: usize = 64 * 1024;
+
+/// Sends what streams yield, in pieces as they come; ends when the last writer of each has gone.
+///
+/// Nothing tells in which order streams were written that have something at the same moment. The first one goes first:
+/// with stdout there, the reason of a failure comes last, as it was said.
+pub(crate) fn read_to_end(readers: [OutputReader; 2]) {
+    let mut buffer = vec![0; PIPE];
+    let mut open = Vec::from(readers);
+    while !open.is_empty() {
+        let mut polled: Vec<PollFd<'_>> = open
+            .iter()
+            .map(|reader| PollFd::new(&reader.stream, PollFlags::IN))
+            .collect();
+        match poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::warn!(%error, "output of a step cannot be waited for");
+                return;
+            }
         }
+        let ready: Vec<bool> = polled
+            .iter()
+            .map(|polled| !polled.revents().is_empty())
+            .collect();
+        let mut ready = ready.into_iter();
+        open.retain_mut(|reader| !ready.next().unwrap_or(false) || reader.read(&mut buffer));
     }
 }
 

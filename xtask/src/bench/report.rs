@@ -180,7 +180,12 @@ impl Report {
              their own\n$ cargo xtask bench compare\n```\n\n## Method\n\nEvery workload runs on every builder in turn, \
              then again; what stands here is the median in seconds of ",
         );
-        let _ = write!(page, "{} runs", self.runs);
+        match self.runs {
+            1 => page.push_str("one run"),
+            runs => {
+                let _ = write!(page, "{runs} runs");
+            }
+        }
         page.push_str(
             ". Machines differ and drift: only ratios inside one call mean anything. Every builder begins with an \
              empty store; removing the old one is not timed. BuildKit is the one in the daemon of Docker, with the \

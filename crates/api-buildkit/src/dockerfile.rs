@@ -15,7 +15,7 @@ use frontend::{
     ResolveMode, ResolvedImage, Step,
 };
 use oci::{ImageConfig, Platform, Reference};
-use progress::{Event, Outcome, Position, Range, SourceInfo, Vertex, Warning};
+use progress::{Event, Position, Range, SourceInfo, Vertex, Warning};
 use serde_json::json;
 
 use crate::build::{Build, FrontendResult, Tree, Trees, is_builtin};
@@ -424,12 +424,7 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<FoundImage, String> {
                 .find(&reference, &asked.platform, lookup)
                 .map_err(|error| engine::chain(&error))
         });
-    running.complete(match &found {
-        Ok(_) => Outcome::Done,
-        Err(error) => Outcome::Failed {
-            error: error.clone(),
-        },
-    });
+    running.conclude(&found, |error| error.clone());
     found
 }
 

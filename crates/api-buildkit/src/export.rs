@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::build::{Build, FrontendResult, Trees};
 use crate::error::Failure;
 use crate::filesend;
-use crate::options::{self, Attributes};
+use crate::options::Attributes;
 
 /// What exporters answer, by BuildKit's names.
 pub(crate) type Response = BTreeMap<String, String>;
@@ -187,7 +187,7 @@ impl One<'_> {
         match self.text(name) {
             None => Ok(None),
             Some("") => Ok(Some(true)),
-            Some(value) => options::boolean(value).map(Some).ok_or_else(|| {
+            Some(value) => dockerfile::parse_bool(value).map(Some).ok_or_else(|| {
                 Failure::unknown(format!("non-bool value specified for {name}: {value}"))
             }),
         }

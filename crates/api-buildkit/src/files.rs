@@ -9,7 +9,7 @@ use dockerfile::ignore::Matcher;
 use engine::{BuildClient, LocalFiles};
 use frontend::{MainContext, git_source};
 use llb::{Copy, Draft, FileSpec, GraphBuilder, Metadata, Op, SourceOp, attr};
-use progress::{Outcome, Vertex};
+use progress::Vertex;
 use rootfs::{Kind, Meta, RootPath};
 
 use crate::build::{Build, Tree};
@@ -77,12 +77,7 @@ impl Files {
                             })
                             .collect::<Result<Vec<_>, Failure>>()
                     });
-                running.complete(match &found {
-                    Ok(_) => Outcome::Done,
-                    Err(failure) => Outcome::Failed {
-                        error: failure.message.clone(),
-                    },
-                });
+                running.conclude(&found, |failure| failure.message.clone());
                 found
             }
         }
@@ -255,7 +250,7 @@ pub(crate) fn remote_context(
     {
         let keep = build_args
             .get("BUILDKIT_CONTEXT_KEEP_GIT_DIR")
-            .and_then(|value| crate::options::boolean(value))
+            .and_then(|value| dockerfile::parse_bool(value))
             .unwrap_or(false);
         let mut source = git_source(&git, keep, &git.checksum);
         if build_args

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dockerfile::parse_bool;
 use frontend::{NoCache, Options, ResolveMode};
 use llb::{HostIp, LinuxResources, NetworkMode, Ulimit};
 use oci::Platform;
@@ -35,7 +36,7 @@ pub(crate) fn options(attrs: &Attributes) -> Result<Options, Failure> {
     let multi_platform = match text("multi-platform") {
         "" => platforms.len() > 1,
         value => {
-            let asked = boolean(value).ok_or_else(|| {
+            let asked = parse_bool(value).ok_or_else(|| {
                 Failure::unknown(format!("invalid boolean value for multi-platform: {value}"))
             })?;
             if !asked && platforms.len() > 1 {
@@ -98,15 +99,6 @@ pub(crate) fn options(attrs: &Attributes) -> Result<Options, Failure> {
 fn list(text: &str) -> impl Iterator<Item = &str> {
     let parts = text.split(',').map(|part| part.trim_matches('"'));
     parts.filter(|part| !part.is_empty())
-}
-
-/// Reads a truth as Go's `strconv.ParseBool` does.
-pub(crate) fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 fn ulimit(text: &str) -> Result<Ulimit, Failure> {

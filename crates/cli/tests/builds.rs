@@ -175,7 +175,7 @@ COPY --from=a /src/copy /
             .filter(|name| !name.contains("internal"))
             .collect()
     };
-    assert_eq!(ran(&steps(&again.stderr)), [String::new(); 0]);
+    assert_eq!(ran(&steps(&again.stderr)), Vec::<String>::new());
     // A file of the same size and times is another file.
     let path = environment.work().join("ctx/file");
     let times = std::fs::metadata(&path)

@@ -33,7 +33,7 @@ fn killed_builders_do_no_harm() {
     while !processes_of(&environment.root()).is_empty() && Instant::now() < deadline {
         std::thread::yield_now();
     }
-    assert_eq!(processes_of(&environment.root()), [String::new(); 0]);
+    assert_eq!(processes_of(&environment.root()), Vec::<String>::new());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is there");
     assert!(!mounts.contains(&environment.root().display().to_string()));
 }

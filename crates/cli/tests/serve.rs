@@ -11,6 +11,7 @@ fn environment() -> Environment {
 }
 
 /// Starts a server and waits until it says that clients can come.
+#[expect(clippy::zombie_processes, reason = "who starts a server ends it")]
 fn start(command: &mut Command) -> Child {
     let mut child = command
         .stderr(Stdio::piped())
@@ -21,7 +22,10 @@ fn start(command: &mut Command) -> Child {
     loop {
         let mut line = String::new();
         let count = lines.read_line(&mut line).expect("a line");
-        assert_ne!(count, 0, "the server ended");
+        if count == 0 {
+            let ended = child.wait().expect("an end");
+            panic!("the server ended: {ended}");
+        }
         if line.starts_with("serving on ") {
             return child;
         }

@@ -40,6 +40,7 @@ mod words;
 pub use diagnostic::{Diagnostic, Edit, Label, Severity};
 pub use directive::{Directive, DirectiveName, detect_syntax, find_directive};
 pub use dump::dump;
+pub use go::parse_bool;
 pub use heredoc::{HeredocHead, chomp_tabs, parse_heredoc_word};
 pub use instruction::{
     Add, Arg, ArgItem, Cmd, CommandForm, CommandLine, Copy, Device, Entrypoint, Env, Expose,

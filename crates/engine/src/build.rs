@@ -229,12 +229,7 @@ impl Engine {
     ) -> Answer {
         fn told<T>(running: RunningVertex, found: Result<T, EngineError>) -> Result<T, String> {
             let found = found.map_err(|error| crate::error::chain(&error));
-            running.complete(match &found {
-                Ok(_) => Outcome::Done,
-                Err(error) => Outcome::Failed {
-                    error: error.clone(),
-                },
-            });
+            running.conclude(&found, |error| error.clone());
             found
         }
         match asked {
@@ -277,7 +272,7 @@ impl Engine {
             .ok_or_else(|| EngineError::Graph(format!("{reference} of a layout has no digest")))?;
         let directory = loaded.layout(store)?;
         let images = &self.shared.images;
-        images.from_layout(
+        images.resolve_layout(
             &self.shared,
             directory,
             &reference,

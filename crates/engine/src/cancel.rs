@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// What is done when the request comes.
+type Action = Box<dyn Fn() + Send>;
+
 /// A request to stop, shared by who asks and who runs.
 #[derive(Clone, Default)]
 pub struct Cancel {
@@ -12,7 +15,7 @@ pub struct Cancel {
 #[derive(Default)]
 struct Inner {
     requested: AtomicBool,
-    actions: Mutex<Vec<(u64, Box<dyn Fn() + Send>)>>,
+    actions: Mutex<Vec<(u64, Action)>>,
 }
 
 impl std::fmt::Debug for Cancel {

@@ -367,12 +367,7 @@ impl Engine {
             };
             Ok((pinned.content().1, time))
         });
-        running.complete(match &found {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&found, |error| crate::error::chain(error));
         found
     }
 
@@ -388,12 +383,7 @@ impl Engine {
         let access = GitAccess::default().of_client(Some(Arc::clone(client)));
         let pinned = Fetched::pin(&self.shared, &access, source, &running);
         let time = pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
-        running.complete(match &time {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&time, |error| crate::error::chain(error));
         time
     }
 

@@ -4,7 +4,7 @@ use dockerfile::check::{BaseImage, CheckOptions, Images, Outline, Report, check,
 use dockerfile::{Diagnostic, Stages};
 use frontend::NamedContext;
 use oci::Platform;
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 
 use crate::error::BuildFailure;
 use crate::history::Known;
@@ -142,12 +142,7 @@ impl Registries<'_> {
         let shown = format!("[internal] load metadata for {name}");
         let running = self.sink.vertex(Vertex::named(shown)).start();
         let found = self.engine.find_image(name, platform, self.request.pull);
-        running.complete(match &found {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&found, |error| crate::error::chain(error));
         found.map(|image| base_image(&image))
     }
 }

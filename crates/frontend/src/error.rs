@@ -41,7 +41,8 @@ pub(crate) fn nowhere(code: &'static str, message: impl Into<String>) -> Box<Dia
 pub(crate) fn of_trigger(mut error: Box<Diagnostic>, stage: &Stage<'_>) -> Box<Diagnostic> {
     error.labels.clear();
     error.edits.clear();
-    Box::new(error.label(stage.base_span, "in an ONBUILD trigger of this"))
+    *error = error.label(stage.base_span, "in an ONBUILD trigger of this");
+    error
 }
 
 /// Returns the error of a word that could not be expanded.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dockerfile::Diagnostic;
+use dockerfile::{Diagnostic, parse_bool};
 use oci::{Digest, ImageConfig, Platform};
 
 use crate::error::nowhere;
@@ -58,7 +58,7 @@ impl Options {
         let given = |name: &str| self.build_args.get(name).filter(|value| !value.is_empty());
         let wrong = |message: String| vec![*nowhere("build-argument", message)];
         let multi_platform = given("BUILDKIT_MULTI_PLATFORM").map(|value| {
-            yes_or_no(value)
+            parse_bool(value)
                 .ok_or_else(|| wrong(format!("invalid boolean value for multi-platform: {value}")))
         });
         let multi_platform = multi_platform.transpose()?;
@@ -66,7 +66,7 @@ impl Options {
             let message = "conflicting config: returning multiple target platforms is not allowed";
             return Err(wrong(message.to_owned()));
         }
-        let keep_git = given("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| yes_or_no(value));
+        let keep_git = given("BUILDKIT_CONTEXT_KEEP_GIT_DIR").and_then(|value| parse_bool(value));
         let namespace = given("BUILDKIT_CACHE_MOUNT_NS").cloned();
         let hostname = given("BUILDKIT_SANDBOX_HOSTNAME").cloned();
         self.multi_platform = multi_platform.unwrap_or(self.multi_platform);
@@ -79,18 +79,9 @@ impl Options {
     }
 }
 
-/// Reads a truth as Go's `strconv.ParseBool` does.
-fn yes_or_no(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
-}
-
 /// Tells whether a build argument that is yes or no is yes.
 pub fn is_true(text: &str) -> bool {
-    yes_or_no(text) == Some(true)
+    parse_bool(text) == Some(true)
 }
 
 /// Which stages run without looking for recorded results.

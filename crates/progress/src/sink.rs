@@ -202,6 +202,14 @@ impl RunningVertex {
         self.end(outcome);
     }
 
+    /// Completes it as a result has it; `said` puts an error into words.
+    pub fn conclude<T, E>(self, result: &Result<T, E>, said: impl FnOnce(&E) -> String) {
+        self.complete(match result {
+            Ok(_) => Outcome::Done,
+            Err(error) => Outcome::Failed { error: said(error) },
+        });
+    }
+
     fn end(&mut self, outcome: Outcome) {
         if std::mem::replace(&mut self.completed, true) {
             return;

@@ -36,5 +36,5 @@ pub use layer::{Form, LayerDir, OverlayXattrs};
 pub use meta::{Kind, Meta};
 pub use overlay::{Overlay, PreparedOverlay, Upper};
 pub use path::RootPath;
-pub use resolve::{Follow, NewDirs, Root};
+pub use resolve::{Follow, NamedMeta, NewDirs, Root};
 pub use tree::Tree;

@@ -20,6 +20,9 @@ use crate::{Error, Result, RootPath};
 /// The most symlinks followed in one path, as in the reference.
 const MOST_LINKS: usize = 255;
 
+/// A name in a directory and what stands under it.
+pub type NamedMeta = (Vec<u8>, Meta);
+
 /// What to do with a symlink that is the last component of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follow {
@@ -204,7 +207,7 @@ impl Tree {
     }
 
     /// Returns the names in a directory with their attributes, sorted by name; `None` where no directory is.
-    pub fn read_dir(&self, path: &RootPath) -> Result<Option<Vec<(Vec<u8>, Meta)>>> {
+    pub fn read_dir(&self, path: &RootPath) -> Result<Option<Vec<NamedMeta>>> {
         let found = match self.resolve(path, Follow::Last) {
             Ok(found) if found.is_dir() => found,
             Ok(_) | Err(Error::NotADirectory { .. }) => return Ok(None),

@@ -535,9 +535,9 @@ fn a_working_directory_through_links_is_made_inside() {
     }
     let bench = Bench::new();
     let outside = Outside::new();
-    symlink(outside.path(), bench.lower().join("work")).expect("a link");
+    symlink(outside.path(), bench.lower().join("link")).expect("a link");
     let mut spec = bench.shell("step", "echo x > made; pwd -P");
-    spec.cwd = "/work/dir".to_owned();
+    spec.cwd = "/link/dir".to_owned();
     let printed = bench.run(&spec).printed().to_owned();
     assert_eq!(printed, format!("{}/dir", outside.path().display()));
     outside.unchanged();

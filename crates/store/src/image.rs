@@ -211,14 +211,20 @@ impl Store {
 
     /// Returns what a canonical reference points to.
     pub fn name(&self, reference: &str) -> Result<Option<ImageName>, StoreError> {
-        Ok(self
-            .names()?
-            .into_iter()
-            .find(|name| name.reference == reference))
+        let found = self.names_where("WHERE reference = ?1", &[&reference])?;
+        Ok(found.into_iter().next())
     }
 
     /// Returns all names, in their order.
     pub fn names(&self) -> Result<Vec<ImageName>, StoreError> {
+        self.names_where("ORDER BY reference", &[])
+    }
+
+    fn names_where(
+        &self,
+        clause: &str,
+        values: &[&dyn rusqlite::ToSql],
+    ) -> Result<Vec<ImageName>, StoreError> {
         type NameRow = (String, String, Option<String>, i64, Option<String>);
         let row = |row: &rusqlite::Row<'_>| -> rusqlite::Result<NameRow> {
             Ok((
@@ -231,10 +237,10 @@ impl Store {
         };
         let rows: Vec<NameRow> = self
             .database()
-            .prepare_cached(
-                "SELECT reference, image, digest, updated, variants FROM name ORDER BY reference",
-            )
-            .and_then(|mut statement| statement.query_map([], row)?.collect())
+            .prepare_cached(&format!(
+                "SELECT reference, image, digest, updated, variants FROM name {clause}"
+            ))
+            .and_then(|mut statement| statement.query_map(values, row)?.collect())
             .map_err(StoreError::database("list the names"))?;
         rows.into_iter()
             .map(|(reference, image, digest, updated, variants)| {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
 use super::peers::{self, Peers};
@@ -281,7 +281,7 @@ impl Builder<'_> {
     /// Leaves the builder as if it had never built.
     fn reset(&self) -> anyhow::Result<()> {
         match &self.how {
-            How::Lapstrake { state, .. } => remove(state),
+            How::Lapstrake { state, .. } => fixtures::tree::remove(state),
             How::BuildKit { peers, .. } => {
                 output(
                     peers
@@ -301,15 +301,6 @@ impl Builder<'_> {
                 Ok(())
             }
         }
-    }
-}
-
-fn remove(state: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir_all(state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).context("failed to remove the state directory")
-        }
-        _ => Ok(()),
     }
 }
 

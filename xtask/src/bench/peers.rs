@@ -5,7 +5,6 @@
 //! measurements at the same path as outside.
 
 use std::fs;
-use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -269,16 +268,6 @@ exec chroot \"$root\" /usr/sbin/dockerd -H \"unix://$work/docker.sock\" --data-r
 
 /// Returns the version a program of the root names.
 pub(crate) fn version(peers: &Peers, program: &str, words: &[&str]) -> anyhow::Result<String> {
-    let mut child = peers
-        .command(program)
-        .args(words)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let mut said = String::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_string(&mut said)?;
-    }
-    child.wait()?;
+    let said = output(peers.command(program).args(words))?;
     Ok(said.lines().next().unwrap_or_default().trim().to_owned())
 }

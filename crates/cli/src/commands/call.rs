@@ -62,10 +62,9 @@ impl Call {
                     )
                 }
                 Some(("ignorestatus", value)) => {
-                    ignore_status = match value {
-                        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-                        "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-                        _ => bail!("invalid --call {text:?}: ignorestatus is true or false"),
+                    ignore_status = match dockerfile::parse_bool(value) {
+                        Some(truth) => truth,
+                        None => bail!("invalid --call {text:?}: ignorestatus is true or false"),
                     }
                 }
                 Some((name, _)) => bail!("invalid --call {text:?}: there is no field {name:?}"),

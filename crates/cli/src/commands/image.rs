@@ -10,7 +10,7 @@ use engine::Destination;
 use engine::images::Subject;
 use oci::{ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
-use store::{CollectPolicy, Image, Store, Variants};
+use store::{CollectPolicy, Image, Store};
 
 use super::build::Build;
 use super::image_content::{DiffOf, Import, TreeOf};
@@ -86,7 +86,7 @@ impl Tag {
                 &target,
                 &subject.image.id,
                 None,
-                variants(&subject).as_ref(),
+                subject.variants().as_ref(),
             )
             .map_err(exit::builder)
     }
@@ -288,18 +288,6 @@ fn all_tags(
         }
     }
     Ok(found)
-}
-
-/// Returns the index of a subject as a name records it.
-fn variants(subject: &Subject) -> Option<Variants> {
-    subject.index.as_ref().map(|index| Variants {
-        index: index.clone(),
-        images: subject
-            .images
-            .iter()
-            .map(|image| image.id.clone())
-            .collect(),
-    })
 }
 
 /// Load images from an archive: docker save's, or an OCI layout

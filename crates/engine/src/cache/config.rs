@@ -12,6 +12,9 @@ use oci::{Descriptor, Digest, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::Key;
 
+/// A layer as a blob, the digest of its tar, and when it was made (seconds since the epoch).
+pub(crate) type Blob = (Descriptor, Digest, i64);
+
 /// The media type of the document.
 pub(crate) const MEDIA_TYPE: &str = "application/vnd.buildkit.cacheconfig.v0";
 
@@ -213,10 +216,7 @@ impl PortableCache {
     }
 
     /// Adds a chain, lowest first, and returns the place of its uppermost layer.
-    pub(crate) fn add_chain(
-        &mut self,
-        layers: impl IntoIterator<Item = (Descriptor, Digest, i64)>,
-    ) -> Option<usize> {
+    pub(crate) fn add_chain(&mut self, layers: impl IntoIterator<Item = Blob>) -> Option<usize> {
         let mut top = None;
         for (descriptor, diff_id, created) in layers {
             let layer = PortableLayer {
@@ -352,7 +352,7 @@ pub(crate) fn key_of(text: &str) -> Option<Key> {
 mod tests {
     use super::*;
 
-    fn layer(number: u8) -> (Descriptor, Digest, i64) {
+    fn layer(number: u8) -> Blob {
         let digest = Digest::from_sha256([number; 32]);
         let descriptor = Descriptor::new(media_type::OCI_LAYER_GZIP, digest.clone(), 10);
         (descriptor, digest, i64::from(number))

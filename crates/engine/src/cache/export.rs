@@ -9,7 +9,7 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 use registry::BlobSource;
 use store::{Layer, LayerId};
 
-use super::config::{MEDIA_TYPE, PortableCache, PortableRecord};
+use super::config::{Blob, MEDIA_TYPE, PortableCache, PortableRecord};
 use super::import;
 use super::inline::InlineRecord;
 use super::layout::CacheDirectory;
@@ -148,15 +148,12 @@ struct Encoder<'a> {
     shared: &'a Shared,
     options: &'a LayerOptions,
     epoch: Option<i64>,
-    known: BTreeMap<LayerId, Option<(Descriptor, Digest, i64)>>,
+    known: BTreeMap<LayerId, Option<Blob>>,
 }
 
 impl Encoder<'_> {
     /// Returns a chain as blobs; `None` if a layer cannot be written as the tar it is known by.
-    fn chain(
-        &mut self,
-        layers: &[Layer],
-    ) -> Result<Option<Vec<(Descriptor, Digest, i64)>>, EngineError> {
+    fn chain(&mut self, layers: &[Layer]) -> Result<Option<Vec<Blob>>, EngineError> {
         let mut chain = Vec::with_capacity(layers.len());
         for (index, layer) in layers.iter().enumerate() {
             let known = match self.known.get(&layer.id()) {
@@ -175,11 +172,7 @@ impl Encoder<'_> {
         Ok(Some(chain))
     }
 
-    fn encode(
-        &self,
-        below: &[Layer],
-        layer: &Layer,
-    ) -> Result<Option<(Descriptor, Digest, i64)>, EngineError> {
+    fn encode(&self, below: &[Layer], layer: &Layer) -> Result<Option<Blob>, EngineError> {
         let store = &self.shared.store;
         let info = store.layer_info(layer.id())?;
         let from_image = store.is_image_layer(layer.id())?;

@@ -93,7 +93,7 @@ impl Engine {
                 CopyTarget::Local(_) | CopyTarget::Stdout,
             ) => Err(wrong("must specify at least one container source")),
             (CopySource::Container { container, path }, CopyTarget::Local(local)) => {
-                let from = self.from_container(container, path, options)?;
+                let from = self.source_in_container(container, path, options)?;
                 let into = into_local(local)?;
                 let owner = match options.archive {
                     true => None,
@@ -105,11 +105,11 @@ impl Engine {
                 transfer(&from, &into, owner)
             }
             (CopySource::Container { container, path }, CopyTarget::Stdout) => {
-                self.to_stdout(&self.from_container(container, path, options)?)
+                self.to_stdout(&self.source_in_container(container, path, options)?)
             }
             (CopySource::Local(local), CopyTarget::Container { container, path }) => {
                 let from = from_local(local, options)?;
-                let into = self.into_container(container, path)?;
+                let into = self.target_in_container(container, path)?;
                 let owner = match options.archive {
                     true => None,
                     false => Some(Owner { uid: 0, gid: 0 }),
@@ -117,8 +117,8 @@ impl Engine {
                 transfer(&from, &into, owner)
             }
             (CopySource::Stdin, CopyTarget::Container { container, path }) => {
-                let from = self.from_stdin()?;
-                let into = self.into_container(container, path)?;
+                let from = self.source_on_stdin()?;
+                let into = self.target_in_container(container, path)?;
                 let found = into.tree.stat(&root_path(&into.path)?, Follow::Last)?;
                 if !found.is_some_and(|meta| meta.is_dir()) {
                     return Err(wrong(&format!(
@@ -130,7 +130,7 @@ impl Engine {
         }
     }
 
-    fn from_container(
+    fn source_in_container(
         &self,
         wanted: &str,
         path: &str,
@@ -179,7 +179,7 @@ impl Engine {
         })
     }
 
-    fn into_container(&self, wanted: &str, path: &str) -> Result<Into, EngineError> {
+    fn target_in_container(&self, wanted: &str, path: &str) -> Result<Into, EngineError> {
         let store = self.store();
         let container = find_container(store, wanted)?;
         let Some(lock) = store.try_lock_container(&container.id)? else {
@@ -207,7 +207,7 @@ impl Engine {
     }
 
     /// Unpacks the tar on standard input where nobody else sees it.
-    fn from_stdin(&self) -> Result<From, EngineError> {
+    fn source_on_stdin(&self) -> Result<From, EngineError> {
         let layer = self.store().new_layer()?;
         let path = layer.path();
         let dir = rootfs::LayerDir::open(&path)?;

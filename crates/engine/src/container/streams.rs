@@ -13,6 +13,7 @@ use sandbox::Stdio;
 
 use super::log::LogWriter;
 use crate::EngineError;
+use crate::step::output::pipe;
 
 /// Where the streams of a command come from and go to.
 #[derive(Debug, Default)]
@@ -185,9 +186,4 @@ fn copy_output(
             }
         })
         .map_err(|source| EngineError::Thread { source })
-}
-
-fn pipe() -> Result<(OwnedFd, OwnedFd), EngineError> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| EngineError::io("make", "a pipe")(errno.into()))
 }

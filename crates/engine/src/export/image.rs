@@ -198,7 +198,7 @@ impl Assembly<'_> {
         ];
         for (what, digest) in made {
             self.running
-                .status_of(&format!("exporting {what} {digest}"), "", 0)
+                .status_of(format!("exporting {what} {digest}"), "", 0)
                 .finish(0);
         }
         Ok(Assembled {
@@ -390,7 +390,7 @@ fn keep(
             size += store.layer_info(layer.id())?.content;
         }
         running
-            .status_of(&format!("writing image {id}"), "", 0)
+            .status_of(format!("writing image {id}"), "", 0)
             .finish(0);
         images.push(Image {
             id,
@@ -429,7 +429,7 @@ fn keep(
     store.put_images(&images, &usual.config_descriptor.digest, given)?;
     for name in names {
         running
-            .status_of(&format!("naming to {name}"), "", 0)
+            .status_of(format!("naming to {name}"), "", 0)
             .finish(0);
     }
     Ok(())

@@ -63,7 +63,7 @@ pub(crate) fn push(
     let blobs: Vec<BlobToPush> = blobs.into_values().collect();
     for name in names {
         let running = assembly.running;
-        let status = running.status_of(&format!("pushing layers for {name}"), "", 0);
+        let status = running.status_of(format!("pushing layers for {name}"), "", 0);
         push_blobs(shared, name, &blobs)?;
         status.finish(0);
         push_manifests(shared, name, &manifests, output.push_by_digest, running)?;

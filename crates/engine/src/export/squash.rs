@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use oci::History;
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use rootfs::Tree;
 use rootfs::compare::{Change, compare};
 use rootfs::copy::{Copy, LinkPolicy, Remove, copy, remove};
@@ -23,12 +23,7 @@ pub(super) fn squash_all(
     let running = sink.vertex(Vertex::named("squashing layers")).start();
     let squashed: Result<Vec<Built>, EngineError> =
         built.iter().map(|built| squash(shared, built)).collect();
-    running.complete(match &squashed {
-        Ok(_) => Outcome::Done,
-        Err(error) => Outcome::Failed {
-            error: crate::error::chain(error),
-        },
-    });
+    running.conclude(&squashed, |error| crate::error::chain(error));
     squashed
 }
 

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use frontend::{Answers, Lowering, Options, Step};
 use oci::{History, ImageConfig, Platform, Reference, Timestamp};
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use rootfs::LayerDir;
 use rootfs::apply::apply_layer;
 use store::{Image, LayerInfo};
@@ -34,12 +34,7 @@ impl Engine {
         let config = config_from_changes(&request.platform, &request.changes)?;
         let running = sink.vertex(Vertex::named("importing")).start();
         let image = self.import_layer(archive, request, config, cancel);
-        running.complete(match &image {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&image, |error| crate::error::chain(error));
         image
     }
 

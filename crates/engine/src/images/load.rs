@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 
 use oci::media_type::{self, Kind, Naming};
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use serde::Deserialize;
 use store::{Image, Layer, NewNames, Variants};
 
@@ -85,12 +85,7 @@ impl Engine {
                 .collect()
         };
         let result = work();
-        running.complete(match &result {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&result, |error| crate::error::chain(error));
         result
     }
 

@@ -1,7 +1,7 @@
 //! Brings images into the store.
 
 use oci::{Digest, Platform, Reference};
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use store::Image;
 
 use crate::{Cancel, Engine, EngineError};
@@ -32,12 +32,7 @@ impl Engine {
         let shown = format!("pulling {}", reference.familiar());
         let running = sink.vertex(Vertex::named(shown)).start();
         let pulled = self.bring(reference, platform, &running, cancel);
-        running.complete(match &pulled {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&pulled, |error| crate::error::chain(error));
         pulled
     }
 

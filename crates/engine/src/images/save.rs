@@ -2,9 +2,8 @@
 
 use oci::media_type::Naming;
 use oci::{Descriptor, Digest, Reference};
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use registry::BlobSource;
-use store::Variants;
 
 use super::stored::{StoredSet, Subject};
 use crate::export::push::BlobToPush;
@@ -112,26 +111,13 @@ impl Engine {
             let (root, bytes) = manifests.last().expect("a subject has one image at least");
             // From now on the registry knows it by this.
             self.store().blobs().put(bytes)?;
-            let variants = subject.index.as_ref().map(|index| Variants {
-                index: index.clone(),
-                images: subject
-                    .images
-                    .iter()
-                    .map(|image| image.id.clone())
-                    .collect(),
-            });
             let (id, digest) = (&subject.image.id, Some(&root.digest));
             self.store()
-                .set_name_of(name, id, digest, variants.as_ref())?;
+                .set_name_of(name, id, digest, subject.variants().as_ref())?;
             Ok((root.digest.clone(), bytes.len() as u64))
         };
         let result = work();
-        running.complete(match &result {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: crate::error::chain(error),
-            },
-        });
+        running.conclude(&result, |error| crate::error::chain(error));
         result
     }
 }

@@ -2,7 +2,7 @@
 
 use oci::media_type::Naming;
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
-use store::{Image, ImageName};
+use store::{Image, ImageName, Variants};
 
 use crate::EngineError;
 use crate::export::layers::encode_stored;
@@ -178,6 +178,14 @@ impl Subject {
             image,
             index: None,
         }
+    }
+
+    /// Returns the index with its images as a name records it.
+    pub fn variants(&self) -> Option<Variants> {
+        self.index.as_ref().map(|index| Variants {
+            index: index.clone(),
+            images: self.images.iter().map(|image| image.id.clone()).collect(),
+        })
     }
 
     /// Returns all that a name stands for, or what of it is for a platform.

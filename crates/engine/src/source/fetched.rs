@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llb::{Op, SourceOp, VertexId};
-use progress::{Outcome, RunningVertex, Sink, Vertex};
+use progress::{RunningVertex, Sink, Vertex};
 use store::{Key, Layer};
 
 use super::git::{self, GitAccess, GitTree};
@@ -121,12 +121,7 @@ pub(crate) fn pin_all(
         };
         let running = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
         let found = Fetched::pin(shared, access, source, &running);
-        running.complete(match &found {
-            Ok(_) => Outcome::Done,
-            Err(error) => Outcome::Failed {
-                error: error.to_string(),
-            },
-        });
+        running.conclude(&found, |error| error.to_string());
         match found {
             Ok(found) => Ok((vertex.id(), found)),
             Err(error) => Err((vertex.id(), error)),

@@ -14,6 +14,7 @@ use llb::{SourceOp, attr};
 use progress::RunningVertex;
 use store::Layer;
 
+use super::temporary;
 use crate::EngineError;
 use crate::client::BuildClient;
 use crate::request::SecretSource;
@@ -221,7 +222,7 @@ impl GitTree {
         access: &GitAccess,
         running: &RunningVertex,
     ) -> Result<i64, EngineError> {
-        let folder = temporary()?;
+        let folder = temporary("git")?;
         let git = Git::new(access, &self.wanted.remote, folder.path(), None, running);
         self.fetch(&git)?;
         commit_time(&git, self.commit())
@@ -240,7 +241,7 @@ impl GitTree {
         let layer = shared.new_layer(&[])?;
         let root = layer.path();
         let whole = self.wanted.folder.is_empty();
-        let hidden = temporary()?;
+        let hidden = temporary("git")?;
         // What is not asked for is never at a place where it could be taken for what is.
         let part = match whole {
             true => None,
@@ -352,13 +353,6 @@ impl GitTree {
         }
         Ok(())
     }
-}
-
-fn temporary() -> Result<tempfile::TempDir, EngineError> {
-    tempfile::Builder::new()
-        .prefix("lapstrake-git-")
-        .tempdir()
-        .map_err(EngineError::io("create", "a temporary directory"))
 }
 
 fn commit_time(git: &Git<'_>, commit: &str) -> Result<i64, EngineError> {
@@ -661,7 +655,7 @@ fn last_words(text: &str) -> &str {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines()
         .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
-        .or(lines().last())
+        .or(lines().next_back())
         .unwrap_or("nothing")
 }
 

@@ -123,7 +123,7 @@ impl ImageResolver {
         }
         if let Some(digest) = reference.digest()
             && let Ok(raw) = self.store.blobs().read(digest)
-            && let Ok(image) = self.from_document(&reference, platform, digest.clone(), raw)
+            && let Ok(image) = self.resolve_document(&reference, platform, digest.clone(), raw)
         {
             return Ok(image);
         }
@@ -137,7 +137,7 @@ impl ImageResolver {
         let digest = resolved.descriptor.digest.clone();
         self.keep(&digest, &resolved.raw)?;
         let image =
-            self.from_document(&reference, platform, digest.clone(), resolved.raw.to_vec())?;
+            self.resolve_document(&reference, platform, digest.clone(), resolved.raw.to_vec())?;
         let tag = RememberedTag {
             digest,
             media_type: resolved.descriptor.media_type,
@@ -150,7 +150,7 @@ impl ImageResolver {
     }
 
     /// Returns an image of an OCI layout, whose blobs are in the store from now on.
-    pub(crate) fn from_layout(
+    pub(crate) fn resolve_layout(
         &self,
         shared: &Shared,
         directory: &Path,
@@ -174,7 +174,7 @@ impl ImageResolver {
         for blob in manifest.layers.iter().chain([&manifest.config]) {
             layout::take(shared, directory, blob)?;
         }
-        self.from_document(reference, platform, digest.clone(), found)
+        self.resolve_document(reference, platform, digest.clone(), found)
     }
 
     /// Returns the image of the store that has this name and platform.
@@ -220,12 +220,12 @@ impl ImageResolver {
         let Ok(raw) = self.store.blobs().read(&tag.digest) else {
             return Ok(None);
         };
-        self.from_document(reference, platform, tag.digest, raw)
+        self.resolve_document(reference, platform, tag.digest, raw)
             .map(Some)
     }
 
     /// Follows an index to the manifest for the platform, and that to its config.
-    fn from_document(
+    fn resolve_document(
         &self,
         reference: &Reference,
         platform: &Platform,
@@ -240,7 +240,7 @@ impl ImageResolver {
                     let index: Index = parse("index", &raw)?;
                     raw = self.choose(reference, platform, &index)?;
                 }
-                _ => return self.from_manifest(reference, platform, pinned, &raw),
+                _ => return self.resolve_manifest(reference, platform, pinned, &raw),
             }
         }
         Err(EngineError::Image {
@@ -276,7 +276,7 @@ impl ImageResolver {
         Ok(raw.to_vec())
     }
 
-    fn from_manifest(
+    fn resolve_manifest(
         &self,
         reference: &Reference,
         platform: &Platform,

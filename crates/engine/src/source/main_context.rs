@@ -4,13 +4,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use frontend::MainContext;
-use progress::{Outcome, Sink, Vertex};
+use progress::{Sink, Vertex};
 use rootfs::Tree;
 use rootfs::copy::{Copy, Owner};
 use tempfile::TempDir;
 
 use super::fetched::{Fetched, PinnedSource};
 use super::git::GitAccess;
+use super::temporary;
 use crate::EngineError;
 use crate::request::{BuildRequest, Context};
 use crate::step::Shared;
@@ -60,7 +61,7 @@ impl Main {
                 Ok(Self::local(directory, Some(unpacked)))
             }
             Context::Empty => {
-                let unpacked = temporary()?;
+                let unpacked = temporary("context")?;
                 Ok(Self::local(unpacked.path().to_owned(), Some(unpacked)))
             }
             Context::Git(url) => Self::git(url, request, shared, sink),
@@ -99,7 +100,7 @@ impl Main {
             Ok((pinned, directory))
         };
         let loaded = load();
-        running.complete(outcome(&loaded));
+        running.conclude(&loaded, |error| crate::error::chain(error));
         let (pinned, directory) = loaded?;
         Ok(Self {
             pinned: Some(pinned),
@@ -120,7 +121,7 @@ impl Main {
         let running = sink.vertex(Vertex::named(name)).start();
         let access = GitAccess::default();
         let pinned = pin(&context, request, shared, &access, &running);
-        running.complete(outcome(&pinned));
+        running.conclude(&pinned, |error| crate::error::chain(error));
         let pinned = pinned?;
         let Fetched::Http(file) = &pinned.fetched else {
             return Err(EngineError::Graph(format!("{url} is no file")));
@@ -146,7 +147,7 @@ impl Main {
                         "{url} is neither an archive nor a Dockerfile: it is larger than {limit} bytes"
                     )));
                 }
-                let unpacked = temporary()?;
+                let unpacked = temporary("context")?;
                 Self {
                     dockerfile: Some(bytes),
                     ..Self::local(unpacked.path().to_owned(), Some(unpacked))
@@ -156,15 +157,6 @@ impl Main {
         main.context = context;
         main.pinned = Some(pinned);
         Ok(main)
-    }
-}
-
-fn outcome<T>(result: &Result<T, EngineError>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Done,
-        Err(error) => Outcome::Failed {
-            error: crate::error::chain(error),
-        },
     }
 }
 
@@ -205,8 +197,8 @@ fn is_tar_header(bytes: &[u8]) -> bool {
 
 /// Unpacks an archive, compressed in any way the reference knows, into a directory for this build.
 fn unpack(archive: &Path) -> Result<(PathBuf, TempDir), EngineError> {
-    let temporary = temporary()?;
-    let directory = temporary.path().join("context");
+    let unpacked = temporary("context")?;
+    let directory = unpacked.path().join("context");
     std::fs::create_dir(&directory).map_err(EngineError::io("create", &directory))?;
     let archive = archive
         .canonicalize()
@@ -229,19 +221,12 @@ fn unpack(archive: &Path) -> Result<(PathBuf, TempDir), EngineError> {
     };
     match entries.as_slice() {
         [only] if *only == *name && is_same(&directory.join(only), &archive) => Err(no_archive()),
-        _ => Ok((directory, temporary)),
+        _ => Ok((directory, unpacked)),
     }
 }
 
 fn no_archive() -> EngineError {
     EngineError::Request("the context is neither a directory nor a tar archive".to_owned())
-}
-
-fn temporary() -> Result<TempDir, EngineError> {
-    tempfile::Builder::new()
-        .prefix("lapstrake-context-")
-        .tempdir()
-        .map_err(EngineError::io("create", "a temporary directory"))
 }
 
 #[cfg(test)]

@@ -8,3 +8,15 @@ pub(crate) mod image;
 mod layout;
 pub(crate) mod main_context;
 pub(crate) mod pull;
+
+use tempfile::TempDir;
+
+use crate::EngineError;
+
+/// A directory of this process alone, removed when it is dropped.
+pub(crate) fn temporary(purpose: &str) -> Result<TempDir, EngineError> {
+    tempfile::Builder::new()
+        .prefix(&format!("lapstrake-{purpose}-"))
+        .tempdir()
+        .map_err(EngineError::io("create", "a temporary directory"))
+}

@@ -12,7 +12,7 @@ use sandbox::{Content, Overlay, Root, Source, Spec, Status, Stdio, Upper, User};
 use store::{Layer, MutLayer};
 
 use crate::snapshot::Snapshot;
-use crate::step::output::{self, OutputReader};
+use crate::step::output::{self, OutputReader, pipe};
 use crate::step::trust::TrustLayer;
 use crate::step::{StepContext, cache_mount, ssh};
 use crate::{Cancel, EngineError};
@@ -41,16 +41,17 @@ pub(crate) fn run(
     cancel: &Cancel,
     usage: &mut Option<sandbox::Usage>,
 ) -> Result<Vec<Snapshot>, EngineError> {
-    let all = context.steps.retries;
-    for retry in 1..=all {
+    let most = context.steps.retries;
+    let mut retries = 0;
+    loop {
         match run_once(context, op, inputs, vertex, name, cancel, usage) {
-            Err(error @ EngineError::Step { .. }) => {
-                vertex.warn(format!("{error}; trying again ({retry} of {all})"));
+            Err(error @ EngineError::Step { .. }) if retries < most => {
+                retries += 1;
+                vertex.warn(format!("{error}; trying again ({retries} of {most})"));
             }
             other => return other,
         }
     }
-    run_once(context, op, inputs, vertex, name, cancel, usage)
 }
 
 fn run_once(
@@ -437,11 +438,6 @@ fn layers_of(
     };
     held.layers.extend(layers.iter().cloned());
     Ok(layers)
-}
-
-fn pipe() -> Result<(OwnedFd, OwnedFd), EngineError> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| EngineError::io("make", "a pipe")(errno.into()))
 }
 
 fn clone_fd(fd: impl AsFd) -> Result<OwnedFd, EngineError> {

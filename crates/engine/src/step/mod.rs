@@ -28,7 +28,7 @@ pub(crate) mod file;
 mod limits;
 pub(crate) mod merge;
 mod network;
-mod output;
+pub(crate) mod output;
 mod ssh;
 pub(crate) mod trust;
 mod upper;

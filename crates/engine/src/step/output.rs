@@ -8,6 +8,14 @@ use progress::Logger;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::EngineError;
+
+/// Makes a pipe that no child gets by itself: its end to read and its end to write.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), EngineError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| EngineError::io("make", "a pipe")(errno.into()))
+}
+
 /// Reads one stream of a step.
 pub(crate) struct OutputReader {
     stream: File,

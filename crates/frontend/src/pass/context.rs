@@ -57,7 +57,7 @@ impl Pass<'_> {
                 Some(output) => output,
                 None => {
                     let message = "the build context is empty".to_owned();
-                    return Err(crate::error::nowhere("context", message).into());
+                    return Err(crate::error::nowhere("context", message));
                 }
             },
             MainContext::Git { url, keep_git_dir } => {

@@ -390,6 +390,7 @@ fn steps(build: &Build) -> Result<StepOptions> {
             }
         },
         retries: build.retry,
+        keep_failed: build.on_failure.is_some(),
     })
 }
 

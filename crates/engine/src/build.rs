@@ -1,7 +1,7 @@
 //! One build from a request to its outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step,
@@ -325,6 +325,7 @@ impl Engine {
             ahead: ahead.cloned(),
             client: None,
             imports: Imports::load(&self.shared, &request.cache_from, &platforms, sink),
+            failed: Mutex::default(),
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,
@@ -371,7 +372,10 @@ impl Engine {
         let outputs = self
             .driver(request)
             .solve(plan::tasks(all), keys, policy, cancel)
-            .map_err(|failed| failure_of(failed, builds));
+            .map_err(|failed| BuildFailure {
+                state: context.take_failed(),
+                ..failure_of(failed, builds)
+            });
         trees.iter().for_each(|tree| tree.remember());
         if let Some((root, _)) = roots.last() {
             let keys: Vec<_> = all.iter().map(|work| work.record_key).collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use oci::{Digest, Reference};
 
 use crate::history::BuildRecord;
+use crate::shell::StepState;
 
 /// Why a build, or a part of it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +156,8 @@ pub struct BuildFailure {
     pub dockerfile: Option<(String, String)>,
     /// The record of the build.
     pub record: Option<Arc<BuildRecord>>,
+    /// What is left of the step that failed, where the request asked to keep it.
+    pub state: Option<Box<StepState>>,
 }
 
 /// One thing that failed.
@@ -177,6 +180,7 @@ impl BuildFailure {
             steps,
             dockerfile: None,
             record: None,
+            state: None,
         }
     }
 

@@ -31,6 +31,7 @@ mod keys;
 mod matching;
 mod plan;
 mod request;
+mod shell;
 mod snapshot;
 mod source;
 mod step;
@@ -55,5 +56,6 @@ pub use request::{
     EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
 pub use sandbox::Limits;
+pub use shell::StepState;
 pub use source::main_context::looks_like_archive;
 pub use verify::verify_layers;

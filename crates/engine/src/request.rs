@@ -114,6 +114,8 @@ pub struct StepOptions {
     pub timeout: Option<Duration>,
     /// How often a step that has failed is tried again.
     pub retries: u32,
+    /// What is left of the first step that fails is kept for [`crate::BuildFailure::state`].
+    pub keep_failed: bool,
 }
 
 /// Where certificates come from.

@@ -11,6 +11,7 @@ use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
 use progress::{Event, Sink, system_clock};
 
 use super::call::Call;
+use super::debug::{self, OnFailure};
 use super::{space, why};
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
@@ -133,6 +134,9 @@ pub(crate) struct Build {
     /// Try a RUN step that failed again, at most this often
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) retry: u32,
+    /// Open a shell where a RUN step failed: in its files, with its mounts, variables, user and secrets
+    #[arg(long, value_enum, value_name = "ACTION", conflicts_with = "keep_going")]
+    pub(crate) on_failure: Option<OnFailure>,
     /// SSH agent or keys for RUN steps: default or ID[=SOCKET|KEY[,KEY]]
     #[arg(long = "ssh", value_name = "SSH")]
     pub(crate) ssh: Vec<String>,
@@ -210,6 +214,9 @@ const EVENTS: usize = 512;
 /// Builds, or says what was asked for instead.
 pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     let call = Call::of(build).map_err(exit::usage)?;
+    if build.on_failure.is_some() {
+        debug::require_terminal()?;
+    }
     let (mut request, _spool) = build_request::request(build).map_err(exit::usage)?;
     if request.steps.ca_bundle.is_none() {
         request.steps.ca_bundle = settings::ca_bundle(global).map_err(exit::usage)?;
@@ -239,6 +246,13 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
             conclude(build, &history, record);
             if let (Some(path), Some(record)) = (&build.profile, record) {
                 write_profile(path, record).map_err(exit::builder)?;
+            }
+            if let Err(failure @ Failure::Build(failed)) = &result
+                && let Some(state) = &failed.state
+            {
+                failure.show();
+                debug::after_failure(state);
+                return Err(Failure::Said(failure.code()));
             }
             finish(build, &request.outputs, &result?).map_err(exit::builder)
         }

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod call;
 pub(crate) mod check;
 pub(crate) mod container;
+pub(crate) mod debug;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod image_content;

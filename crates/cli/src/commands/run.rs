@@ -467,7 +467,8 @@ fn follow(running: RunningContainer, tty: bool) -> Result<(), Failure> {
     }
 }
 
-fn end_with(status: &Status) -> Result<(), Failure> {
+/// Ends this process as the command has ended.
+pub(crate) fn end_with(status: &Status) -> Result<(), Failure> {
     if let Status::NotStarted { reason, .. } = status {
         let hint = match reason.contains("executable file not found") {
             true => " (the image may have no shell and no tools: run what is in it by its path)",

@@ -80,7 +80,7 @@ const NAME: &str = "log";
 
 /// Writes to the log of a container.
 #[derive(Debug)]
-pub(super) struct LogWriter {
+pub(crate) struct LogWriter {
     file: File,
 }
 

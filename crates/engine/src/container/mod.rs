@@ -9,7 +9,7 @@ mod copy;
 mod create;
 mod log;
 mod run;
-mod streams;
+pub(crate) mod streams;
 
 use std::path::PathBuf;
 

@@ -302,10 +302,7 @@ fn bind_source(path: &Path) -> Result<PathBuf, EngineError> {
 impl RunningContainer {
     /// Returns what can ask it to end, also while another thread waits for it.
     pub fn handle(&self) -> ContainerHandle {
-        ContainerHandle {
-            running: Arc::downgrade(&self.running),
-            terminal: self.terminal.clone(),
-        }
+        ContainerHandle::new(&self.running, self.terminal.clone())
     }
 
     /// Waits for its end, records it and returns it.
@@ -361,6 +358,13 @@ pub struct ContainerHandle {
 }
 
 impl ContainerHandle {
+    pub(crate) fn new(running: &Arc<Running>, terminal: Option<Terminal>) -> Self {
+        Self {
+            running: Arc::downgrade(running),
+            terminal,
+        }
+    }
+
     /// Sends a signal to its command.
     pub fn signal(&self, signal: i32) {
         if let Some(running) = self.running.upgrade() {

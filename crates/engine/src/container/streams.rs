@@ -52,16 +52,16 @@ impl Terminal {
 }
 
 /// The threads that copy.
-pub(super) struct Copying {
+pub(crate) struct Copying {
     outputs: Vec<JoinHandle<()>>,
-    pub(super) terminal: Option<Terminal>,
+    pub(crate) terminal: Option<Terminal>,
 }
 
 impl Copying {
     /// Makes the command's side of the streams, and copies between it and `streams`.
     ///
     /// Output goes to `log` too. Input is copied until its end or that of the process: nobody waits for it.
-    pub(super) fn start(
+    pub(crate) fn start(
         streams: Streams,
         tty: bool,
         log: Option<LogWriter>,
@@ -129,7 +129,7 @@ impl Copying {
     }
 
     /// Waits until all output has arrived.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         for output in self.outputs {
             let _ = output.join();
         }

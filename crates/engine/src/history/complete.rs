@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use frontend::PlatformBuild;
-use llb::Op;
+use llb::{NetworkMode, Op};
 use oci::Digest;
 use store::Store;
 
@@ -246,6 +246,12 @@ fn from_work(
             args: op.meta.args.clone(),
             cwd: op.meta.cwd.clone(),
             user: op.meta.user.clone(),
+            network: match op.network {
+                NetworkMode::Sandbox => "",
+                NetworkMode::Host => "host",
+                NetworkMode::None => "none",
+            }
+            .to_owned(),
             root,
             ..ProcessRecord::default()
         };

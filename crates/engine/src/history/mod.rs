@@ -172,6 +172,23 @@ impl History {
             .filter(|(build, vertex)| is_name(build) && is_name(vertex)))
     }
 
+    /// Returns how the process of a cached step was started in the build that made the result.
+    pub(crate) fn process_where_it_ran(
+        &self,
+        step: &StepRecord,
+    ) -> Result<Option<ProcessRecord>, EngineError> {
+        let Some((build, vertex)) = self.origin(step)? else {
+            return Ok(None);
+        };
+        // It may have been forgotten since.
+        let Ok(record) = self.record(&build) else {
+            return Ok(None);
+        };
+        let ran = record.steps.into_iter();
+        let mut ran = ran.filter(|step| step.vertex.hex() == vertex);
+        Ok(ran.find_map(|step| step.process))
+    }
+
     /// Removes a build and its logs; `false` if it runs.
     pub fn remove(&self, id: &str) -> Result<bool, EngineError> {
         Ok(self.store.remove_build(id)?)

@@ -272,6 +272,9 @@ pub struct ProcessRecord {
     pub hidden: Vec<String>,
     pub cwd: String,
     pub user: String,
+    /// `none` or `host`; empty is a network of its own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
     /// The layers of its root, lowest first.
     pub root: Vec<LayerId>,
 }

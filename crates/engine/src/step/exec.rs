@@ -11,6 +11,7 @@ use progress::{RunningVertex, Stream};
 use sandbox::{Content, Overlay, Root, Source, Spec, Status, Stdio, Upper, User};
 use store::{Layer, MutLayer};
 
+use crate::shell::StepState;
 use crate::snapshot::Snapshot;
 use crate::step::output::{self, OutputReader, pipe};
 use crate::step::trust::TrustLayer;
@@ -19,16 +20,47 @@ use crate::{Cancel, EngineError};
 
 /// What has to live as long as the step runs.
 #[derive(Default)]
-struct Held {
+pub(crate) struct Held {
     /// Layers being written, with the output each becomes; without one it is thrown away.
-    written: Vec<(Option<usize>, MutLayer, Vec<Layer>)>,
-    layers: Vec<Layer>,
+    pub(crate) written: Vec<(Option<usize>, MutLayer, Vec<Layer>)>,
+    pub(crate) layers: Vec<Layer>,
     cache_mounts: Vec<cache_mount::CacheMount>,
     agents: Vec<ssh::AgentSocket>,
-    descriptors: Vec<OwnedFd>,
     secrets: Vec<Vec<u8>>,
     /// What lies between the root's layers, which are named here, and what is written.
     trust: Option<(TrustLayer, Vec<Layer>)>,
+}
+
+impl Held {
+    /// Returns the locks of all that is written, for processes: they hold them should the builder die before them.
+    pub(crate) fn locks(&self) -> Result<Vec<OwnedFd>, EngineError> {
+        let mut locks = Vec::new();
+        for (_, layer, _) in &self.written {
+            locks.push(clone_fd(layer.lock())?);
+        }
+        for mount in &self.cache_mounts {
+            locks.push(clone_fd(mount.lock())?);
+        }
+        if let Some((trust, _)) = &self.trust {
+            locks.push(clone_fd(trust)?);
+        }
+        Ok(locks)
+    }
+}
+
+/// Why one try of a step failed, and what is left of it if that is to be kept.
+struct Failed {
+    error: EngineError,
+    state: Option<Box<StepState>>,
+}
+
+impl<E: Into<EngineError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self {
+            error: error.into(),
+            state: None,
+        }
+    }
 }
 
 /// Runs the process and returns its outputs by number; again with clean layers as often as the build allows.
@@ -41,16 +73,20 @@ pub(crate) fn run(
     cancel: &Cancel,
     usage: &mut Option<sandbox::Usage>,
 ) -> Result<Vec<Snapshot>, EngineError> {
-    let most = context.steps.retries;
-    let mut retries = 0;
+    let all = context.steps.retries;
+    let mut retry = 0;
     loop {
-        match run_once(context, op, inputs, vertex, name, cancel, usage) {
-            Err(error @ EngineError::Step { .. }) if retries < most => {
-                retries += 1;
-                vertex.warn(format!("{error}; trying again ({retries} of {most})"));
-            }
-            other => return other,
+        let failed = match run_once(context, op, inputs, vertex, name, cancel, usage) {
+            Ok(outputs) => return Ok(outputs),
+            Err(failed) => failed,
+        };
+        if !matches!(failed.error, EngineError::Step { .. }) || retry == all {
+            context.keep_failed(failed.state);
+            return Err(failed.error);
         }
+        retry += 1;
+        let error = &failed.error;
+        vertex.warn(format!("{error}; trying again ({retry} of {all})"));
     }
 }
 
@@ -62,7 +98,7 @@ fn run_once(
     name: &str,
     cancel: &Cancel,
     usage: &mut Option<sandbox::Usage>,
-) -> Result<Vec<Snapshot>, EngineError> {
+) -> Result<Vec<Snapshot>, Failed> {
     let mut held = Held::default();
     let spec = specify(context, op, inputs, &mut held, cancel)?;
     let helper = context.shared.helper()?;
@@ -76,19 +112,7 @@ fn run_once(
         stdout: Some(stdout_end),
         stderr: Some(stderr_end),
     };
-    // The processes hold the locks of what they write, should the builder die before them.
-    let mut keep = Vec::new();
-    for (_, layer, _) in &held.written {
-        keep.push(clone_fd(layer.lock())?);
-    }
-    for mount in &held.cache_mounts {
-        keep.push(clone_fd(mount.lock())?);
-    }
-    if let Some((trust, _)) = &held.trust {
-        keep.push(clone_fd(trust)?);
-    }
-    let descriptors = std::mem::take(&mut held.descriptors);
-    let running = Arc::new(helper.spawn(&spec, stdio, descriptors, keep)?);
+    let running = Arc::new(helper.spawn(&spec, stdio, Vec::new(), held.locks()?)?);
     let guard = cancel.on_request({
         let running = Arc::downgrade(&running);
         move || {
@@ -126,7 +150,7 @@ fn run_once(
     }
     *usage = Some(exit.usage.clone());
     if cancel.is_requested() {
-        return Err(EngineError::Canceled);
+        return Err(EngineError::Canceled.into());
     }
     let accepted: &[i32] = match op.meta.valid_exit_codes.as_slice() {
         [] => &[0],
@@ -139,10 +163,13 @@ fn run_once(
             }
             _ => ending_in_words(&exit),
         };
-        return Err(EngineError::Step {
+        let error = EngineError::Step {
             command: op.meta.args.join(" "),
             ending,
-        });
+        };
+        let keep = context.steps.keep_failed;
+        let state = keep.then(|| Box::new(StepState::new(&context.shared, name, spec, held)));
+        return Err(Failed { error, state });
     }
     if let Some((trust, image)) = &held.trust {
         let image = context.tree(image)?;
@@ -152,7 +179,7 @@ fn run_once(
             }
         }
     }
-    commit(context, op, inputs, held, name)
+    Ok(commit(context, op, inputs, held, name)?)
 }
 
 /// Says how a process ended.
@@ -294,7 +321,8 @@ fn specify(
 }
 
 /// The search path of an image that names none, as in BuildKit.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn environment(op: &ExecOp) -> Vec<String> {
     let mut env = Vec::new();

@@ -17,6 +17,7 @@ use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
 use crate::request::{SecretSource, StepOptions};
+use crate::shell::StepState;
 use crate::snapshot::tree_of;
 use crate::source::git::GitAccess;
 use crate::source::image::ImageResolver;
@@ -27,7 +28,7 @@ pub(crate) mod exec;
 pub(crate) mod file;
 mod limits;
 pub(crate) mod merge;
-mod network;
+pub(crate) mod network;
 pub(crate) mod output;
 mod ssh;
 pub(crate) mod trust;
@@ -145,6 +146,8 @@ pub(crate) struct StepContext {
     pub(crate) client: Option<Arc<dyn BuildClient>>,
     /// What caches of other machines have.
     pub(crate) imports: Imports,
+    /// What is left of the first step that failed, where [`StepOptions::keep_failed`] asks for it.
+    pub(crate) failed: Mutex<Option<Box<StepState>>>,
 }
 
 impl std::ops::Deref for StepContext {
@@ -214,7 +217,22 @@ impl StepContext {
             ahead: None,
             client: None,
             imports: Imports::default(),
+            failed: Mutex::default(),
         }
+    }
+
+    /// Keeps what is left of a failed step, unless another failed before it.
+    pub(crate) fn keep_failed(&self, state: Option<Box<StepState>>) {
+        let mut kept = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() {
+            *kept = state;
+        }
+    }
+
+    /// Returns what [`Self::keep_failed`] has kept.
+    pub(crate) fn take_failed(&self) -> Option<Box<StepState>> {
+        let mut kept = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.take()
     }
 
     fn client_secret(&self, id: &str, optional: bool) -> Result<Option<Vec<u8>>, EngineError> {

@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Build(Box<commands::build::Build>),
     /// Check a Dockerfile without building it
     Check(commands::check::Check),
+    Graph(commands::graph::Graph),
     /// Run a command in a new container
     Run(Box<commands::run::Run>),
     /// Create a container without running it

@@ -50,6 +50,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Build(build) => commands::build::run(&build, &global),
         Command::Check(check) => check.run(),
+        Command::Graph(command) => command.run(),
         Command::Run(command) => command.run(&global),
         Command::Create(command) => command.run(&global),
         Command::Start(command) => command.run(&global),

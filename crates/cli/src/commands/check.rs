@@ -125,22 +125,7 @@ impl Check {
     }
 
     fn subject(&self) -> Result<Subject> {
-        let is_file = self.context.is_file();
-        let (context, path) = match (&self.file, is_file) {
-            (Some(_), true) => {
-                let context = self.context.display();
-                bail!("{context} is a file; the context of --file is a directory")
-            }
-            (Some(file), false) => (self.context.as_path(), file.clone()),
-            (None, true) => {
-                let folder = self.context.parent();
-                (folder.unwrap_or(Path::new("")), self.context.clone())
-            }
-            (None, false) => {
-                let path = build_request::default_file(&self.context);
-                (self.context.as_path(), path)
-            }
-        };
+        let (context, path) = locate(&self.context, self.file.as_deref())?;
         if path == Path::new("-") {
             if self.fix {
                 bail!("what comes from standard input cannot be mended there; use --diff");
@@ -163,6 +148,22 @@ impl Check {
             source,
             ignore,
         })
+    }
+}
+
+/// Returns the context and where its Dockerfile is; what is named as the context may be the Dockerfile itself.
+pub(crate) fn locate<'a>(context: &'a Path, file: Option<&Path>) -> Result<(&'a Path, PathBuf)> {
+    match (file, context.is_file()) {
+        (Some(_), true) => {
+            let context = context.display();
+            bail!("{context} is a file; the context of --file is a directory")
+        }
+        (Some(file), false) => Ok((context, file.to_owned())),
+        (None, true) => {
+            let folder = context.parent();
+            Ok((folder.unwrap_or(Path::new("")), context.to_owned()))
+        }
+        (None, false) => Ok((context, build_request::default_file(context))),
     }
 }
 

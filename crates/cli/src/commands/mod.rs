@@ -6,6 +6,7 @@ pub(crate) mod call;
 pub(crate) mod check;
 pub(crate) mod container;
 pub(crate) mod debug;
+pub(crate) mod graph;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod image_content;

@@ -1,19 +1,24 @@
 //! One build: what its frontend and its client can do with it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use attest::{Request, Sources};
 use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine, GraphRequest, KnownImages, Solved};
 use llb::Graph;
+use oci::Timestamp;
 use progress::Sink;
 use prost::Message;
 use tokio::sync::watch;
 
+use crate::attestations::Wanted;
 use crate::client::SessionClient;
 use crate::dockerfile;
 use crate::error::Failure;
 use crate::jobs::Job;
+use crate::scope::{Produced, Producers, Scope};
 
 /// A build under way.
 pub(crate) struct Build {
@@ -25,6 +30,15 @@ pub(crate) struct Build {
     /// What the client allows, and the server too.
     pub(crate) entitlements: Vec<String>,
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
+    /// By what the client knows it.
+    pub(crate) id: String,
+    pub(crate) started: Timestamp,
+    pub(crate) attestations: Wanted,
+    /// What the client itself does.
+    pub(crate) scope: Arc<Scope>,
+    /// What the client asked for.
+    pub(crate) asked: Request,
+    produced: Produced,
     trees: Mutex<HashMap<String, Arc<Tree>>>,
     /// What a client's own frontend came to.
     pub(crate) returned: watch::Sender<Option<Result<FrontendResult, Failure>>>,
@@ -36,6 +50,14 @@ pub(crate) struct Tree {
     pub(crate) graph: Arc<Graph>,
     images: KnownImages,
     solved: Mutex<Option<Result<Solved, Failure>>>,
+    pub(crate) number: u64,
+    scope: OnceLock<Arc<Scope>>,
+}
+
+/// Returns a number that no other tree has.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What a frontend made: trees, and notes for the exporters.
@@ -81,6 +103,8 @@ impl Tree {
             graph: Arc::new(graph),
             images: KnownImages::default(),
             solved: Mutex::default(),
+            number: next_number(),
+            scope: OnceLock::new(),
         })))
     }
 
@@ -100,7 +124,18 @@ impl Tree {
             graph: Arc::new(graph),
             images,
             solved: Mutex::default(),
+            number: next_number(),
+            scope: OnceLock::new(),
         })))
+    }
+
+    /// Says whose request it is made for; the first word counts.
+    pub(crate) fn belongs_to(&self, scope: &Arc<Scope>) {
+        let _ = self.scope.set(Arc::clone(scope));
+    }
+
+    pub(crate) fn scope(&self) -> Option<&Arc<Scope>> {
+        self.scope.get()
     }
 
     /// Returns the tree, made now if it was not before. Blocks.
@@ -122,20 +157,45 @@ impl Tree {
             .engine
             .solve_graph(&request, &build.sink, &build.cancel)
             .map_err(|failure| Failure::of_graph(&failure));
+        if let (Some(scope), Ok(solved)) = (self.scope.get(), &result) {
+            scope.add_tree(self.number, solved.taken());
+        }
         *solved = Some(result.clone());
         result
     }
 }
 
+/// What a build is made of.
+pub(crate) struct BuildParts {
+    pub(crate) engine: Engine,
+    pub(crate) client: SessionClient,
+    pub(crate) sink: Sink,
+    pub(crate) job: Arc<Job>,
+    pub(crate) id: String,
+    pub(crate) entitlements: Vec<String>,
+    pub(crate) inputs: BTreeMap<String, pb::Definition>,
+    pub(crate) attestations: Wanted,
+    pub(crate) frontend: String,
+    pub(crate) attrs: BTreeMap<String, String>,
+    pub(crate) producers: Arc<Producers>,
+}
+
 impl Build {
-    pub(crate) fn new(
-        engine: Engine,
-        client: SessionClient,
-        sink: Sink,
-        job: Arc<Job>,
-        entitlements: Vec<String>,
-        inputs: BTreeMap<String, pb::Definition>,
-    ) -> Self {
+    pub(crate) fn new(parts: BuildParts) -> Self {
+        let BuildParts {
+            engine,
+            client,
+            sink,
+            job,
+            id,
+            entitlements,
+            inputs,
+            attestations,
+            frontend,
+            attrs,
+            producers,
+        } = parts;
+        let asked = producers.request(&frontend, &attrs, &inputs);
         Self {
             engine,
             client: Arc::new(client),
@@ -144,9 +204,28 @@ impl Build {
             cancel: Cancel::default(),
             entitlements,
             inputs,
+            id,
+            started: crate::attestations::now(),
+            attestations,
+            scope: Scope::new(Request::default()),
+            asked,
+            produced: producers.of_build(),
             trees: Mutex::default(),
             returned: watch::channel(None).0,
         }
+    }
+
+    /// Returns a scope's request, and the client's own where that is another.
+    pub(crate) fn request_with_root(&self, scope: &Scope, sources: &Sources) -> Request {
+        let mut request = scope.request.clone();
+        if request.frontend.is_empty() || self.asked.is_empty() {
+            return request;
+        }
+        let root = self.asked.clone().record(sources);
+        if root != request.clone().record(sources) {
+            request.root = Some(Box::new(root));
+        }
+        request
     }
 
     /// Carries out a frontend's request, or a client's. Blocks.
@@ -157,11 +236,15 @@ impl Build {
                     "cannot solve with Definition and Frontend specified",
                 ));
             }
-            (Some(definition), _) => FrontendResult {
-                trees: Trees::One(Tree::of_definition(definition)?),
-                metadata: BTreeMap::new(),
-            },
-            (None, "dockerfile.v0") => dockerfile::build(self, request.attrs, &request.inputs)?,
+            (Some(definition), _) => {
+                let result = FrontendResult {
+                    trees: Trees::One(Tree::of_definition(definition)?),
+                    metadata: BTreeMap::new(),
+                };
+                self.assign(&result, &self.scope);
+                result
+            }
+            (None, "dockerfile.v0") => self.dockerfile(request.attrs, &request.inputs)?,
             (None, "gateway.v0") => {
                 let mut attrs = request.attrs;
                 let source = attrs.remove("source").unwrap_or_default();
@@ -170,7 +253,8 @@ impl Build {
                         "the frontend image {source:?}"
                     )));
                 }
-                dockerfile::build(self, attrs, &request.inputs)?
+                attrs.remove("cmdline");
+                self.dockerfile(attrs, &request.inputs)?
             }
             (None, "") => FrontendResult::default(),
             (None, name) => return Err(Failure::unknown(format!("invalid frontend: {name}"))),
@@ -181,6 +265,30 @@ impl Build {
             }
         }
         Ok(result)
+    }
+
+    fn dockerfile(
+        &self,
+        attrs: BTreeMap<String, String>,
+        inputs: &BTreeMap<String, pb::Definition>,
+    ) -> Result<FrontendResult, Failure> {
+        let producers = self.produced.producers();
+        let scope = Scope::new(producers.request("dockerfile.v0", &attrs, inputs));
+        let result = dockerfile::build(self, attrs, inputs, &scope)?;
+        self.assign(&result, &scope);
+        self.scope.add(&scope);
+        for tree in result.trees.all() {
+            let sources = Sources::default();
+            let record = self.request_with_root(&scope, &sources).record(&sources);
+            self.produced.add(&tree.graph, record);
+        }
+        Ok(result)
+    }
+
+    fn assign(&self, result: &FrontendResult, scope: &Arc<Scope>) {
+        for tree in result.trees.all() {
+            tree.belongs_to(scope);
+        }
     }
 
     /// Gives a tree a name by which the client can speak of it.

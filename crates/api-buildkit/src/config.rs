@@ -4,6 +4,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use crate::attestations::read_environment;
 use crate::error::ServeError;
 
 /// What a configuration file says.
@@ -17,6 +18,8 @@ pub struct Config {
     pub root: Option<String>,
     /// Steps at once (`[worker.oci] max-parallelism`).
     pub max_parallelism: Option<usize>,
+    /// What is said of this builder in provenance (the files of `provenanceEnvDir`).
+    pub provenance_environment: serde_json::Map<String, serde_json::Value>,
     /// What is not understood, or means nothing here.
     pub warnings: Vec<Warning>,
 }
@@ -40,6 +43,10 @@ impl Config {
             match (key.as_str(), value) {
                 ("registry", Value::Table(_)) | ("debug" | "trace", Value::Boolean(_)) => {}
                 ("root", Value::String(root)) => config.root = Some(root.clone()),
+                ("provenanceEnvDir", Value::String(folder)) => {
+                    config.provenance_environment = read_environment(Path::new(folder))
+                        .map_err(|error| invalid(format!("{key} {folder:?}: {error}")))?;
+                }
                 ("insecure-entitlements", value) => {
                     config.entitlements = texts(value)
                         .ok_or_else(|| invalid(format!("{key} is no list of names")))?;

@@ -18,13 +18,15 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::attestations::Wanted;
 use crate::auth::SessionCredentials;
-use crate::build::{Build, FrontendRequest, FrontendResult};
+use crate::build::{Build, BuildParts, FrontendRequest, FrontendResult};
 use crate::client::SessionClient;
 use crate::error::Failure;
 use crate::export;
 use crate::gateway::{Gateway, blocking, seconds};
 use crate::jobs::{JobGuard, JobReceiver, Jobs};
+use crate::scope::Producers;
 use crate::session::Sessions;
 
 /// What all calls share.
@@ -35,6 +37,9 @@ pub(crate) struct Shared {
     pub(crate) gateway: Arc<Gateway>,
     /// What clients may ask for.
     pub(crate) entitlements: Vec<String>,
+    /// What is said of the builder in provenance.
+    pub(crate) environment: Arc<serde_json::Map<String, serde_json::Value>>,
+    pub(crate) producers: Arc<Producers>,
     /// Where directories of clients are kept.
     pub(crate) folder: PathBuf,
     /// Asks all builds to stop.
@@ -233,14 +238,20 @@ impl Shared {
         };
         let sink = Sink::new(JobReceiver(Arc::clone(guard.job())), system_clock);
         let credentials = SessionCredentials(Arc::clone(&session));
-        let build = Arc::new(Build::new(
-            self.engine.with_credentials(Arc::new(credentials)),
+        let attrs = sorted(asked.frontend_attrs.clone());
+        let build = Arc::new(Build::new(BuildParts {
+            engine: self.engine.with_credentials(Arc::new(credentials)),
             client,
             sink,
-            Arc::clone(guard.job()),
-            asked.entitlements.clone(),
-            sorted(asked.frontend_inputs.clone()),
-        ));
+            job: Arc::clone(guard.job()),
+            id: asked.r#ref.clone(),
+            entitlements: asked.entitlements.clone(),
+            inputs: sorted(asked.frontend_inputs.clone()),
+            attestations: Wanted::parse(&attrs, Arc::clone(&self.environment))?,
+            frontend: asked.frontend.clone(),
+            attrs,
+            producers: Arc::clone(&self.producers),
+        }));
         let _cancel = CancelOnDrop(build.cancel.clone());
         let stopping = {
             let cancel = build.cancel.clone();
@@ -307,6 +318,10 @@ impl Shared {
                 )));
             }
         }
+        let attrs = sorted(asked.frontend_attrs.clone());
+        if Wanted::parse(&attrs, Arc::default())?.sbom.is_some() {
+            return Err(Failure::unsupported("the attestation \"sbom\""));
+        }
         let exports = asked.cache.iter().flat_map(|cache| &cache.exports);
         if let Some(export) = exports.into_iter().next() {
             return Err(Failure::unknown(format!(
@@ -320,20 +335,6 @@ impl Shared {
             .is_some_and(|policy| !policy.rules.is_empty())
         {
             return Err(Failure::unsupported("a source policy"));
-        }
-        for (name, value) in &asked.frontend_attrs {
-            let asked_for = match name.strip_prefix("attest:") {
-                None => continue,
-                // What clients ask for by themselves, where it can be had.
-                Some(_) if value.split(',').any(|part| part == "inline-only=true") => continue,
-                Some(kind) => kind,
-            };
-            if value.split(',').any(|part| part == "disabled=true") {
-                continue;
-            }
-            return Err(Failure::unsupported(format!(
-                "the attestation {asked_for:?}"
-            )));
         }
         Ok(())
     }
@@ -373,7 +374,7 @@ fn refuse_filters(filters: &[String]) -> Result<(), Status> {
     }
 }
 
-fn version() -> BuildkitVersion {
+pub(crate) fn version() -> BuildkitVersion {
     BuildkitVersion {
         package: "lapstrake".to_owned(),
         version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -22,6 +22,7 @@ use crate::build::{Build, FrontendResult, Tree, Trees, is_builtin};
 use crate::error::Failure;
 use crate::files::{self, Files};
 use crate::options::{self, Attributes};
+use crate::scope::Scope;
 use crate::subrequest;
 
 /// What the frontend works on.
@@ -41,9 +42,10 @@ pub(crate) fn build(
     build: &Build,
     attrs: Attributes,
     inputs: &BTreeMap<String, pb::Definition>,
+    scope: &Arc<Scope>,
 ) -> Result<FrontendResult, Failure> {
     refuse_unknown_caps(&attrs)?;
-    let mut input = load(build, &attrs, inputs)?;
+    let mut input = load(build, &attrs, inputs, scope)?;
     refuse_other_frontends(&attrs, &input)?;
     if let Some(request) = attrs.get("requestid") {
         if request == "frontend.lint" {
@@ -84,6 +86,7 @@ fn load(
     build: &Build,
     attrs: &Attributes,
     inputs: &BTreeMap<String, pb::Definition>,
+    scope: &Arc<Scope>,
 ) -> Result<Input, Failure> {
     let mut options = options::options(attrs)?;
     {
@@ -127,6 +130,13 @@ fn load(
         },
         _ => Files::Local(dockerfile_key.to_owned()),
     };
+    match &files {
+        Files::Local(name) => scope.add_local(name),
+        Files::Tree(tree) => tree.belongs_to(scope),
+    }
+    if let MainContext::Local { .. } = options.context {
+        scope.add_local("context");
+    }
     let (bytes, own_ignore) = read_dockerfile(build, &files, &name)?;
     let ignore = match (own_ignore, &options.context) {
         (None, MainContext::Graph(_)) => {

@@ -1,6 +1,7 @@
 //! Takes results where the client wants them: by its session, into the store, to registries.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,14 +9,15 @@ use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use engine::{
     AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Compression, Context,
     Destination, DockerfileSource, ExportTree, IgnoreCache, ImageOutput, LayerOptions, Limits,
-    Output, Solved, StepOptions,
+    Output, StepOptions,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Outcome, Vertex};
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::build::{Build, FrontendResult, Trees};
+use crate::attestations;
+use crate::build::{Build, FrontendResult, Tree, Trees};
 use crate::error::Failure;
 use crate::filesend;
 use crate::options::Attributes;
@@ -97,10 +99,22 @@ fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Fail
             .platforms
             .unwrap_or_default(),
     };
+    let all: Vec<Platform> = platforms
+        .iter()
+        .map(|named| named.platform.clone())
+        .collect();
     let make = |id: Option<&str>,
                 platform: Platform,
-                tree: Option<Solved>|
+                tree: Option<&Arc<Tree>>|
      -> Result<ExportTree, Failure> {
+        let solved = tree.map(|tree| tree.solve(build)).transpose()?;
+        let attestations = match (tree, &solved) {
+            (Some(tree), Some(solved)) => {
+                let own = id.map(|_| &platform);
+                attestations::of_tree(build, result, tree, solved, own, &all)
+            }
+            _ => Vec::new(),
+        };
         let find = |name: &str| {
             id.and_then(|id| text(&format!("{name}/{id}")))
                 .or_else(|| text(name))
@@ -121,19 +135,19 @@ fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Fail
         Ok(ExportTree {
             platform,
             config,
-            tree: tree.unwrap_or_default(),
+            tree: solved.unwrap_or_default(),
             epoch,
+            attestations,
         })
     };
     match &result.trees {
         Trees::One(tree) => {
-            let solved = tree.as_ref().map(|tree| tree.solve(build)).transpose()?;
             let first = platforms.into_iter().next();
             let (id, platform) = match first {
                 Some(named) => (Some(named.id), named.platform),
                 None => (None, Platform::host()),
             };
-            Ok(vec![make(id.as_deref(), platform, solved)?])
+            Ok(vec![make(id.as_deref(), platform, tree.as_ref())?])
         }
         Trees::ByPlatform(trees) => {
             let mut found = Vec::new();
@@ -146,14 +160,16 @@ fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Fail
                         named.id
                     )));
                 };
-                let solved = tree.as_ref().map(|tree| tree.solve(build)).transpose()?;
-                found.push(make(Some(&named.id), named.platform.clone(), solved)?);
+                found.push(make(
+                    Some(&named.id),
+                    named.platform.clone(),
+                    tree.as_ref(),
+                )?);
             }
             if platforms.is_empty() && !trees.is_empty() {
                 for (id, tree) in trees {
-                    let solved = tree.as_ref().map(|tree| tree.solve(build)).transpose()?;
                     let platform = id.parse().unwrap_or_else(|_| Platform::host());
-                    found.push(make(Some(id), platform, solved)?);
+                    found.push(make(Some(id), platform, tree.as_ref())?);
                 }
             }
             Ok(found)

@@ -130,6 +130,12 @@ fn find_image(
     match found {
         Ok(image) => {
             running.complete(Outcome::Done);
+            build.scope.add_image(attest::ImageSource {
+                reference: reference.clone(),
+                platform: Some(platform.normalized()),
+                digest: Some(image.digest.clone()),
+                local: false,
+            });
             Ok((reference, image))
         }
         Err(error) => {

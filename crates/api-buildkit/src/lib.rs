@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attestations;
 mod auth;
 mod build;
 mod caps;
@@ -29,8 +30,10 @@ mod files;
 mod filesend;
 mod filesync;
 mod gateway;
+mod info;
 mod jobs;
 mod options;
+mod scope;
 mod serve;
 mod session;
 mod status;

@@ -24,6 +24,7 @@ use crate::client;
 use crate::control::{ControlService, Shared};
 use crate::error::ServeError;
 use crate::gateway::{Gateway, GatewayService};
+use crate::info::WithInfo;
 
 /// The largest message a client may send, in bytes.
 const MOST: usize = 64 << 20;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub address: Address,
     /// What clients may ask for: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// What is said of this builder in provenance, by name.
+    pub environment: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A server that can be run once.
@@ -105,6 +108,8 @@ impl Server {
             jobs: Arc::default(),
             gateway: Arc::new(Gateway::default()),
             entitlements: self.settings.entitlements,
+            environment: Arc::new(self.settings.environment),
+            producers: Arc::default(),
             folder,
             stop: stop.clone(),
         });
@@ -121,11 +126,12 @@ impl Server {
             .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
-            .add_service(
-                ControlServer::new(ControlService(shared))
+            .add_service(WithInfo {
+                inner: ControlServer::new(ControlService(shared))
                     .max_decoding_message_size(MOST)
                     .max_encoding_message_size(MOST),
-            )
+                version: crate::control::version(),
+            })
             .add_service(
                 LlbBridgeServer::new(gateway)
                     .max_decoding_message_size(MOST)

@@ -12,6 +12,7 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
 
+use crate::attest::Attestation;
 use crate::cache::inline::InlineRecord;
 use crate::cache::{Imports, export as export_cache};
 use crate::check;
@@ -65,6 +66,8 @@ pub(crate) struct Built {
     pub(crate) layers: Vec<Layer>,
     /// What its config says of keys, for other machines.
     pub(crate) inline: Vec<InlineRecord>,
+    /// What is said of it beside it.
+    pub(crate) attestations: Vec<Attestation>,
 }
 
 impl Engine {
@@ -407,6 +410,7 @@ impl Engine {
                 build: build.clone(),
                 layers,
                 inline,
+                attestations: Vec::new(),
             });
         }
         Ok(built)

@@ -11,6 +11,7 @@ use rootfs::Tree;
 use solver::FailurePolicy;
 use store::Layer;
 
+use crate::attest::{self, Attestation, Taken};
 use crate::build::Built;
 use crate::client::{BuildClient, LocalDirectory, LocalFiles};
 use crate::context::ContextTree;
@@ -88,6 +89,14 @@ impl std::fmt::Debug for GraphRequest {
 #[derive(Debug, Clone, Default)]
 pub struct Solved {
     layers: Vec<Layer>,
+    taken: Taken,
+}
+
+impl Solved {
+    /// Returns what the graph took from outside.
+    pub fn taken(&self) -> &Taken {
+        &self.taken
+    }
 }
 
 /// One image, or tree, to export.
@@ -98,6 +107,8 @@ pub struct ExportTree {
     pub tree: Solved,
     /// Time for all that is written, in seconds since 1970.
     pub epoch: Option<i64>,
+    /// What is said of it beside it.
+    pub attestations: Vec<Attestation>,
 }
 
 /// Why a graph was not solved.
@@ -210,6 +221,7 @@ impl Engine {
         let works = plan::plan(graph, &pinned, &context, sink)
             .map_err(|(id, error)| GraphFailure::at(Some((graph, id)), planning(error)))?;
         let target = Arc::clone(&works[root.vertex]);
+        let taken = attest::capture(graph, &works);
         let outputs = self.driver.solve(
             plan::tasks(&works),
             vec![target.key],
@@ -234,7 +246,7 @@ impl Engine {
             Snapshot::Layers(layers) => layers.clone(),
             Snapshot::Context(tree) => vec![context.materialize(tree, "/")?],
         };
-        Ok(Solved { layers })
+        Ok(Solved { layers, taken })
     }
 
     fn pin_images(
@@ -438,6 +450,7 @@ impl ExportTree {
             },
             layers: self.tree.layers,
             inline: Vec::new(),
+            attestations: self.attestations,
         }
     }
 }

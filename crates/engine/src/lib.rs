@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attest;
 mod build;
 mod cache;
 mod cancel;
@@ -38,6 +39,7 @@ mod step;
 mod verify;
 mod vertex;
 
+pub use attest::{Attestation, AttestationContent, ProvenanceOf, Taken};
 pub use build::BuildResult;
 pub use cancel::{Cancel, CancelGuard};
 pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, UPLOAD_HOST};

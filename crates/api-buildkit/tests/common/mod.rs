@@ -48,6 +48,7 @@ impl TestServer {
         let settings = Settings {
             address: Address::Unix(folder.path().join("socket")),
             entitlements: Vec::new(),
+            environment: serde_json::Map::new(),
         };
         let stop = Cancel::default();
         let (ready, is_ready) = mpsc::channel();

@@ -54,6 +54,7 @@ impl Serve {
             Settings {
                 address,
                 entitlements,
+                environment: config.provenance_environment,
             },
         );
         server

@@ -152,6 +152,12 @@ pub(crate) fn to_oci(
     for image in &set.images {
         write_image(assembly.shared, writer, image)?;
     }
+    for said in &set.attestations {
+        for (descriptor, bytes) in said.layers.iter().chain([&said.config]) {
+            writer.bytes(&descriptor.digest, bytes)?;
+        }
+        writer.bytes(&said.descriptor.digest, &said.manifest)?;
+    }
     if let Some((descriptor, bytes)) = &set.index {
         writer.bytes(&descriptor.digest, bytes)?;
     }
@@ -172,6 +178,15 @@ pub(crate) fn to_docker(
             "docker's archive holds one platform; use type=oci for several".to_owned(),
         ));
     };
+    if built.iter().any(|built| {
+        let mut said = built.attestations.iter();
+        said.any(|attestation| !attestation.inline_only)
+    }) {
+        return Err(EngineError::Request(
+            "docker's archive holds no attestations; use type=oci or type=image,push=true, or --provenance=false"
+                .to_owned(),
+        ));
+    }
     let set = assembly.make(built, false)?;
     let status = assembly.running.status_of("sending tarball", "", 0);
     let mut begun = begin(assembly.shared, output)?;

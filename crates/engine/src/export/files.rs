@@ -21,13 +21,15 @@ pub(crate) fn to_directory(
     platform_split: Option<bool>,
     built: &[Built],
 ) -> Result<Exported, EngineError> {
-    let split = platform_split.unwrap_or(built.len() > 1);
+    let several = built.len() > 1;
+    let split = platform_split.unwrap_or(several);
     for built in built {
         let folder = match split {
             true => destination.join(folder_of(built)),
             false => destination.to_owned(),
         };
         std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
+        attest(shared, built, several && !split, &folder)?;
         if built.layers.is_empty() {
             continue;
         }
@@ -42,6 +44,30 @@ pub(crate) fn to_directory(
         copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
     }
     Ok(Exported::default())
+}
+
+/// Writes what is said of a result beside its files.
+fn attest(
+    shared: &Shared,
+    built: &Built,
+    platform_in_name: bool,
+    folder: &Path,
+) -> Result<(), EngineError> {
+    for (name, bytes) in crate::attest::beside_files(shared, built, platform_in_name)? {
+        let path = folder.join(name);
+        let file = std::os::unix::fs::OpenOptionsExt::mode(
+            std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true),
+            0o600,
+        )
+        .open(&path);
+        let mut file = file.map_err(EngineError::io("create", &path))?;
+        file.write_all(&bytes)
+            .map_err(EngineError::io("write", &path))?;
+    }
+    Ok(())
 }
 
 /// Returns the name of a platform's folder.
@@ -62,6 +88,7 @@ pub(crate) fn to_tar(
             _ => merged.path().join(folder_of(one)),
         };
         std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
+        attest(shared, one, false, &folder)?;
         if one.layers.is_empty() {
             continue;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ::attest::AttestationManifest;
 use oci::media_type::{self, Naming};
 use oci::{
     Descriptor, History, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference,
@@ -14,6 +15,7 @@ use super::Exported;
 use super::ahead::Ahead;
 use super::layers::{self, EncodedLayer, LayerTar};
 use crate::EngineError;
+use crate::attest;
 use crate::build::Built;
 use crate::request::{AnnotatedPart, Annotation, BuildRequest, ImageOutput, LayerOptions};
 use crate::step::Shared;
@@ -115,6 +117,18 @@ pub(crate) struct Assembly<'a> {
     pub(crate) running: &'a RunningVertex,
     /// Layers that were begun before.
     pub(crate) ahead: Option<&'a Ahead>,
+    /// What the image will be called, which is what attestations speak of.
+    pub(crate) names: &'a [Reference],
+    pub(crate) attestations: Attesting,
+}
+
+/// Which attestations go with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attesting {
+    None,
+    /// Those that are not for registries alone.
+    NotInline,
+    All,
 }
 
 impl Assembly<'_> {
@@ -135,7 +149,40 @@ impl Assembly<'_> {
             self.image(built, layers)
         });
         let images = images.collect::<Result<Vec<_>, _>>()?;
-        self.set(images, multi_platform)
+        let attestations = self.attest(built, &images)?;
+        self.set(images, attestations, multi_platform)
+    }
+
+    /// Makes the manifests of what is said of the images.
+    fn attest(
+        &self,
+        built: &[Built],
+        images: &[Assembled],
+    ) -> Result<Vec<AttestationManifest>, EngineError> {
+        if self.attestations == Attesting::None {
+            return Ok(Vec::new());
+        }
+        let with_inline = self.attestations == Attesting::All;
+        let made = built.iter().zip(images).map(|(built, image)| {
+            let of = &image.manifest_descriptor;
+            let (shared, layers) = (self.shared, &image.layers);
+            attest::manifest_of(shared, built, self.names, of, layers, with_inline)
+        });
+        let made: Vec<AttestationManifest> = made
+            .filter_map(Result::transpose)
+            .collect::<Result<_, EngineError>>()?;
+        if !made.is_empty() && self.naming != Naming::Oci {
+            return Err(EngineError::Request(
+                "cannot export attestations with \"oci-mediatypes=false\"".to_owned(),
+            ));
+        }
+        for manifest in &made {
+            let digest = &manifest.descriptor.digest;
+            self.running
+                .status_of(&format!("exporting attestation manifest {digest}"), "", 0)
+                .finish(0);
+        }
+        Ok(made)
     }
 
     /// Makes all images with layers that are not compressed, and that no blob holds.
@@ -157,7 +204,7 @@ impl Assembly<'_> {
             self.image(built, layers.collect())
         });
         let images = images.collect::<Result<Vec<_>, _>>()?;
-        self.set(images, multi_platform)
+        self.set(images, Vec::new(), multi_platform)
     }
 
     /// Notes on a layer to what time its files were cut, where that was asked for.
@@ -216,10 +263,11 @@ impl Assembly<'_> {
     fn set(
         &self,
         images: Vec<Assembled>,
+        attestations: Vec<AttestationManifest>,
         multi_platform: bool,
     ) -> Result<AssembledSet, EngineError> {
         let is_index = |part| matches!(part, AnnotatedPart::Index | AnnotatedPart::IndexDescriptor);
-        if images.len() <= 1 && !multi_platform {
+        if images.len() <= 1 && !multi_platform && attestations.is_empty() {
             if let Some(lost) = self.annotations.iter().find(|note| is_index(note.part)) {
                 return Err(EngineError::Request(format!(
                     "the annotation {} is for an index, and an image for one platform has none",
@@ -228,12 +276,15 @@ impl Assembly<'_> {
             }
             return Ok(AssembledSet {
                 images,
+                attestations,
                 index: None,
             });
         }
         let manifests = images
             .iter()
-            .map(|image| image.manifest_descriptor.clone())
+            .map(|image| &image.manifest_descriptor)
+            .chain(attestations.iter().map(|said| &said.descriptor))
+            .cloned()
             .collect();
         let mut index = Index::new(self.naming, manifests);
         index.annotations = self.annotations_of(AnnotatedPart::Index, None);
@@ -242,6 +293,7 @@ impl Assembly<'_> {
         descriptor.annotations = self.annotations_of(AnnotatedPart::IndexDescriptor, None);
         Ok(AssembledSet {
             images,
+            attestations,
             index: Some((descriptor, bytes)),
         })
     }
@@ -272,6 +324,7 @@ impl Assembly<'_> {
 #[derive(Debug)]
 pub(crate) struct AssembledSet {
     pub(crate) images: Vec<Assembled>,
+    pub(crate) attestations: Vec<AttestationManifest>,
     pub(crate) index: Option<(Descriptor, Vec<u8>)>,
 }
 
@@ -296,7 +349,9 @@ impl AssembledSet {
         Exported {
             image,
             config: match self.images.as_slice() {
-                [image] if self.index.is_none() => Some(image.config_descriptor.digest.clone()),
+                [image] if self.index.is_none() || !self.attestations.is_empty() => {
+                    Some(image.config_descriptor.digest.clone())
+                }
                 _ => None,
             },
             root: self.root().cloned(),
@@ -344,6 +399,9 @@ pub(crate) fn to_store(
             naming: Naming::Oci,
             running,
             ahead,
+            names: &names,
+            // The store keeps images alone.
+            attestations: Attesting::None,
         };
         let set = assembly.make_plain(built, multi_platform)?;
         keep(shared, built, &set, &names, running)?;
@@ -362,6 +420,8 @@ pub(crate) fn to_store(
             naming: naming(&output.layers, Naming::Oci),
             running,
             ahead,
+            names: &names,
+            attestations: Attesting::All,
         };
         let set = super::push::push(&assembly, output, built, multi_platform, &names)?;
         let pushed = set.exported(&names);

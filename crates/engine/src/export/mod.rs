@@ -16,7 +16,7 @@ use oci::{Descriptor, Digest, Reference};
 use progress::{Outcome, RunningVertex, Sink, Vertex};
 
 use self::ahead::Ahead;
-use self::image::Assembly;
+use self::image::{Assembly, Attesting};
 use crate::EngineError;
 use crate::build::Built;
 use crate::request::{ArchiveOutput, BuildRequest, Destination, Output};
@@ -128,5 +128,7 @@ fn assembly<'a>(
         naming: image::naming(&output.layers, usual),
         running,
         ahead,
+        names: &output.names,
+        attestations: Attesting::NotInline,
     }
 }

@@ -54,11 +54,23 @@ pub(crate) fn push(
         };
         blobs.insert(image.config_descriptor.digest.clone(), config);
     }
+    for said in &set.attestations {
+        for (descriptor, bytes) in said.layers.iter().chain([&said.config]) {
+            let blob = BlobToPush {
+                descriptor: descriptor.clone(),
+                source: BlobSource::Bytes(bytes.clone().into()),
+                from: None,
+            };
+            blobs.insert(descriptor.digest.clone(), blob);
+        }
+    }
     let mut manifests: Vec<(Descriptor, Vec<u8>)> = set
         .images
         .iter()
         .map(|image| (image.manifest_descriptor.clone(), image.manifest.clone()))
         .collect();
+    let said = set.attestations.iter();
+    manifests.extend(said.map(|said| (said.descriptor.clone(), said.manifest.clone())));
     manifests.extend(set.index.clone());
     let blobs: Vec<BlobToPush> = blobs.into_values().collect();
     for name in names {

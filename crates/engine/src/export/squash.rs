@@ -36,6 +36,7 @@ fn squash(shared: &Shared, built: &Built) -> Result<Built, EngineError> {
             build,
             layers: built.layers.clone(),
             inline: Vec::new(),
+            attestations: built.attestations.clone(),
         });
     }
     let mut layers = base.to_vec();
@@ -54,6 +55,7 @@ fn squash(shared: &Shared, built: &Built) -> Result<Built, EngineError> {
         build,
         layers,
         inline: Vec::new(),
+        attestations: built.attestations.clone(),
     })
 }
 

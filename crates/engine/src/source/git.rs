@@ -211,6 +211,14 @@ impl GitTree {
         text
     }
 
+    /// Returns the repository, with the reference that was asked for as its fragment.
+    pub(crate) fn place(&self) -> String {
+        match self.wanted.reference.is_empty() {
+            true => self.wanted.remote.clone(),
+            false => format!("{}#{}", self.wanted.remote, self.wanted.reference),
+        }
+    }
+
     /// Returns the commit it is at.
     pub(crate) fn commit(&self) -> &str {
         self.commit.as_ref().unwrap_or(&self.object)

@@ -206,7 +206,11 @@ pub(crate) fn receive(
 
 /// Whether the file of a source is a client's own, by its URL.
 pub(crate) fn is_upload(source: &llb::SourceOp) -> bool {
-    let rest = source.identifier.strip_prefix("http://");
+    is_upload_url(&source.identifier)
+}
+
+pub(crate) fn is_upload_url(url: &str) -> bool {
+    let rest = url.strip_prefix("http://");
     rest.and_then(|rest| rest.strip_prefix(crate::client::UPLOAD_HOST))
         .is_some_and(|rest| rest.starts_with('/'))
 }

@@ -1,0 +1,126 @@
+//! Attestations of results: which are asked for, and what is known to write them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use attest::{Provenance, Sbom};
+use engine::{Attestation, ProvenanceOf, Solved};
+use oci::{Platform, Timestamp};
+use serde_json::{Map, Value};
+
+use crate::build::{Build, FrontendResult, Tree};
+use crate::error::Failure;
+
+/// The version of the built-in Dockerfile frontend.
+pub(crate) const FRONTEND_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a client asks to be said of its results.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) provenance: Option<Provenance>,
+    pub(crate) sbom: Option<Sbom>,
+    /// What the builder's operator says of it.
+    pub(crate) environment: Arc<Map<String, Value>>,
+}
+
+impl Wanted {
+    /// Reads `attest:TYPE` and the build arguments that stand for it.
+    pub(crate) fn parse(
+        attrs: &BTreeMap<String, String>,
+        environment: Arc<Map<String, Value>>,
+    ) -> Result<Self, Failure> {
+        let mut wanted = Self {
+            environment,
+            ..Self::default()
+        };
+        let invalid = |error: attest::AttestError| Failure::unknown(error.to_string());
+        // The attributes stand before the arguments, which therefore count.
+        for (name, value) in attrs {
+            let kind = name
+                .strip_prefix("attest:")
+                .or_else(|| name.strip_prefix("build-arg:BUILDKIT_ATTEST_"));
+            let Some(kind) = kind else { continue };
+            match kind.to_lowercase().as_str() {
+                "provenance" => wanted.provenance = Provenance::parse(value).map_err(invalid)?,
+                "sbom" => wanted.sbom = Sbom::parse(value).map_err(invalid)?,
+                kind => {
+                    return Err(Failure::unknown(format!(
+                        "unknown attestation type {kind:?}"
+                    )));
+                }
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+/// Says what is asked to be said of one tree of a result. `id` is empty where there is but one.
+pub(crate) fn of_tree(
+    build: &Build,
+    result: &FrontendResult,
+    tree: &Arc<Tree>,
+    solved: &Solved,
+    platform: Option<&Platform>,
+    platforms: &[Platform],
+) -> Vec<Attestation> {
+    let mut said = Vec::new();
+    if let Some(wanted) = &build.attestations.provenance {
+        let scope = tree.scope().unwrap_or(&build.scope);
+        let mut sources = solved.taken().sources().clone();
+        let numbers: Vec<u64> = result.trees.all().iter().map(|tree| tree.number).collect();
+        scope.add_sources(&mut sources, &numbers);
+        let mut asked = attest::Sources::default();
+        for image in scope.images() {
+            asked.add_image(image);
+        }
+        if let Some(platform) = platform {
+            asked.keep_platform(platform, platforms);
+        }
+        sources.merge(&asked);
+        sources.tidy();
+        let request = build.request_with_root(scope, &sources);
+        let is_ours = request.frontend == "dockerfile.v0";
+        said.push(Attestation::of_provenance(ProvenanceOf {
+            wanted: wanted.clone(),
+            request,
+            sources,
+            graph: Arc::clone(&tree.graph),
+            taken: solved.taken().clone(),
+            invocation: build.id.clone(),
+            started: build.started,
+            frontend_version: is_ours.then(|| FRONTEND_VERSION.to_owned()),
+            environment: Arc::clone(&build.attestations.environment),
+        }));
+    }
+    said
+}
+
+/// Reads what an operator says of the builder: all JSON files of a folder, in the order of their names.
+pub(crate) fn read_environment(folder: &std::path::Path) -> std::io::Result<Map<String, Value>> {
+    let mut environment = Map::new();
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    for path in paths {
+        let bytes = std::fs::read(&path)?;
+        let found: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| {
+            let message = format!("{}: {error}", path.display());
+            std::io::Error::new(std::io::ErrorKind::InvalidData, message)
+        })?;
+        environment.extend(found);
+    }
+    Ok(environment)
+}
+
+/// The time a build began.
+pub(crate) fn now() -> Timestamp {
+    progress::system_clock()
+}

@@ -27,7 +27,11 @@ enum Work {
 enum Secondary {
     Layers(Vec<Layer>),
     /// Files of a context, copied for this step.
-    Staged(Arc<MutLayer>),
+    Staged {
+        layer: Arc<MutLayer>,
+        /// No later action takes from them.
+        last: bool,
+    },
 }
 
 /// Carries out the actions and returns the outputs by number.
@@ -60,7 +64,12 @@ pub(crate) fn run(
             None => Secondary::Layers(Vec::new()),
             Some(ActionInput::Vertex(input)) => match (&inputs[input], staged.get(&input)) {
                 (Snapshot::Layers(layers), _) => Secondary::Layers(layers.clone()),
-                (Snapshot::Context(_), Some(layer)) => Secondary::Staged(Arc::clone(layer)),
+                (Snapshot::Context(_), Some(layer)) => Secondary::Staged {
+                    layer: Arc::clone(layer),
+                    last: !op.actions[number + 1..]
+                        .iter()
+                        .any(|later| later.secondary_input == action.secondary_input),
+                },
                 (Snapshot::Context(_), None) => unreachable!("all contexts were staged"),
             },
             Some(ActionInput::Action(earlier)) => {
@@ -224,9 +233,12 @@ fn copy_from(
     }
     let tree = match source {
         Secondary::Layers(layers) => context.tree(layers)?,
-        Secondary::Staged(layer) => {
-            // The copy was made for this step alone: its files can move into the layer.
-            wanted.link = request::LinkPolicy::Allowed;
+        Secondary::Staged { layer, last } => {
+            // The copy was made for this step alone: its files can become the layer's.
+            wanted.link = match last {
+                true => request::LinkPolicy::Moved,
+                false => request::LinkPolicy::Allowed,
+            };
             Tree::open(&layer.path())?
         }
     };

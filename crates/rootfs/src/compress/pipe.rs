@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crc32fast::Hasher;
 use oci::{Digest, Digester};
 
 use super::block::Block;
@@ -146,8 +145,6 @@ fn write(
         }
         Compression::Gzip { .. } => {
             blob.digester = Some(Digester::default());
-            let (mut checksum, mut size) = (Hasher::new(), 0_u64);
-            blob.write_all(&gzip::HEADER).map_err(failed)?;
             while let Some(Pending::Deflated(pending)) = blocks.receive() {
                 // A deflating thread that panicked takes this one along when the scope ends.
                 let Some(deflated) = pending.receive() else {
@@ -162,11 +159,10 @@ fn write(
                     });
                 }
                 blob.write_all(&deflated.bytes).map_err(failed)?;
-                size += deflated.raw_size;
-                checksum.combine(&deflated.checksum);
             }
-            blob.write_all(&gzip::trailer(checksum, size))
-                .map_err(failed)?;
+            if blob.size == 0 {
+                blob.write_all(&gzip::EMPTY).map_err(failed)?;
+            }
         }
         Compression::Zstd { level } => {
             blob.digester = Some(Digester::default());

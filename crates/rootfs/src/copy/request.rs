@@ -53,6 +53,10 @@ pub enum LinkPolicy {
     /// where no other layer that will be a lower of the same mount holds a link to the same inode: the overlay
     /// would show both as one file. [`CopyReport::linked`](super::CopyReport::linked) tells whether it was done.
     Allowed,
+    /// The same is moved, and directories with all they hold where nothing is in their place.
+    ///
+    /// Only for sources that are given up with the copy and hold no attributes but those that travel.
+    Moved,
 }
 
 /// One copy action, in the terms of LLB's `FileActionCopy`.
@@ -101,6 +105,15 @@ impl Copy {
             time: None,
             link: LinkPolicy::Never,
         }
+    }
+
+    /// Returns whether all of a directory may be moved as it is.
+    pub(super) fn keeps_everything(&self) -> bool {
+        self.link == LinkPolicy::Moved
+            && self.filter.is_none()
+            && self.owner.is_none()
+            && self.mode.is_none()
+            && self.time.is_none()
     }
 }
 

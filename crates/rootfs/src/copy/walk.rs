@@ -42,6 +42,7 @@ struct Job<'a> {
     data: DataCopy,
     links: Links,
     may_link: AtomicBool,
+    may_move_dirs: AtomicBool,
     entries: AtomicU64,
     bytes: AtomicU64,
     linked: AtomicU64,
@@ -105,7 +106,8 @@ pub(super) fn copy_tree(
         copy,
         data: DataCopy::default(),
         links: Links::default(),
-        may_link: AtomicBool::new(copy.link == LinkPolicy::Allowed),
+        may_link: AtomicBool::new(copy.link != LinkPolicy::Never),
+        may_move_dirs: AtomicBool::new(copy.keeps_everything()),
         entries: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         linked: AtomicU64::new(0),
@@ -215,6 +217,9 @@ impl Job<'_> {
             });
         }
         for (name, entry, state, included) in dirs.into_iter().rev() {
+            if self.move_dir(node, &name, &entry)? {
+                continue;
+            }
             node.pending.fetch_add(1, Ordering::Relaxed);
             queue.push(Task::Dir {
                 parent: Arc::clone(node),
@@ -225,6 +230,28 @@ impl Job<'_> {
             });
         }
         self.files(node, &files)
+    }
+
+    /// Moves a directory of the source, with all it holds, to where nothing is yet; tells whether it did.
+    fn move_dir(&self, node: &Arc<Node>, name: &CStr, entry: &Entry) -> Result<bool> {
+        if !self.may_move_dirs.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let to = self.place(node)?;
+        if !to.is_fresh() && !matches!(to.lookup(name)?, Lookup::Missing) {
+            return Ok(false);
+        }
+        match rustix::fs::renameat(node.source.fd_of(entry), name, to.writable()?, name) {
+            Ok(()) => {
+                self.entries.fetch_add(1, Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(Errno::XDEV | Errno::PERM | Errno::ACCESS) => {
+                self.may_move_dirs.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(errno) => Err(to.error("move", name, errno)),
+        }
     }
 
     fn files(&self, node: &Arc<Node>, files: &[(CString, Entry)]) -> Result<()> {
@@ -424,7 +451,7 @@ impl Job<'_> {
         set().map_err(|errno| to.error("set the attributes of", to_name, errno))
     }
 
-    /// Makes a hard link to the file in the source, where the copy would have the same attributes.
+    /// Links or moves the file of the source, where the copy would have the same attributes.
     fn link_to_source(
         &self,
         from: &Dir,
@@ -441,7 +468,12 @@ impl Job<'_> {
         if !same || !meta::only_travelling_xattrs(from.fd_of(entry), name) {
             return Ok(false);
         }
-        match rustix::fs::linkat(from.fd_of(entry), name, to_fd, to_name, AtFlags::empty()) {
+        let from_fd = from.fd_of(entry);
+        let linked = match self.copy.link {
+            LinkPolicy::Moved => rustix::fs::renameat(from_fd, name, to_fd, to_name),
+            _ => rustix::fs::linkat(from_fd, name, to_fd, to_name, AtFlags::empty()),
+        };
+        match linked {
             Ok(()) => {
                 self.linked.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(entry.meta.size, Ordering::Relaxed);

@@ -585,6 +585,59 @@ fn files_are_linked_only_where_nothing_about_them_changes() {
 }
 
 #[test]
+fn a_source_that_is_given_up_moves_by_whole_directories() {
+    if !can_mount() {
+        return;
+    }
+    let from =
+        source("a/one file 1 640\na/deep/two file 2\na/link -> one\nb/three file 3\nfour file 4");
+    fs::hard_link(from.path().join("four"), from.path().join("b/again")).unwrap();
+    let inode = |path: &Path| rustix::fs::stat(path).unwrap().st_ino;
+    let before = inode(&from.path().join("a/deep/two"));
+    let to = Stack::new(&["dest/b/there file x"]);
+    let request = Copy {
+        link: LinkPolicy::Moved,
+        ..dockerfile_copy("/", "/dest")
+    };
+    copy(&Tree::open(from.path()).unwrap(), &to.writable(), &request).unwrap();
+    let upper = to.upper().join("dest");
+    if rustix::fs::stat(from.path()).unwrap().st_dev == rustix::fs::stat(&upper).unwrap().st_dev {
+        assert_eq!(inode(&upper.join("a/deep/two")), before);
+        assert!(!from.path().join("a").exists());
+    }
+    assert_eq!(inode(&upper.join("four")), inode(&upper.join("b/again")));
+    assert_eq!(
+        to.describe(),
+        lines(
+            "dest dir 755\ndest/a dir 755\ndest/a/deep dir 755\ndest/a/deep/two file 2 644\n\
+             dest/a/link -> one\ndest/a/one file 1 640\ndest/b dir 755\ndest/b/again file 4 644\n\
+             dest/b/there file x 644\ndest/b/three file 3 644\ndest/four = dest/b/again"
+        )
+    );
+}
+
+#[test]
+fn a_moved_source_gets_what_the_copy_asks_for() {
+    let from = source("a/one file 1\na/two file 2\nb/three file 3");
+    let to = tempfile::tempdir().unwrap();
+    let request = Copy {
+        link: LinkPolicy::Moved,
+        mode: Some(ModeChange::Set(0o600)),
+        ..dockerfile_copy("/", "/")
+    };
+    copy(
+        &Tree::open(from.path()).unwrap(),
+        &Tree::open(to.path()).unwrap(),
+        &request,
+    )
+    .unwrap();
+    assert_eq!(
+        describe(to.path()),
+        lines("a dir 600\na/one file 1 600\na/two file 2 600\nb dir 600\nb/three file 3 600")
+    );
+}
+
+#[test]
 fn holes_stay_holes() {
     let from = tempfile::tempdir().unwrap();
     let file = fs::File::create(from.path().join("f")).unwrap();

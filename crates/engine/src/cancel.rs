@@ -1,7 +1,10 @@
 //! Asking something that runs to stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+
+use crate::EngineError;
 
 /// What is done when the request comes.
 type Action = Box<dyn Fn() + Send>;
@@ -43,6 +46,27 @@ impl Cancel {
         self.inner.requested.load(Ordering::SeqCst)
     }
 
+    /// Waits for a lock that cannot be given up once it is waited for; `None` if it is asked to stop before.
+    ///
+    /// `lock` has a thread of its own, which is then left behind: it drops the lock as soon as it has it.
+    pub(crate) fn wait_for<T: Send + 'static>(
+        &self,
+        lock: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<T>, EngineError> {
+        let (sender, taken) = channel();
+        let canceled = sender.clone();
+        let _guard = self.on_request(move || {
+            let _ = canceled.send(None);
+        });
+        std::thread::Builder::new()
+            .name("lock".to_owned())
+            .spawn(move || {
+                let _ = sender.send(Some(lock()));
+            })
+            .map_err(|source| EngineError::Thread { source })?;
+        Ok(taken.recv().unwrap_or_default())
+    }
+
     /// Runs `action` when it is asked, at once if it was already; no longer once the guard is gone.
     #[must_use = "the action is forgotten when the guard is dropped"]
     pub fn on_request(&self, action: impl Fn() + Send + 'static) -> CancelGuard {
@@ -78,5 +102,35 @@ impl Drop for CancelGuard {
             .lock()
             .unwrap_or_else(|p| p.into_inner());
         actions.retain(|(id, _)| *id != self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_with_what_is_waited_for_or_with_the_request() {
+        let cancel = Cancel::default();
+        assert_eq!(cancel.wait_for(|| 7).expect("a thread"), Some(7));
+        let (hold, held) = channel::<()>();
+        let (sender, dropped) = channel::<()>();
+        let other = cancel.clone();
+        let waiting = std::thread::spawn(move || {
+            let lock = move || {
+                let _ = held.recv();
+                sender
+            };
+            other.wait_for(lock).expect("a thread").is_none()
+        });
+        cancel.request();
+        assert!(waiting.join().expect("no panic"));
+        // What comes too late is given back.
+        drop(hold);
+        assert!(dropped.recv().is_err());
+        assert_eq!(
+            cancel.wait_for(|| std::thread::park()).expect("a thread"),
+            None
+        );
     }
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use llb::Op;
-use progress::{Outcome, RunningVertex, VertexHandle};
+use progress::{Outcome, RunningVertex, Stream, VertexHandle};
 use serde::{Deserialize, Serialize};
-use store::{Key, Layer, LayerId, NamedLock, Record};
+use store::{Key, Layer, LayerId, LockNote, NamedLock, Record, Told, Waker};
 
 use crate::context::ContextTree;
 use crate::driver::Work;
@@ -212,27 +212,69 @@ impl VertexWork {
             .collect()
     }
 
-    /// Waits until no other process runs this step.
+    /// Waits until no other build runs this step; meanwhile shows what it prints there.
     fn claim(&self, running: &RunningVertex, cancel: &Cancel) -> Result<Claim, EngineError> {
         let name = format!("step-{}", hex(&self.key));
-        let mut waited = false;
-        loop {
-            if let Some(lock) = self.context.store.try_lock(&name)? {
-                return Ok(Claim {
-                    _lock: lock,
-                    waited,
-                });
+        let store = &self.context.store;
+        let (lock, shown) = match store.try_lock(&name)? {
+            Some(lock) => (lock, None),
+            None => {
+                let (lock, bytes) = self.follow(&name, running, cancel)?;
+                (lock, Some(bytes))
             }
-            if cancel.is_requested() {
-                return Err(EngineError::Canceled);
+        };
+        let mut claim = Claim {
+            lock,
+            waited: shown.is_some(),
+        };
+        if !self.context.build.is_empty() {
+            let note = LockNote {
+                build: self.context.build.clone(),
+                log: self.handle.digest().hex().to_owned(),
+                skip: shown.unwrap_or(0),
+            };
+            if let Err(error) = claim.lock.note(&note) {
+                tracing::warn!(%error, "nobody can follow this step");
             }
-            if !waited {
-                waited = true;
-                running
-                    .logger(progress::Stream::Stderr)
-                    .log(*b"waiting for another build that runs this step\n");
+        }
+        Ok(claim)
+    }
+
+    /// Waits for a step that another build runs. Returns how many bytes of its log were shown.
+    fn follow(
+        &self,
+        name: &str,
+        running: &RunningVertex,
+        cancel: &Cancel,
+    ) -> Result<(NamedLock, u64), EngineError> {
+        let waker = Waker::new()?;
+        let stop = waker.clone();
+        let _guard = cancel.on_request(move || stop.stop());
+        let mut bytes = 0;
+        let mut holder = None;
+        let loggers = [Stream::Stdout, Stream::Stderr].map(|stream| running.logger(stream));
+        let mut tell = |told: Told| match told {
+            Told::Holder(build) => {
+                let status = running.status(format!("shared with build {build}, which runs it"));
+                if let Some(before) = holder.replace(status) {
+                    before.finish(0);
+                }
             }
-            std::thread::sleep(Duration::from_millis(10));
+            Told::Log(piece) => {
+                bytes += piece.data.len() as u64;
+                let logger = &loggers[usize::from(piece.stream != Stream::Stdout.number())];
+                logger.log(piece.data);
+            }
+        };
+        let waiting = running.status("waiting for another build that runs this step");
+        let lock = self.context.store.lock_and_follow(name, &waker, &mut tell);
+        waiting.finish(0);
+        if let Some(holder) = holder {
+            holder.finish(0);
+        }
+        match lock? {
+            Some(lock) => Ok((lock, bytes)),
+            None => Err(EngineError::Canceled),
         }
     }
 
@@ -319,7 +361,7 @@ impl VertexWork {
 }
 
 struct Claim {
-    _lock: NamedLock,
+    lock: NamedLock,
     waited: bool,
 }
 
@@ -454,6 +496,9 @@ impl Work for VertexWork {
                 self.begin_layers(&output);
                 return Ok(output);
             }
+            // It failed there, or its builder has died.
+            let status = running.status("the other build has not finished this step: it runs here");
+            status.finish(0);
         }
         self.note_miss();
         let began = std::time::Instant::now();

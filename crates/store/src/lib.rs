@@ -14,7 +14,7 @@
 //! - `containers/<id>/fs`: what was written in a container, over its image's layers;
 //! - `builds/<id>/`: logs of a build's steps, locked while it runs;
 //! - `ingest/`: what is being written; whatever is here and not locked is rubbish;
-//! - `locks/`: files that exist to be locked;
+//! - `locks/`: files that exist to be locked; the lock of a step names the log of who holds it;
 //! - `records.db`: SQLite, all records.
 //!
 //! *Invariants*: a record never names a blob or a layer that is not whole; a blob is synced before
@@ -27,6 +27,7 @@ mod collect;
 mod container;
 mod database;
 mod error;
+mod follow;
 mod history;
 mod image;
 mod layer;
@@ -44,6 +45,7 @@ pub use check::{CheckReport, Problem, set_records_aside};
 pub use collect::{CollectPolicy, Collected, Disk};
 pub use container::Container;
 pub use error::StoreError;
+pub use follow::{LockNote, Told, Waker};
 pub use history::{BuildEntry, BuildFolder, FinishedBuild, OpenBuild};
 pub use image::{Image, ImageName, NewNames, Variants};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};

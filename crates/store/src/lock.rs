@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use crate::StoreError;
+use crate::{LockNote, StoreError};
 
 /// A lock with a name, held until it is dropped.
 ///
@@ -38,6 +38,15 @@ impl NamedLock {
                 return Ok(Some(lock));
             }
         }
+    }
+
+    /// Says to who waits where the log is of what is done under the lock.
+    pub fn note(&mut self, note: &LockNote) -> Result<(), StoreError> {
+        let line = note.line();
+        // One call, so that nobody reads half of it; what an earlier holder left may be longer.
+        rustix::io::pwrite(&self.file, line.as_bytes(), 0)
+            .and_then(|_| rustix::fs::ftruncate(&self.file, line.len() as u64))
+            .map_err(|errno| StoreError::io("write the lock", &self.path)(errno.into()))
     }
 
     /// The last holder removes the file; whoever waited on the removed one must begin again.

@@ -4,10 +4,10 @@
 //! as four bytes (little-endian), the bytes. Inside of blocks lie pieces: the stream's number (one byte),
 //! the time (eight bytes, nanoseconds since 1970), the length (four bytes), the bytes.
 //! The first megabyte is written as it comes, so that a killed build leaves what was printed; what follows is
-//! compressed, block by block. A block that is cut short is the end.
+//! compressed, block by block. A block that is cut short is the end, for now: a log is read while it is written.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::StoreError;
@@ -20,6 +20,8 @@ const BLOCK: usize = 256 << 10;
 /// The largest block that is read: larger ones were written by nobody.
 const MOST: usize = 64 << 20;
 const LEVEL: i32 = 1;
+/// Nanoseconds after which pieces wait no longer, so that who reads along is not left behind.
+const LONGEST_WAIT: i64 = 1_000_000_000;
 
 const HELD_PLAIN: u8 = 0;
 const HELD_ZSTD: u8 = 1;
@@ -41,6 +43,8 @@ pub struct LogWriter {
     path: PathBuf,
     /// Pieces that wait to be compressed.
     waiting: Vec<u8>,
+    /// The time of the first of them.
+    since: i64,
     plain: u64,
     bytes: u64,
 }
@@ -54,6 +58,7 @@ impl LogWriter {
             file,
             path,
             waiting: Vec::new(),
+            since: 0,
             plain: 0,
             bytes: 0,
         })
@@ -73,19 +78,29 @@ impl LogWriter {
                 self.block(HELD_PLAIN, &piece)?;
                 continue;
             }
+            if self.waiting.is_empty() {
+                self.since = time;
+            }
             self.waiting.extend_from_slice(&piece);
-            if self.waiting.len() >= BLOCK {
+            let waited = time.saturating_sub(self.since);
+            if self.waiting.len() >= BLOCK || waited >= LONGEST_WAIT {
                 self.compress()?;
             }
         }
         Ok(())
     }
 
+    /// Writes what waits.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        match self.waiting.is_empty() {
+            true => Ok(()),
+            false => self.compress(),
+        }
+    }
+
     /// Writes what waits. Returns how many bytes were printed.
     pub fn finish(mut self) -> Result<u64, StoreError> {
-        if !self.waiting.is_empty() {
-            self.compress()?;
-        }
+        self.flush()?;
         Ok(self.bytes)
     }
 
@@ -109,10 +124,14 @@ impl LogWriter {
 }
 
 /// Reads a log piece by piece, in memory one block at a time.
+///
+/// After its end it may be asked again: it goes on with what was written since.
 #[derive(Debug)]
 pub struct LogReader {
     file: BufReader<File>,
     path: PathBuf,
+    /// Where the next block begins; zero before the form was read.
+    offset: u64,
     block: Vec<u8>,
     at: usize,
     failed: bool,
@@ -126,27 +145,29 @@ impl LogReader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("open the log", path)(error)),
         };
-        let mut file = BufReader::new(file);
-        let mut form = [0; FORM.len()];
-        match file.read_exact(&mut form) {
-            Ok(()) if form == FORM => {}
-            Ok(()) => {
-                return Err(StoreError::Damaged {
-                    subject: format!("the log {}", path.display()),
-                    reason: "it does not begin like one".to_owned(),
-                });
-            }
-            // Nothing was written yet.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            Err(error) => return Err(StoreError::io("read the log", path)(error)),
-        }
-        Ok(Some(Self {
-            file,
+        let mut log = Self {
+            file: BufReader::new(file),
             path: path.to_owned(),
+            offset: 0,
             block: Vec::new(),
             at: 0,
             failed: false,
-        }))
+        };
+        log.read_form()?;
+        Ok(Some(log))
+    }
+
+    /// Reads the line that names the form; `false` if it was not written yet.
+    fn read_form(&mut self) -> Result<bool, StoreError> {
+        let mut form = [0; FORM.len()];
+        if !self.fill(&mut form)? {
+            return Ok(false);
+        }
+        if form != FORM {
+            return Err(self.damaged("it does not begin like one"));
+        }
+        self.offset = FORM.len() as u64;
+        Ok(true)
     }
 
     /// Returns where the log is.
@@ -156,6 +177,9 @@ impl LogReader {
 
     /// Reads the next block; `false` at the end.
     fn next_block(&mut self) -> Result<bool, StoreError> {
+        if self.offset == 0 && !self.read_form()? {
+            return Ok(false);
+        }
         let mut head = [0; 5];
         if !self.fill(&mut head)? {
             return Ok(false);
@@ -175,13 +199,19 @@ impl LogReader {
             _ => return Err(self.damaged("a block is held in no known way")),
         };
         self.at = 0;
+        self.offset += (5 + length) as u64;
         Ok(true)
     }
 
+    /// Reads so many bytes; where they are not there, what comes next is where the last block has ended.
     fn fill(&mut self, bytes: &mut [u8]) -> Result<bool, StoreError> {
         match self.file.read_exact(bytes) {
             Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self
+                .file
+                .seek(io::SeekFrom::Start(self.offset))
+                .map(|_| false)
+                .map_err(StoreError::io("read the log", &self.path)),
             Err(error) => Err(StoreError::io("read the log", &self.path)(error)),
         }
     }
@@ -280,6 +310,34 @@ mod tests {
         }
         std::fs::write(&path, &bytes).expect("room");
         assert_eq!(read(&path).expect("a whole log").len(), 2);
+    }
+
+    #[test]
+    fn a_log_is_read_while_it_is_written() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("log");
+        let mut log = LogWriter::create(path.clone()).expect("a log");
+        let second = 1_000_000_000;
+        let large = vec![b'x'; PLAIN as usize];
+        log.write(1, 0, &large).expect("room");
+        // Compressed; the second does not wait for a whole block.
+        log.write(1, second, b"one").expect("room");
+        log.write(2, 3 * second, b"two").expect("room");
+        log.write(1, 3 * second, b"three").expect("room");
+        log.finish().expect("room");
+        let bytes = std::fs::read(&path).expect("a file");
+        std::fs::write(&path, b"").expect("room");
+        let mut reader = LogReader::open(&path).expect("a log").expect("a log");
+        let mut read = Vec::new();
+        let tail = bytes.len() - 100;
+        for length in [0, 5, FORM.len(), 40, PLAIN as usize]
+            .into_iter()
+            .chain(tail..=bytes.len())
+        {
+            std::fs::write(&path, &bytes[..length]).expect("room");
+            read.extend(reader.by_ref().map(|piece| piece.expect("a piece").data));
+        }
+        assert_eq!(read, [&large[..], b"one", b"two", b"three"]);
     }
 
     #[test]

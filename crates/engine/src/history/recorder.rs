@@ -133,6 +133,15 @@ impl Listener {
                 if *state != VertexState::Waiting {
                     all.steps[at].state = state.clone();
                 }
+                if matches!(state, VertexState::Completed { .. }) {
+                    // Others may follow this log; they hear of its end when the step's lock is given up.
+                    let log = Arc::clone(&all.steps[at].log);
+                    drop(all);
+                    let mut log = lock(&log);
+                    if let Some(Err(error)) = log.writer.as_mut().map(LogWriter::flush) {
+                        tracing::warn!(%error, "the end of a log is not kept");
+                    }
+                }
             }
             None => {
                 let at = all.steps.len();

@@ -86,8 +86,8 @@ impl History {
                 return Ok(false);
             }
         }
-        // What a cached step printed when it ran belongs to that build.
-        if step.outcome != StepOutcome::Cached
+        // What a cached step printed when it ran belongs to that build, unless this one showed it meanwhile.
+        if (step.outcome != StepOutcome::Cached || step.printed > 0)
             && let Some(log) = self.log(record, step)?
         {
             for piece in log {

@@ -166,14 +166,13 @@ fn fetch(
         return Ok(Fetched::Present(layer));
     }
     let lock_name = format!("unpack-{}", diff_id.hex());
-    let lock = loop {
-        if let Some(lock) = shared.store.try_lock(&lock_name)? {
-            break lock;
+    let lock = match shared.store.try_lock(&lock_name)? {
+        Some(lock) => lock,
+        None => {
+            let store = shared.store.clone();
+            let taken = stop.wait_for(move || store.lock(&lock_name))?;
+            taken.ok_or(EngineError::Canceled)??
         }
-        if stop.is_requested() {
-            return Err(EngineError::Canceled);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
     };
     if let Some(layer) = find(shared, diff_id, chain_key)? {
         return Ok(Fetched::Present(layer));

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
@@ -23,9 +22,6 @@ pub(crate) enum Claim {
     Private,
     Locked,
 }
-
-/// How often a lock that somebody has is tried again.
-const PAUSE: Duration = Duration::from_millis(10);
 
 pub(crate) const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
 pub(crate) const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
@@ -95,15 +91,19 @@ impl CacheMount {
         operation: FlockOperation,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        loop {
-            if let Some(mount) = Self::try_lock(folder, operation)? {
-                return Ok(mount);
-            }
-            if cancel.is_requested() {
-                return Err(EngineError::Canceled);
-            }
-            // A lock that is waited for in the kernel could not be given up.
-            std::thread::sleep(PAUSE);
+        if let Some(mount) = Self::try_lock(folder, operation)? {
+            return Ok(mount);
+        }
+        let blocking = match operation {
+            FlockOperation::NonBlockingLockShared => FlockOperation::LockShared,
+            _ => FlockOperation::LockExclusive,
+        };
+        let folder = folder.to_owned();
+        let taken = cancel.wait_for(move || Self::try_lock(&folder, blocking))?;
+        match taken {
+            Some(Ok(Some(mount))) => Ok(mount),
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) | None => Err(EngineError::Canceled),
         }
     }
 
@@ -117,6 +117,7 @@ impl CacheMount {
             match flock(&lock, operation) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(EngineError::io("lock", folder)(errno.into())),
             }
             if is_named(&lock, folder) {

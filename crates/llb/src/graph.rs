@@ -8,7 +8,10 @@ use std::sync::Arc;
 use oci::Platform;
 use sha2::{Digest as _, Sha256};
 
-use crate::{ActionInput, LlbError, MergeOp, Metadata, Op, SourceFile, UserRef, encode};
+use crate::{
+    ActionInput, CacheSharing, ExecOp, LlbError, MergeOp, Metadata, MountKind, Op, SourceFile,
+    UserRef, encode,
+};
 
 /// The identity of a vertex: the SHA-256 of its canonical encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,28 +134,37 @@ impl Vertex {
         &self.metadata
     }
 
-    /// Returns the SHA-256 of what the vertex does, whatever its inputs are; proxies are no part of it.
+    /// Returns the SHA-256 of what the vertex does, whatever its inputs are.
+    ///
+    /// As in the reference, what only says by which way a step gets at something is no part of it: proxies,
+    /// addresses of further hosts, which cache directory is mounted and who may use it at once.
     pub fn operation_digest(&self) -> [u8; 32] {
         let mut buffer = Vec::new();
         let (count, none) = (self.inputs.len(), std::iter::empty());
         let platform = self.platform.as_deref();
-        match &self.op {
-            Op::Exec(exec) if exec.meta.proxy_env.is_some() => {
-                let mut exec = exec.clone();
-                exec.meta.proxy_env = None;
-                encode::operation(
-                    &mut buffer,
-                    &Op::Exec(exec),
-                    count,
-                    none,
-                    platform,
-                    &self.constraints,
-                );
-            }
-            op => encode::operation(&mut buffer, op, count, none, platform, &self.constraints),
-        }
+        let plain = match &self.op {
+            Op::Exec(exec) => Some(Op::Exec(Box::new(without_ways(exec)))),
+            _ => None,
+        };
+        let op = plain.as_ref().unwrap_or(&self.op);
+        encode::operation(&mut buffer, op, count, none, platform, &self.constraints);
         Sha256::digest(&buffer).into()
     }
+}
+
+fn without_ways(exec: &ExecOp) -> ExecOp {
+    let mut exec = exec.clone();
+    exec.meta.proxy_env = None;
+    for host in &mut exec.meta.extra_hosts {
+        host.ip.clear();
+    }
+    for mount in &mut exec.mounts {
+        if let MountKind::Cache { id, sharing } = &mut mount.kind {
+            id.clear();
+            *sharing = CacheSharing::default();
+        }
+    }
+    exec
 }
 
 /// A build. See the crate's invariants.

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use llb::{
-    Action, ActionInput, CacheSharing, Copy, CopyMode, ExecOp, FileAction, FileOp, Meta, Mount,
-    MountKind, NetworkMode, Op, Owner, SecretFile, SecurityMode, UserRef, Vertex,
+    Action, ActionInput, Copy, CopyMode, ExecOp, FileAction, FileOp, Meta, Mount, MountKind,
+    NetworkMode, Op, Owner, SecretFile, SecurityMode, UserRef, Vertex,
 };
 use oci::Digest;
 
@@ -147,7 +147,8 @@ impl<'a> Parts<'a> {
         self.add("working directory", cwd.as_str());
         self.add("user", user.as_str());
         for host in extra_hosts {
-            self.add(format!("host {}", host.host), host.ip.as_str());
+            // The address is no part of the key.
+            self.add(format!("host {}", host.host), "known");
         }
         self.add("hostname", hostname.as_str());
         for limit in ulimits {
@@ -176,14 +177,8 @@ impl<'a> Parts<'a> {
         } = mount;
         let mut words = vec![match kind {
             MountKind::Bind => "bind".to_owned(),
-            MountKind::Cache { id, sharing } => {
-                let sharing = match sharing {
-                    CacheSharing::Shared => "shared",
-                    CacheSharing::Private => "private",
-                    CacheSharing::Locked => "locked",
-                };
-                format!("cache {id}, {sharing}")
-            }
+            // Which directory it is, and who may use it at once, is no part of the key.
+            MountKind::Cache { id: _, sharing: _ } => "cache".to_owned(),
             MountKind::Tmpfs { size } => format!("tmpfs of {size} bytes"),
             MountKind::Secret(file) => format!("secret {}", file_in_words(file)),
             MountKind::Ssh(file) => format!("ssh {}", file_in_words(file)),

@@ -94,10 +94,16 @@ fn failure_text(step: &StepFailure, source: Option<&Source<'_>>) -> String {
                     }
                     renderer().render(&[group])
                 }
-                _ => match &step.name {
-                    Some(name) => format!("error: {message}\n  in {name}"),
-                    None => format!("error: {message}"),
-                },
+                _ => {
+                    let mut text = format!("error: {message}");
+                    if let Some(name) = &step.name {
+                        text.push_str(&format!("\n  in {name}"));
+                    }
+                    if let Some(help) = &step.help {
+                        text.push_str(&format!("\n  help: {help}"));
+                    }
+                    text
+                }
             }
         }
     }

@@ -101,6 +101,10 @@ impl Engine {
             }
             Err(mut failure) => {
                 failure.dockerfile = known.dockerfile;
+                for step in &mut failure.steps {
+                    let help = || crate::error::room_help(&step.error, store);
+                    step.help = step.help.take().or_else(help);
+                }
                 failure.record = Some(record);
                 Err(failure)
             }

@@ -139,12 +139,48 @@ fn is_out_of_room(error: &EngineError) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return matches!(io.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull);
+        // One may stand in another, where what was written to is a file of ours.
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+        {
+            return true;
         }
         cause = error.source();
     }
     false
+}
+
+/// Below this many bytes a disk is full: what failed on it may have failed for that.
+const FULL: u64 = 1 << 20;
+
+/// Says that the disk of a store is full, to be put behind an error; empty where it is not.
+pub(crate) fn fullness(store: &store::Store) -> String {
+    match store.disk() {
+        Ok(disk) if disk.free < FULL => {
+            format!("; no space left on the disk of {}", store.root().display())
+        }
+        _ => String::new(),
+    }
+}
+
+/// Says what to do about an error where the store has no room.
+pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<String> {
+    let root = store.root();
+    if let EngineError::Io { path, .. } = error
+        && !path.starts_with(root)
+    {
+        return None;
+    }
+    // The database has errors of its own for it.
+    let told = chain(error).to_lowercase();
+    let is_full = told.contains("no space left") || told.contains("disk is full");
+    is_full.then(|| {
+        format!(
+            "make room on the disk of {}: `lapstrake system df` shows what takes space, `lapstrake system prune` \
+             gives back what nothing needs",
+            root.display()
+        )
+    })
 }
 
 /// Why a build failed.
@@ -239,5 +275,16 @@ mod tests {
         };
         assert_eq!(unpacking(std::io::ErrorKind::StorageFull), Blame::Builder);
         assert_eq!(unpacking(std::io::ErrorKind::NotFound), Blame::Build);
+        let inner = store::StoreError::Io {
+            action: "write",
+            path: PathBuf::from("blob"),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let writing = registry::RegistryError::Io {
+            action: "write",
+            path: PathBuf::from("layer"),
+            source: std::io::Error::other(inner),
+        };
+        assert_eq!(EngineError::Registry(writing).blame(), Blame::Builder);
     }
 }

@@ -336,6 +336,7 @@ impl Store {
         }
         self.adopt_mounts()?;
         self.sweep_containers()?;
+        self.forget_the_future()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
@@ -358,6 +359,19 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             result => result.map_err(StoreError::io("list", &path)),
         }
+    }
+
+    /// Takes what was last used at a time that has not come yet, by a clock that was wrong, as used now: it would
+    /// be the last to go for ever.
+    fn forget_the_future(&self) -> Result<(), StoreError> {
+        let now = self.now();
+        self.write("mend times of use", |transaction| {
+            for table in ["layer", "blob", "result", "mount"] {
+                let sql = format!("UPDATE {table} SET used = ?1 WHERE used > ?1");
+                transaction.prepare_cached(&sql)?.execute([now])?;
+            }
+            Ok(())
+        })
     }
 
     /// Removes the folders of containers that were never recorded.

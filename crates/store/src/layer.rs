@@ -129,26 +129,26 @@ impl MutLayer {
             return Ok(layer);
         }
         let now = store.now();
-        let id = store.write("add a layer", |transaction| {
-            transaction.execute(
-                "INSERT INTO layer(unpack_key, diff_id, tar_size, content_id, bytes, origin, boot, created, used, content)
-                 VALUES(NULL, ?1, ?2, ?3, ?4, ?5, 'ingest', ?6, ?6, ?7)",
-                rusqlite::params![
-                    info.tar.as_ref().map(|(digest, _)| digest.to_string()),
-                    info.tar.as_ref().map(|(_, size)| *size as i64),
-                    info.content_id.as_ref().map(|id| id.as_slice()),
-                    info.bytes as i64,
-                    info.origin,
-                    now,
-                    info.content as i64
-                ],
-            )?;
-            Ok(LayerId(transaction.last_insert_rowid() as u64))
-        })?;
-        // The row is invisible (boot = 'ingest') until the directory has its place.
-        let place = store.path(&format!("layers/{}", id.0));
-        std::fs::rename(&self.folder, &place)
-            .map_err(StoreError::io("rename a layer to", &place))?;
+        let mut wanted = None;
+        let (id, place) = loop {
+            let id = store.write("add a layer", |transaction| {
+                if add_row(transaction, wanted, &info, now)? == 0 {
+                    // Another took this id; the next one of its own is above it.
+                    add_row(transaction, None, &info, now)?;
+                }
+                Ok(LayerId(transaction.last_insert_rowid() as u64))
+            })?;
+            // The row is invisible (boot = 'ingest') until the directory has its place.
+            let place = store.path(&format!("layers/{}", id.0));
+            match std::fs::rename(&self.folder, &place) {
+                Ok(()) => break (id, place),
+                // Records that were lost have begun to count anew: from here on above what is there.
+                Err(error) if wanted.is_none() && is_taken(&error) => {
+                    wanted = Some(store.forget_taken(id)?);
+                }
+                Err(error) => return Err(StoreError::io("rename a layer to", &place)(error)),
+            }
+        };
         let lock = self.lock.take().expect("a layer is committed once");
         flock(&lock, FlockOperation::LockShared)
             .map_err(|errno| StoreError::io("lock", &place)(errno.into()))?;
@@ -159,6 +159,8 @@ impl MutLayer {
         });
         let boot = &store.inner.boot;
         let published = store.write("publish a layer", |transaction| {
+            // A collector whose clock has jumped may have taken the row for one that was left.
+            add_row(transaction, Some(id), &info, now)?;
             transaction.execute(
                 "UPDATE OR IGNORE layer SET boot = ?2, unpack_key = ?3 WHERE id = ?1",
                 rusqlite::params![id.0 as i64, boot, unpack_key],
@@ -178,6 +180,34 @@ impl MutLayer {
         store.inner.layers.remember(&lease);
         Ok(Layer { inner: lease })
     }
+}
+
+fn is_taken(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty};
+    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty)
+}
+
+/// Adds the row of a layer that is not published yet, unless it is there; without an id it gets a new one.
+fn add_row(
+    transaction: &rusqlite::Transaction<'_>,
+    id: Option<LayerId>,
+    info: &LayerInfo,
+    now: i64,
+) -> rusqlite::Result<usize> {
+    transaction.execute(
+        "INSERT OR IGNORE INTO layer(id, unpack_key, diff_id, tar_size, content_id, bytes, origin, boot, created, used, content)
+         VALUES(?8, NULL, ?1, ?2, ?3, ?4, ?5, 'ingest', ?6, ?6, ?7)",
+        rusqlite::params![
+            info.tar.as_ref().map(|(digest, _)| digest.to_string()),
+            info.tar.as_ref().map(|(_, size)| *size as i64),
+            info.content_id.as_ref().map(|id| id.as_slice()),
+            info.bytes as i64,
+            info.origin,
+            now,
+            info.content as i64,
+            id.map(|id| id.0 as i64),
+        ],
+    )
 }
 
 impl Drop for MutLayer {
@@ -231,6 +261,16 @@ impl Store {
             std::fs::create_dir(&path).map_err(StoreError::io("create", &path))?;
         }
         Ok(layer)
+    }
+
+    /// Forgets the row of a layer whose place is taken. Returns the first id above all places.
+    fn forget_taken(&self, id: LayerId) -> Result<LayerId, StoreError> {
+        self.write("forget an unfinished layer", |transaction| {
+            transaction.execute("DELETE FROM layer WHERE id = ?1", [id.0 as i64])
+        })?;
+        let number = |path: PathBuf| path.file_name()?.to_str()?.parse::<u64>().ok();
+        let places = self.entries("layers")?.into_iter().filter_map(number);
+        Ok(LayerId(places.max().unwrap_or(id.0).max(id.0) + 1))
     }
 
     /// Leases a layer; `None` if it is not there (any more).

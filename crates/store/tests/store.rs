@@ -279,3 +279,75 @@ fn a_clock_that_jumps_loses_nothing() {
         assert!(store.check(false).expect("a check").is_clean(), "at {now}");
     }
 }
+
+/// A store whose clock the test sets.
+fn with_clock(root: &Path, start: i64) -> (Store, Arc<AtomicI64>) {
+    let clock = Arc::new(AtomicI64::new(start));
+    let read = Arc::clone(&clock);
+    let options = OpenOptions {
+        clock: Arc::new(move || read.load(Ordering::SeqCst)),
+        ..OpenOptions::new(Some(Ids::Rootful))
+    };
+    let store = Store::open(root, options).expect("the store opens");
+    (store, clock)
+}
+
+#[test]
+fn what_was_used_in_a_future_that_was_none_ages_again() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (store, clock) = with_clock(root.path(), 1000);
+    let old = layer(&store, "old", 1000).id();
+    // The clock is a hundred years ahead for one build.
+    clock.store(1000 + 3_000_000_000, Ordering::SeqCst);
+    let future = layer(&store, "future", 1000).id();
+    clock.store(2000, Ordering::SeqCst);
+    let recent = layer(&store, "recent", 1000).id();
+    let keep = |max_used: u64| CollectPolicy {
+        max_used: Some(max_used),
+        ..CollectPolicy::default()
+    };
+    let removed = |max_used: u64| -> Vec<String> {
+        let done = store.collect(&keep(max_used)).expect("a collection");
+        done.items
+            .iter()
+            .map(|entry| entry.item.to_string())
+            .collect()
+    };
+    assert_eq!(removed(2000), [format!("layer-{}", old.0)]);
+    // From here on it is as old as the collection that noticed.
+    clock.store(3000, Ordering::SeqCst);
+    let newest = layer(&store, "newest", 1000).id();
+    let order = removed(1000);
+    assert!(order.contains(&format!("layer-{}", future.0)), "{order:?}");
+    assert!(order.contains(&format!("layer-{}", recent.0)), "{order:?}");
+    assert!(store.layer(newest).expect("readable").is_some());
+}
+
+#[test]
+fn a_collector_with_a_wrong_clock_takes_no_layer_from_who_makes_it() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (store, _) = with_clock(root.path(), 1000);
+    let (ahead, _) = with_clock(root.path(), 1000 + 3_000_000_000);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let policy = CollectPolicy {
+                max_used: Some(u64::MAX),
+                ..CollectPolicy::default()
+            };
+            while !stop.load(Ordering::SeqCst) {
+                ahead.collect(&policy).expect("a collection");
+            }
+        });
+        let made: Vec<_> = (0..200)
+            .map(|number| layer(&store, &number.to_string(), 10))
+            .collect();
+        stop.store(true, Ordering::SeqCst);
+        for (number, layer) in made.iter().enumerate() {
+            assert!(layer.path().join(number.to_string()).exists());
+        }
+    });
+    let report = store.check(false).expect("a check");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(store.used_bytes().expect("a sum"), 2000);
+}

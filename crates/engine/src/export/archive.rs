@@ -1,12 +1,12 @@
 //! Writes images as archives: OCI layout, and what `docker load` takes.
 
 use std::fs::File;
-use std::path::Path;
 
 use oci::media_type::Naming;
 use oci::{Descriptor, Digest, Index, Reference, layout};
 
 use super::Exported;
+use super::files::NewFile;
 use super::image::{Assembled, Assembly};
 use super::layout::LayoutWriter;
 use super::load::{self, Loading};
@@ -27,7 +27,7 @@ impl Begun {
         drop(self.writer);
         match self.end {
             End::Answer(loading) => loading.finish().err().unwrap_or(error),
-            End::Nothing | End::Rename(..) => error,
+            End::Nothing | End::Rename(_) => error,
         }
     }
 }
@@ -35,7 +35,7 @@ impl Begun {
 /// What is left to do once all is written.
 enum End {
     Nothing,
-    Rename(tempfile::TempPath, std::path::PathBuf),
+    Rename(NewFile),
     Answer(Loading),
 }
 
@@ -63,27 +63,17 @@ pub(crate) fn begin(shared: &Shared, output: &ArchiveOutput) -> Result<Begun, En
             end: End::Nothing,
         });
     }
-    // A device or a pipe is written to as it is.
-    if path.exists() && !path.is_file() {
+    let Some(new) = NewFile::begin(path)? else {
+        // A device or a pipe is written to as it is.
         let file = File::create(path).map_err(EngineError::io("open", path))?;
         return Ok(Begun {
             writer: LayoutWriter::stream(Box::new(std::io::BufWriter::new(file))),
             end: End::Nothing,
         });
-    }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     };
-    let temporary = tempfile::Builder::new()
-        .prefix(".lapstrake-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(folder)
-        .map_err(EngineError::io("create a file in", folder))?;
-    let (file, temporary) = temporary.into_parts();
     Ok(Begun {
-        writer: LayoutWriter::archive(file, path),
-        end: End::Rename(temporary, path.clone()),
+        writer: LayoutWriter::archive(new.another()?, path),
+        end: End::Rename(new),
     })
 }
 
@@ -94,9 +84,7 @@ fn finish(begun: Begun) -> Result<(), EngineError> {
         End::Answer(loading) => loading.finish().and(written),
         _ if written.is_err() => written,
         End::Nothing => Ok(()),
-        End::Rename(temporary, path) => temporary
-            .persist(&path)
-            .map_err(|error| EngineError::io("rename an archive to", &path)(error.error)),
+        End::Rename(new) => new.finish(),
     }
 }
 

@@ -111,10 +111,67 @@ pub(crate) fn to_tar(
                 engine.name
             )));
         }
-        Destination::Path(path) => {
-            let mut file = std::fs::File::create(path).map_err(EngineError::io("create", path))?;
-            write(&mut file)?
-        }
+        Destination::Path(path) => match NewFile::begin(path)? {
+            Some(mut file) => {
+                write(file.file())?;
+                file.finish()?;
+                return Ok(Exported::default());
+            }
+            // A device or a pipe is written to as it is.
+            None => {
+                let file = std::fs::File::create(path);
+                write(&mut file.map_err(EngineError::io("open", path))?)?
+            }
+        },
     };
     Ok(Exported::default())
+}
+
+/// A file that appears under its name only once it is whole.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    file: std::fs::File,
+    temporary: tempfile::TempPath,
+    path: std::path::PathBuf,
+}
+
+impl NewFile {
+    /// Begins a file beside its place; `None` where something stands that cannot be replaced by one.
+    pub(crate) fn begin(path: &Path) -> Result<Option<Self>, EngineError> {
+        if path.exists() && !path.is_file() {
+            return Ok(None);
+        }
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let temporary = tempfile::Builder::new()
+            .prefix(".lapstrake-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(folder)
+            .map_err(EngineError::io("create a file in", folder))?;
+        let (file, temporary) = temporary.into_parts();
+        Ok(Some(Self {
+            file,
+            temporary,
+            path: path.to_owned(),
+        }))
+    }
+
+    pub(crate) fn file(&mut self) -> &mut std::fs::File {
+        &mut self.file
+    }
+
+    /// Returns another descriptor of the file.
+    pub(crate) fn another(&self) -> Result<std::fs::File, EngineError> {
+        self.file
+            .try_clone()
+            .map_err(EngineError::io("open", &self.path))
+    }
+
+    pub(crate) fn finish(self) -> Result<(), EngineError> {
+        self.temporary
+            .persist(&self.path)
+            .map_err(|error| EngineError::io("rename an archive to", &self.path)(error.error))
+    }
 }

@@ -161,7 +161,7 @@ fn run_once(
             Some(timeout) if late.load(Ordering::SeqCst) => {
                 format!("killed: it took longer than {timeout:?} (--step-timeout)")
             }
-            _ => ending_in_words(&exit),
+            _ => ending_in_words(&exit) + &crate::error::fullness(&context.shared.store),
         };
         let error = EngineError::Step {
             command: op.meta.args.join(" "),

@@ -1,27 +1,14 @@
 //! Any bytes through the check: no panic, every place is one of the text, and what is mended still parses.
 #![no_main]
 
-use std::collections::BTreeMap;
-
 use dockerfile::check::{
-    CheckOptions, UnknownImages, check, check_json, check_sarif, check_text, fix, outline, outline_json, outline_text,
+    CheckOptions, check, check_json, check_sarif, check_text, fix, outline, outline_json, outline_text,
 };
 use libfuzzer_sys::fuzz_target;
-use oci::Platform;
 
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
-    let build_args = BTreeMap::new();
-    let platform = Platform::new("linux", "amd64", "");
-    let options = CheckOptions {
-        build_args: &build_args,
-        target: None,
-        config: None,
-        build_platform: &platform,
-        target_platform: None,
-        images: &UnknownImages,
-        ignore: None,
-    };
+    let options = CheckOptions::default();
     let report = check(data, &options);
     let errors = report.error.iter().flat_map(|error| &error.diagnostics);
     for diagnostic in report.warnings.iter().chain(errors) {

@@ -525,7 +525,7 @@ fn warn(build: &Build, input: &Input, images: &Found) -> Result<(), Failure> {
         }));
     }
     match report.error {
-        Some(error) if !report.warnings.is_empty() => {
+        Some(error) if !report.warnings.is_empty() || error.is_of_options() => {
             let failure = Failure::unknown(error.message.clone());
             let ranges: Vec<llb::Range> = error
                 .lines

@@ -67,6 +67,30 @@ fn a_missing_file_is_pointed_at() {
 }
 
 #[test]
+fn the_source_that_is_missing_is_marked_among_others() {
+    for (copy, place) in [
+        ("COPY Dockerfile nodir/x* /d/", "Dockerfile:4:17"),
+        ("ENV N=no\nCOPY Dockerfile $N/x /d/", "Dockerfile:5:17"),
+        ("COPY --from=a . /nothing /d/", "Dockerfile:4:17"),
+        ("COPY --from=a --parents f nothing /d/", "Dockerfile:4:27"),
+        ("COPY --parents nodir/./x Dockerfile /d/", "Dockerfile:4:16"),
+    ] {
+        let dockerfile = format!("FROM scratch AS a\nCOPY Dockerfile f\nFROM scratch\n{copy}\n");
+        check(&dockerfile, &[], &[1], &[place, "no such file"]);
+    }
+}
+
+#[test]
+fn options_of_the_check_that_cannot_be_read_fail_the_build() {
+    let dockerfile = "# check=what\nFROM scratch\nLABEL a=b\n";
+    let says = "failed to parse check options: invalid check option";
+    check(dockerfile, &[], &[1], &[says, "Dockerfile:1:9"]);
+    let argument = ["--build-arg", "BUILDKIT_DOCKERFILE_CHECK=error=true"];
+    let says = "lint violation found for rules: LegacyKeyValueFormat";
+    check("FROM scratch\nENV a b\n", &argument, &[1], &[says]);
+}
+
+#[test]
 fn a_path_above_the_context_is_explained() {
     let dockerfile = "FROM scratch\nCOPY Dockerfile ../../x /\n";
     check(

@@ -191,6 +191,54 @@ COPY --from=files f /files
 }
 
 #[test]
+fn submodules_come_along_unless_told_otherwise() {
+    require_programs!("git");
+    let environment = environment();
+    let url = serve(environment.work());
+    // One has a submodule of its own, one an address relative to that of the repository. None of the servers here cuts
+    // a history off.
+    script(
+        &environment,
+        &format!(
+            "new() {{
+                git init -q -b trunk $1 && cd $1
+                git config user.email a@example.com && git config user.name n
+            }}
+            (new inner && echo inner > f && git add -A && git commit -qm 1 && git update-server-info)
+            (new outer && echo outer > f && git add -A && git commit -qm 1
+                git submodule --quiet add {url}/inner/.git in
+                git commit -qm 2 && echo later > f && git commit -qam 3 && git update-server-info)
+            (new main && git submodule --quiet add {url}/outer/.git far
+                git -C far -c advice.detachedHead=false checkout -q HEAD~1
+                git config -f .gitmodules submodule.near.path near
+                git config -f .gitmodules submodule.near.url ../../inner/.git
+                git -c protocol.file.allow=always clone -q ../inner near
+                git add -A 2> /dev/null
+                git commit -qm 1 && git update-server-info)"
+        ),
+    );
+    let main = format!("{url}/main/.git");
+    environment.write("Dockerfile", "FROM scratch\nCOPY --from=main . /\n");
+    let context = |query: &str| ["--build-context".to_owned(), format!("main={main}{query}")];
+    let with = |query: &str| {
+        let [flag, value] = context(query);
+        builds(&environment, &[&flag, &value, "."]);
+    };
+    for query in ["", "?submodules", "?submodules=true", "?keep-git-dir=true"] {
+        with(query);
+        assert_eq!(output_of(&environment, "far/f"), "outer\n", "{query}");
+        assert_eq!(output_of(&environment, "far/in/f"), "inner\n", "{query}");
+        assert_eq!(output_of(&environment, "near/f"), "inner\n", "{query}");
+    }
+    assert!(output_of(&environment, ".git/config").contains(&main));
+    with("?submodules=false");
+    assert!(!environment.work().join("out/far/f").exists());
+    environment.write("Dockerfile", format!("FROM scratch\nADD {main} /\n"));
+    builds(&environment, &["."]);
+    assert_eq!(output_of(&environment, "far/in/f"), "inner\n");
+}
+
+#[test]
 fn the_time_of_a_commit_is_that_of_the_image() {
     require_programs!("git");
     let environment = environment();
@@ -292,6 +340,35 @@ fn a_dockerfile_in_an_archive_reads_nothing_outside() {
     let told = build(&environment, &["archive"]);
     assert_eq!(told.status.code(), Some(1));
     told.says("there is no file Dockerfile in the context");
+}
+
+#[test]
+fn a_stage_stands_in_for_a_base_or_a_source() {
+    let environment = environment();
+    environment.write(
+        "Dockerfile",
+        "FROM scratch AS made\nCOPY <<F /f\nmade\nF\nFROM nowhere.example/base\nCOPY --from=tools /f /copied\n",
+    );
+    let arguments = |base| {
+        [
+            "--build-context",
+            base,
+            "--build-context",
+            "tools=target:made",
+            ".",
+        ]
+    };
+    builds(&environment, &arguments("nowhere.example/base=target:made"));
+    assert_eq!(output_of(&environment, "f"), "made\n");
+    assert_eq!(output_of(&environment, "copied"), "made\n");
+    for (base, says) in [
+        ("nowhere.example/base=target:mad", "did you mean made?"),
+        ("nowhere.example/base=target:", "names no stage"),
+    ] {
+        let told = build(&environment, &arguments(base));
+        assert!(!told.status.success());
+        told.says(says);
+    }
 }
 
 #[test]

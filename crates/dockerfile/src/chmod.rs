@@ -11,6 +11,9 @@ pub enum Chmod {
     Symbolic(String),
 }
 
+/// What `--chmod` takes.
+pub const HELP: &str = "a mode is octal, as 0755, or changes as chmod has them: u=rwX,go=rX";
+
 /// Reads a value of `--chmod`; the error is the reference's message.
 ///
 /// # Errors

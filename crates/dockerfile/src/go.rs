@@ -104,15 +104,23 @@ pub(crate) fn parse_duration(text: &str) -> Result<i64, String> {
     }
 }
 
-/// Returns the fraction given by its digits, as a number of the smallest units, rounded down.
+/// Returns the fraction given by its digits, as a number of the smallest units: with Go's floating point, which may be
+/// one off.
 fn fraction_of(digits: &str, scale: u128) -> u128 {
-    let (mut value, mut base): (u128, u128) = (0, 1);
-    // Digits behind the twentieth are smaller than a nanosecond of any unit.
-    for digit in digits.bytes().take(20) {
-        value = value * 10 + u128::from(digit - b'0');
-        base *= 10;
+    const LARGEST: u64 = (1 << 63) - 1;
+    let (mut value, mut base): (u64, f64) = (0, 1.0);
+    for digit in digits.bytes() {
+        if value > LARGEST / 10 {
+            break;
+        }
+        let next = value * 10 + u64::from(digit - b'0');
+        if next > LARGEST + 1 {
+            break;
+        }
+        value = next;
+        base *= 10.0;
     }
-    value * scale / base
+    (value as f64 * (scale as f64 / base)) as u128
 }
 
 /// Reads a size like `64m` or `1.5GiB` in bytes.
@@ -166,6 +174,8 @@ mod tests {
         check("1h1m1.5s", Ok(3_661_500_000_000));
         check("-1.5ms", Ok(-1_500_000));
         check(".5us", Ok(500));
+        check("0.3333333333333333333333h", Ok(1_200_000_000_000));
+        check("1.000000000999s", Ok(1_000_000_000));
         check("9223372036854775807ns", Ok(i64::MAX));
         check("-9223372036854775808ns", Ok(i64::MIN));
         check(

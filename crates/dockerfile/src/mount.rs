@@ -2,7 +2,7 @@
 
 use crate::go::{parse_bool, parse_ram, parse_u32};
 use crate::quote::quote;
-use crate::{Device, Diagnostic, Lines, Word, suggest};
+use crate::{Device, Diagnostic, Lines, Span, Word, suggest};
 
 /// A `--mount` as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -163,22 +163,41 @@ impl MountSpec {
         let fields = split_fields(&self.text.text)
             .map_err(|reason| error(format!("failed to parse csv mounts: {reason}")))?;
         let mut draft = Draft::default();
-        for field in &fields {
-            match field.split_once('=') {
-                None => draft.set_switch(field).map_err(error)?,
+        for (number, field) in fields.iter().enumerate() {
+            let outcome = match field.split_once('=') {
+                None => draft.set_switch(field).map_err(Problem::from),
                 Some((key, value)) => {
                     let value = expand(value)?;
-                    draft
-                        .set(field, &key.to_lowercase(), value)
-                        .map_err(|problem| {
-                            let mut diagnostic = error(problem.message);
-                            diagnostic.suggestion = problem.suggestion;
-                            diagnostic
-                        })?;
+                    draft.set(field, &key.to_lowercase(), value)
                 }
-            }
+            };
+            outcome.map_err(|problem| {
+                let error = Diagnostic::error("invalid-mount", problem.message, lines);
+                let error = error.label(self.field_span(number), "this field");
+                let error = error.suggest(problem.suggestion);
+                Box::new(match problem.help {
+                    Some(help) => error.help(help),
+                    None => error,
+                })
+            })?;
         }
         Ok(draft.finish().map_err(error)?)
+    }
+
+    /// Returns the place of a field; of all of them where they do not stand in the source as they are.
+    fn field_span(&self, number: usize) -> Span {
+        let Word { text, span } = &self.text;
+        if span.end - span.start != text.len() || !text.is_ascii() || text.contains('"') {
+            return *span;
+        }
+        let mut fields = text.split(',');
+        let before: usize = fields
+            .by_ref()
+            .take(number)
+            .map(|field| field.len() + 1)
+            .sum();
+        let length = fields.next().map_or(0, str::len);
+        Span::new(span.start + before, span.start + before + length)
     }
 }
 
@@ -186,6 +205,7 @@ impl MountSpec {
 struct Problem {
     message: String,
     suggestion: Option<String>,
+    help: Option<String>,
 }
 
 impl From<String> for Problem {
@@ -193,6 +213,7 @@ impl From<String> for Problem {
         Problem {
             message,
             suggestion: None,
+            help: None,
         }
     }
 }
@@ -303,6 +324,7 @@ impl Draft {
                 return Err(Problem {
                     message,
                     suggestion: suggest::nearest(key, KEYS).map(str::to_owned),
+                    help: Some(format!("its fields are {}", KEYS.join(", "))),
                 });
             }
         }
@@ -365,6 +387,14 @@ fn choose<T: Copy>(value: &str, what: &str, choices: &[(&'static str, T)]) -> Re
             message: format!("unsupported {what} {}", quote(value)),
             suggestion: suggest::nearest(value, choices.iter().map(|(name, _)| *name))
                 .map(str::to_owned),
+            help: Some(format!(
+                "it is one of {}",
+                choices
+                    .iter()
+                    .map(|(name, _)| *name)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )),
         })
 }
 

@@ -588,12 +588,16 @@ impl LineContext<'_> {
     /// Reads the type of a health check, then a command.
     fn healthcheck(&self, range: Range<usize>) -> Result<Args, Box<Diagnostic>> {
         let text = &self.line.text[range.clone()];
-        let kind = text.find(char::is_whitespace).unwrap_or(text.len());
+        // The reference looks at bytes here: no wider blank ends the type.
+        let is_space = |c: char| c.is_ascii_whitespace() || c == '\x0b';
+        let kind = text.find(is_space).unwrap_or(text.len());
         if kind == 0 {
             return Ok(Args::Plain(Vec::new()));
         }
         let mut words = vec![self.word(range.start, (text[..kind].to_owned(), 0..kind))];
-        let command = trim_range(&self.line.text, range.start + kind..range.end);
+        let rest = &text[kind..];
+        let gap = rest.len() - rest.trim_start_matches(is_space).len();
+        let command = range.start + kind + gap..range.end;
         if command.is_empty() {
             return Ok(Args::Plain(words));
         }

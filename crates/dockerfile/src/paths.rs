@@ -16,6 +16,9 @@ pub enum PathError {
 
 /// Returns the shortest path that means the same by its text alone (Go's `path.Clean`).
 pub fn clean(path: &str) -> String {
+    if is_clean(path) {
+        return path.to_owned();
+    }
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -35,11 +38,26 @@ pub fn clean(path: &str) -> String {
     }
 }
 
+/// Tells whether an absolute path is as short as it can be. Most are.
+fn is_clean(path: &str) -> bool {
+    let mut last = b'/';
+    path.len() > 1
+        && path.starts_with('/')
+        && path.bytes().skip(1).all(|byte| {
+            // A dot at the begin of a name may be one of `.` and `..`; two slashes are one too many.
+            let is_plain = last != b'/' || (byte != b'/' && byte != b'.');
+            last = byte;
+            is_plain
+        })
+        && last != b'/'
+}
+
 /// Joins two paths and cleans the result (Go's `path.Join`); empty ones are left out.
 pub fn join(first: &str, second: &str) -> String {
     match (first, second) {
         ("", "") => String::new(),
         ("", path) | (path, "") => clean(path),
+        ("/", path) if is_clean(path) => path.to_owned(),
         (first, second) => clean(&format!("{first}/{second}")),
     }
 }
@@ -166,6 +184,9 @@ mod tests {
         check("../../a", "../../a");
         check("/", "/");
         check("a/..", ".");
+        check("/a/.b/c..", "/a/.b/c..");
+        check("/a/../b", "/b");
+        check("/a/./b/", "/a/b");
     }
 
     #[test]

@@ -36,16 +36,10 @@ fn render(source: &str, diagnostic: &Diagnostic) -> String {
 }
 
 fn run(source: &str, images: &dyn Images, ignore: Option<&IgnoreFile>) -> String {
-    let build_args = BTreeMap::new();
-    let platform = Platform::new("linux", "amd64", "");
     let options = CheckOptions {
-        build_args: &build_args,
-        target: None,
-        config: None,
-        build_platform: &platform,
-        target_platform: None,
         images,
         ignore,
+        ..CheckOptions::default()
     };
     let report = check(source.as_bytes(), &options);
     let mut out: String = report
@@ -213,7 +207,7 @@ fn errors_name_the_words_that_are_wrong() {
     );
     warns(
         "FROM a\nRUN --mount=type=tmp x\n",
-        r#"L2 invalid-mount: unsupported mount type "tmp" (did you mean tmpfs?) | "type=tmp" this mount"#,
+        r#"L2 invalid-mount: unsupported mount type "tmp" (did you mean tmpfs?) | "type=tmp" this field"#,
     );
     warns(
         "FROM a AS b\nCOPY --from=c /x /y\nFROM d AS c\n",
@@ -297,19 +291,75 @@ fn triggers_of_images_are_walked_at_the_from() {
 }
 
 #[test]
+fn a_build_argument_stands_in_for_the_check_directive() {
+    let check_with = |source: &str, text: &str| {
+        let build_args =
+            BTreeMap::from([("BUILDKIT_DOCKERFILE_CHECK".to_owned(), text.to_owned())]);
+        let report = check(
+            source.as_bytes(),
+            &CheckOptions {
+                build_args: &build_args,
+                ..CheckOptions::default()
+            },
+        );
+        let rules: Vec<&str> = report.warnings.iter().map(|found| found.code).collect();
+        let error = report.error.map(|error| error.message);
+        (rules.join(" "), error.unwrap_or_default())
+    };
+    let source = "# check=error=true\nFROM a as b\nENV x y\n";
+    assert_eq!(check_with(source, "skip=all"), Default::default());
+    let (rules, error) = check_with(source, "skip=FromAsCasing;error=true");
+    assert_eq!(rules, "LegacyKeyValueFormat");
+    assert_eq!(
+        error,
+        "lint violation found for rules: LegacyKeyValueFormat"
+    );
+    let (rules, error) = check_with(source, "what");
+    assert_eq!(rules, "");
+    assert_eq!(
+        error,
+        "failed to parse build-arg:BUILDKIT_DOCKERFILE_CHECK: invalid check option \"what\""
+    );
+}
+
+#[test]
+fn a_wrong_field_of_a_mount_is_marked_alone() {
+    let of = |mount: &str, expected: &str| {
+        warns(&format!("FROM a\nRUN --mount={mount} x\n"), expected);
+    };
+    of(
+        "type=cache,target=/c,sharng=locked",
+        r#"L2 invalid-mount: unexpected key 'sharng' in 'sharng=locked' (did you mean sharing?) | "sharng=locked" this field"#,
+    );
+    of(
+        "target=/c,size=1",
+        r#"L2 invalid-mount: unexpected key 'size' for mount type 'bind' | "size=1" this field"#,
+    );
+    of(
+        // Without its quotes the flag is not what stands in the file.
+        "'type=cache,target=/c',wild",
+        r#"L2 invalid-mount: invalid field 'wild' must be a key=value pair | "--mount='type=cache,target=/c',wild" this field"#,
+    );
+}
+
+#[test]
+fn only_plain_blanks_end_the_type_of_a_health_check() {
+    warns(
+        "FROM a\nHEALTHCHECK CMD\u{2003}x\n",
+        "L2 invalid-healthcheck: Unknown type \"CMD\\u2003X\" in HEALTHCHECK (try CMD) | \"CMD\\u{2003}x\" neither CMD nor NONE",
+    );
+    warns("FROM a\nHEALTHCHECK CMD\u{b}x\n", "");
+}
+
+#[test]
 fn the_outline_lists_what_a_target_can_be_given() {
     let source = "# A is the first\nARG A=1\nARG B=$A-2\nARG UNUSED\nFROM x:$B AS base\nARG C\nFROM base AS final\n\
                   # D is here\nARG D=$C\nRUN --mount=type=secret,id=s,required --mount=type=ssh true\n";
     let build_args = BTreeMap::from([("C".to_owned(), "given".to_owned())]);
-    let platform = Platform::new("linux", "amd64", "");
     let options = CheckOptions {
         build_args: &build_args,
         target: Some("FINAL"),
-        config: None,
-        build_platform: &platform,
-        target_platform: None,
-        images: &UnknownImages,
-        ignore: None,
+        ..CheckOptions::default()
     };
     let outline = outline(source.as_bytes(), &options).unwrap();
     let args: Vec<String> = outline

@@ -1,28 +1,9 @@
 //! Mending: a file in, a better one out.
 
-use std::collections::BTreeMap;
-
-use dockerfile::check::{CheckOptions, UnknownImages, check, fix};
-use oci::Platform;
-
-fn options<'a>(
-    build_args: &'a BTreeMap<String, String>,
-    platform: &'a Platform,
-) -> CheckOptions<'a> {
-    CheckOptions {
-        build_args,
-        target: None,
-        config: None,
-        build_platform: platform,
-        target_platform: None,
-        images: &UnknownImages,
-        ignore: None,
-    }
-}
+use dockerfile::check::{CheckOptions, check, fix};
 
 fn mend(source: &str) -> Option<String> {
-    let (build_args, platform) = (BTreeMap::new(), Platform::new("linux", "amd64", ""));
-    fix(source.as_bytes(), &options(&build_args, &platform)).map(|fixed| fixed.text)
+    fix(source.as_bytes(), &CheckOptions::default()).map(|fixed| fixed.text)
 }
 
 fn expect(source: &str, expect: &str) {
@@ -80,9 +61,8 @@ fn a_file_that_does_not_parse_is_left_alone() {
 fn a_mended_file_means_the_same() {
     let source =
         "from a As b\nENV k v  w\nLABEL one 'x'\nENV z $k\nRUN x \\\n\n && y\nEXPOSE 1/UDP\n";
-    let (build_args, platform) = (BTreeMap::new(), Platform::new("linux", "amd64", ""));
-    let fixed = fix(source.as_bytes(), &options(&build_args, &platform)).unwrap();
-    let left = check(fixed.text.as_bytes(), &options(&build_args, &platform));
+    let fixed = fix(source.as_bytes(), &CheckOptions::default()).unwrap();
+    let left = check(fixed.text.as_bytes(), &CheckOptions::default());
     let left: Vec<&str> = left.warnings.iter().map(|warning| warning.code).collect();
     assert_eq!(left, ["LegacyKeyValueFormat"], "{}", fixed.text);
 }

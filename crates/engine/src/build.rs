@@ -381,7 +381,7 @@ impl Engine {
             .solve(plan::tasks(all), keys, policy, cancel)
             .map_err(|failed| BuildFailure {
                 state: context.take_failed(),
-                ..failure_of(failed, builds)
+                ..failure_of(failed, builds, &loaded.bytes)
             });
         trees.iter().for_each(|tree| tree.remember());
         if let Some((root, _)) = roots.last() {
@@ -492,19 +492,30 @@ pub(crate) fn contexts_of(
 }
 
 /// Names the steps that failed and where they stand in the Dockerfile.
-fn failure_of(failed: Vec<Failed<VertexWork>>, builds: &[PlatformBuild]) -> BuildFailure {
+fn failure_of(
+    failed: Vec<Failed<VertexWork>>,
+    builds: &[PlatformBuild],
+    source: &[u8],
+) -> BuildFailure {
     let steps = failed
         .into_iter()
         .map(|failed| {
             let id = failed.work.as_ref().map(|work| work.id);
+            let lines = id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id)));
+            let word = match (&*failed.error, lines) {
+                (EngineError::Files(rootfs::Error::NotFound { path }), Some(lines)) => {
+                    source_word(source, lines, path)
+                }
+                _ => None,
+            };
             StepFailure {
-                lines: id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id))),
+                lines,
                 help: id.and_then(|id| {
                     let mut platforms = builds.iter().filter_map(|build| platform_of(build, id));
                     foreign_program(&failed.error, platforms.next()?)
                 }),
                 name: failed.work.map(|work| work.name.clone()),
-                span: None,
+                span: word.map(|word| word.span),
                 error: failed.error,
             }
         })
@@ -583,7 +594,7 @@ pub(crate) fn planning_failure(
     failure
 }
 
-/// Finds the source of a COPY or ADD that stands for a path of the context.
+/// Finds the source of a COPY or ADD that stands for a path of the tree it copies from.
 fn source_word(source: &[u8], lines: (u32, u32), path: &str) -> Option<dockerfile::Word> {
     let stages = dockerfile::parse(source).ok()?.stages().ok()?;
     let instruction = stages
@@ -596,14 +607,34 @@ fn source_word(source: &[u8], lines: (u32, u32), path: &str) -> Option<dockerfil
         dockerfile::Kind::Add(add) => &add.sources,
         _ => return None,
     };
-    match words.as_slice() {
-        // With variables in it the word does not look like the path.
-        [only] => Some(only.clone()),
-        words => {
-            let is_meant =
-                |word: &&dockerfile::Word| dockerfile::paths::join("/", &word.text) == path;
-            words.iter().find(is_meant).cloned()
+    word_of_path(words, path).cloned()
+}
+
+/// Returns the word that stands for a path: by its text, or as the only one it could be.
+fn word_of_path<'w>(words: &'w [dockerfile::Word], path: &str) -> Option<&'w dockerfile::Word> {
+    let absolute = |word: &dockerfile::Word| dockerfile::paths::join("/", &word.text);
+    // Of a pattern the folder it looks into is missing.
+    let looks_into = |word: &dockerfile::Word| {
+        let mut rest = absolute(word);
+        while let Some((folder, _)) = rest.rsplit_once('/') {
+            if folder == path {
+                return word.text.contains(['*', '?', '[']);
+            }
+            rest.truncate(folder.len());
         }
+        false
+    };
+    // With variables or quotes in it a word does not look like the path.
+    let mut changed = words
+        .iter()
+        .filter(|word| word.text.contains(['$', '"', '\'', '\\', '`']));
+    match words {
+        [only] => Some(only),
+        words => words
+            .iter()
+            .find(|word| absolute(word) == path)
+            .or_else(|| words.iter().find(|word| looks_into(word)))
+            .or_else(|| changed.next().filter(|_| changed.next().is_none())),
     }
 }
 

@@ -35,7 +35,7 @@ impl Images for Known<'_> {
 ///
 /// # Errors
 ///
-/// If the file says `# check=error=true` and there are findings.
+/// If the file says `# check=error=true` and there are findings; if the options of the check cannot be read.
 pub(crate) fn warnings(
     request: &BuildRequest,
     loaded: &Loaded,
@@ -53,7 +53,7 @@ pub(crate) fn warnings(
     };
     let report = check(&loaded.bytes, &options);
     match report.error {
-        Some(error) if !report.warnings.is_empty() => {
+        Some(error) if !report.warnings.is_empty() || error.is_of_options() => {
             let mut diagnostics = report.warnings;
             diagnostics.extend(error.diagnostics);
             Err(EngineError::Dockerfile { diagnostics })

@@ -145,6 +145,9 @@ fn checksum(shared: &Shared, layers: &[Layer], copy: &llb::Copy) -> Result<Vec<u
     for pattern in &copy.exclude_patterns {
         key = key.part("exclude", pattern.as_bytes());
     }
+    for path in &copy.required_paths {
+        key = key.part("required", path.as_bytes());
+    }
     let key = key.finish();
     if let Some(known) = shared.store.recall("selection", &key)? {
         return Ok(known);

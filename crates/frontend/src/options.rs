@@ -171,6 +171,8 @@ pub enum NamedContext {
         graph: Arc<llb::Graph>,
         config: Option<Box<ImageConfig>>,
     },
+    /// A stage of the same file (`target:STAGE`), which stands before whatever uses it.
+    Stage(String),
     /// A git repository or a file behind `http://`, `https://`, `git://`, `git@host:path` or `ssh://`.
     Url(String),
 }

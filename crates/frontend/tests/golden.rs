@@ -129,6 +129,7 @@ impl Case {
                             store: store.to_owned(),
                             digest: Digest::sha256_of(store.as_bytes()),
                         },
+                        ("stage", name) => NamedContext::Stage(name.to_owned()),
                         (_, url) => NamedContext::Url(url.to_owned()),
                     };
                     options.named_contexts.insert(pair().0.to_owned(), context);

@@ -1,18 +1,15 @@
 //! The parser cases: `parser/dockerfiles/ID` against `parser/expected/ID.json`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use dockerfile::check::{
-    self, BuildError, CheckOptions, Outline, OutlineMount, Report, UnknownImages,
-};
+use dockerfile::check::{self, BuildError, CheckOptions, Outline, OutlineMount, Report};
 use dockerfile::{
     Args, Ast, CommandForm, CommandLine, Diagnostic, DirectiveName, Header, InlineFile,
     Instruction, KeyValue, Kind, Lines, NetworkMode, Node, SecurityMode, Stages, Word,
 };
-use oci::Platform;
 use serde_json::{Map, Value, json};
 
 use super::{Tally, image};
@@ -74,17 +71,7 @@ fn compare(source: &[u8], expect: &Value) -> Option<String> {
             }
         }
     }
-    let build_args = BTreeMap::new();
-    let platform = Platform::new("linux", "amd64", "");
-    let options = CheckOptions {
-        build_args: &build_args,
-        target: None,
-        config: None,
-        build_platform: &platform,
-        target_platform: None,
-        images: &UnknownImages,
-        ignore: None,
-    };
+    let options = CheckOptions::default();
     section("lint", lint(&check::check(source, &options)));
     section("outline", outline(check::outline(source, &options)));
     (!differences.is_empty()).then(|| differences.join("; "))

@@ -521,8 +521,10 @@ impl<'a, 'p> Walker<'a, 'p> {
             mounts.push(mount.map_err(|mut error: Box<Diagnostic>| {
                 // The walk adds the place.
                 error.lines.clear();
-                if let Some(label) = error.labels.first_mut() {
-                    label.span = self.place(&spec.text).span;
+                if let (Source::Trigger(_, from), Some(label)) =
+                    (&self.command.instruction, error.labels.first_mut())
+                {
+                    label.span = *from;
                 }
                 error
             })?);

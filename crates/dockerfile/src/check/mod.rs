@@ -20,6 +20,7 @@ mod source;
 mod stages;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use oci::Platform;
 
@@ -82,6 +83,11 @@ impl Images for UnknownImages {
 pub(crate) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The build argument that is used in place of the file's `check` directive.
+const CONFIG_ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
+
+const INVALID_OPTIONS: &str = "invalid-check";
+
 /// What to do about a base of which nothing is left.
 pub const BLANK_BASE_HELP: &str = "FROM sees only what ARG sets before the first FROM: give it a default there (ARG NAME=IMAGE), or a value with \
      --build-arg NAME=IMAGE";
@@ -92,7 +98,7 @@ pub struct CheckOptions<'a> {
     pub build_args: &'a BTreeMap<String, String>,
     /// The stage asked for; for the check none means all stages, for the outline the last.
     pub target: Option<&'a str>,
-    /// Used in place of the file's `check` directive.
+    /// Used in place of the file's `check` directive and of the build argument `BUILDKIT_DOCKERFILE_CHECK`.
     pub config: Option<&'a CheckConfig>,
     pub build_platform: &'a Platform,
     /// None if it is not asked for, which makes it the build platform.
@@ -100,6 +106,24 @@ pub struct CheckOptions<'a> {
     pub images: &'a dyn Images,
     /// The ignore file of the context.
     pub ignore: Option<&'a IgnoreFile>,
+}
+
+static NO_BUILD_ARGS: BTreeMap<String, String> = BTreeMap::new();
+static COMMON_PLATFORM: LazyLock<Platform> = LazyLock::new(|| Platform::new("linux", "amd64", ""));
+
+/// Nothing is given and nothing known of images; the build platform is `linux/amd64`, whatever the host is.
+impl Default for CheckOptions<'_> {
+    fn default() -> Self {
+        CheckOptions {
+            build_args: &NO_BUILD_ARGS,
+            target: None,
+            config: None,
+            build_platform: &COMMON_PLATFORM,
+            target_platform: None,
+            images: &UnknownImages,
+            ignore: None,
+        }
+    }
 }
 
 impl std::fmt::Debug for CheckOptions<'_> {
@@ -138,6 +162,13 @@ impl BuildError {
         lines.sort_unstable();
         lines.dedup();
         lines
+    }
+
+    /// Tells whether it is the options of the check that cannot be read, so that nothing was checked.
+    pub fn is_of_options(&self) -> bool {
+        self.diagnostics
+            .first()
+            .is_some_and(|first| first.code == INVALID_OPTIONS)
     }
 
     fn of(diagnostics: Vec<Diagnostic>) -> Self {
@@ -241,9 +272,14 @@ fn walk(
             "the Dockerfile cannot be empty",
         )]));
     }
-    let config = match options.config {
-        Some(config) => config.clone(),
-        None => {
+    let given = options.build_args.get(CONFIG_ARGUMENT);
+    let config = match (options.config, given) {
+        (Some(config), _) => config.clone(),
+        (None, Some(text)) => CheckConfig::parse(text).map_err(|reason| {
+            let message = format!("failed to parse build-arg:{CONFIG_ARGUMENT}: {reason}");
+            fail(vec![failure(INVALID_OPTIONS, message)])
+        })?,
+        (None, None) => {
             let directive = find_directive(DirectiveName::Check, source);
             let text = directive
                 .as_ref()
@@ -251,7 +287,7 @@ fn walk(
                 .unwrap_or_default();
             CheckConfig::parse(text).map_err(|reason| {
                 let mut error = failure(
-                    "invalid-check",
+                    INVALID_OPTIONS,
                     format!("failed to parse check options: {reason}"),
                 );
                 if let Some(directive) = &directive {

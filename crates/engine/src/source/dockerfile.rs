@@ -240,17 +240,20 @@ fn named_contexts(
                 NamedContext::OciLayout { store, digest }
             }
             _ if is_remote(value) => NamedContext::Url(value.clone()),
-            _ if value.starts_with("target:") => {
-                return Err(EngineError::Request(format!(
-                    "the context {name}={value} is a target of a bake file; a stage of this Dockerfile is named in FROM"
-                )));
-            }
+            _ if let Some(stage) = value.strip_prefix("target:") => match stage {
+                "" => {
+                    return Err(EngineError::Request(format!(
+                        "the context {name}={value} names no stage; write {name}=target:STAGE"
+                    )));
+                }
+                stage => NamedContext::Stage(stage.to_owned()),
+            },
             _ => {
                 let directory = PathBuf::from(value);
                 if !directory.is_dir() {
                     return Err(EngineError::Request(format!(
                         "the context {name}={value} is no directory; others begin with docker-image://, \
-                         oci-layout://, http://, https://, or are git repositories"
+                         oci-layout://, target:, http://, https://, or are git repositories"
                     )));
                 }
                 let path = directory.join(".dockerignore");

@@ -268,14 +268,7 @@ impl GitTree {
         self.fetch(&git)?;
         git.run(&["checkout", "--quiet", "--force", "--detach", self.commit()])?;
         if self.wanted.submodules && work.join(".gitmodules").is_file() {
-            git.run(&[
-                "submodule",
-                "--quiet",
-                "update",
-                "--init",
-                "--recursive",
-                "--depth=1",
-            ])?;
+            update_submodules(&git, &git_dir)?;
         }
         if git_dir.starts_with(work) {
             self.tidy(&git, &git_dir)?;
@@ -301,6 +294,8 @@ impl GitTree {
             init.push("--object-format=sha256");
         }
         git.run(&init)?;
+        // What addresses of submodules are relative to.
+        git.run(&["remote", "add", "origin", &self.wanted.remote])?;
         let commit = self.commit();
         let has_commit = || -> Result<bool, EngineError> {
             let object = format!("{commit}^{{commit}}");
@@ -337,7 +332,11 @@ impl GitTree {
     /// Makes of a repository that is kept what a clone of it would be, without what this fetch has left.
     fn tidy(&self, git: &Git<'_>, git_dir: &Path) -> Result<(), EngineError> {
         let shown = redacted(&self.wanted.remote);
-        git.run(&["remote", "add", "origin", &shown])?;
+        git.run(&["remote", "set-url", "origin", &shown])?;
+        if self.wanted.submodules {
+            // Addresses relative to that of the repository were made of the one that was used.
+            git.run(&["submodule", "--quiet", "sync", "--recursive"])?;
+        }
         if self.reference.starts_with("refs/") {
             let update = ["update-ref", &self.reference, &self.object];
             if git.attempt(&update)?.is_err() {
@@ -361,6 +360,26 @@ impl GitTree {
         }
         Ok(())
     }
+}
+
+/// Checks out the submodules of a work tree, and theirs.
+fn update_submodules(git: &Git<'_>, git_dir: &Path) -> Result<(), EngineError> {
+    let update = ["submodule", "--quiet", "update", "--init", "--recursive"];
+    let mut shallow = update.to_vec();
+    shallow.push("--depth=1");
+    if git.attempt(&shallow)?.is_ok() {
+        return Ok(());
+    }
+    // Not every server cuts a history off, or has a commit that no branch is at: begin again, with all of it.
+    let _ = git.attempt(&["submodule", "--quiet", "deinit", "--all", "--force"])?;
+    let modules = git_dir.join("modules");
+    match std::fs::remove_dir_all(&modules) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(EngineError::io("remove", &modules)(error));
+        }
+        _ => {}
+    }
+    git.run(&update).map(drop)
 }
 
 fn commit_time(git: &Git<'_>, commit: &str) -> Result<i64, EngineError> {

@@ -8,7 +8,7 @@ use rootfs::copy as request;
 use rootfs::{RootPath, Tree};
 use store::{Layer, MutLayer};
 
-use crate::context::{Patterns, selections_of_file};
+use crate::context::{Patterns, selection_checksum, selections_of_file};
 use crate::snapshot::Snapshot;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
@@ -242,6 +242,10 @@ fn copy_from(
             Tree::open(&layer.path())?
         }
     };
+    if !copy.required_paths.is_empty() {
+        // What is selected is only known by a walk, which the checksum is.
+        selection_checksum(&tree, copy)?;
+    }
     request::copy(&tree, dest, &wanted)?;
     Ok(())
 }

@@ -21,10 +21,12 @@ struct Request<'s> {
     sources: Vec<(String, &'s Word)>,
     contents: Vec<(String, String)>,
     dest: String,
+    dest_span: Span,
     chown: String,
     chmod: String,
     chmod_span: Option<Span>,
     checksum: String,
+    checksum_span: Option<Span>,
     exclude: Vec<String>,
     link: bool,
     parents: bool,
@@ -59,8 +61,10 @@ impl Pass<'_> {
             chmod: self.optional_word(stage, site, add.chmod.as_ref())?,
             chmod_span: add.chmod.as_ref().map(|chmod| chmod.span),
             checksum: self.optional_word(stage, site, add.checksum.as_ref())?,
+            checksum_span: add.checksum.as_ref().map(|checksum| checksum.span),
             sources: self.source_words(stage, site, &add.sources)?,
             dest: self.word(stage, site, &add.dest)?,
+            dest_span: add.dest.span,
             contents: self.contents(stage, site, &add.contents)?,
             exclude: add.exclude.iter().map(|word| word.text.clone()).collect(),
             link: add.link,
@@ -95,8 +99,10 @@ impl Pass<'_> {
             chmod: self.optional_word(stage, site, copy.chmod.as_ref())?,
             chmod_span: copy.chmod.as_ref().map(|chmod| chmod.span),
             checksum: String::new(),
+            checksum_span: None,
             sources: self.source_words(stage, site, &copy.sources)?,
             dest: self.word(stage, site, &copy.dest)?,
+            dest_span: copy.dest.span,
             contents: self.contents(stage, site, &copy.contents)?,
             exclude: copy.exclude.iter().map(|word| word.text.clone()).collect(),
             link: copy.link,
@@ -162,29 +168,37 @@ impl Pass<'_> {
         site: &Site<'_>,
         request: &Request<'_>,
     ) -> Outcome<()> {
-        let wrong = |problem: String| error("copy", problem, site.lines);
+        let wrong = |problem: String, span: Span| {
+            Box::new(error("copy", problem, site.lines).label(span, "this path"))
+        };
         let on = platform(stage, &self.target_platform).clone();
         let directory = stage.state.directory.clone();
         let dest = match request.dest.as_str() {
             "." | "" => "./",
             dest => dest,
         };
-        let checked = paths::without_drive(dest, &on.os, true)
-            .map_err(|problem| wrong(format!("removing drive letter: {problem}")))?;
+        let checked = paths::without_drive(dest, &on.os, true).map_err(|problem| {
+            wrong(
+                format!("removing drive letter: {problem}"),
+                request.dest_span,
+            )
+        })?;
         let parent = if paths::is_absolute(&checked, &on.os) {
             "/"
         } else {
             &*directory
         };
         let dest = paths::normalize(parent, &checked, &on.os, true)
-            .map_err(|problem| wrong(problem.to_string()))?;
+            .map_err(|problem| wrong(problem.to_string(), request.dest_span))?;
         let mode = match request.chmod.as_str() {
             "" => CopyMode::Keep,
             chmod => match parse_chmod(chmod).map_err(|problem| {
-                let error = wrong(problem);
-                request.chmod_span.map_or(error.clone(), |span| {
-                    Box::new(error.label(span, "this mode"))
-                })
+                let error = error("copy", problem, site.lines);
+                let error = match request.chmod_span {
+                    Some(span) => error.label(span, "this mode"),
+                    None => *error,
+                };
+                Box::new(error.help(dockerfile::chmod::HELP))
             })? {
                 Chmod::Octal(bits) => CopyMode::Bits(bits),
                 Chmod::Symbolic(change) => CopyMode::Symbolic(change),
@@ -208,8 +222,12 @@ impl Pass<'_> {
         let mut files = FileSpec::new(stage.state.output.filter(|_| !linked));
         self.copy_sources(site, request, &copying, &mut files)?;
         for (name, data) in &request.contents {
-            let name = paths::without_drive(name, &on.os, false)
-                .map_err(|problem| wrong(format!("removing drive letter: {problem}")))?;
+            let name = paths::without_drive(name, &on.os, false).map_err(|problem| {
+                wrong(
+                    format!("removing drive letter: {problem}"),
+                    request.dest_span,
+                )
+            })?;
             let file = path::action_path("/", &name);
             let source = self.graph.add(inline_file(file.clone(), 0o644, data));
             files.copy(Some(source), copying.copy_of(file));
@@ -275,10 +293,13 @@ impl Pass<'_> {
         let size = copying.name.len() + copying.dest.len() + crate::state::size(&copying.exclude);
         for (source, word) in &request.sources {
             self.spend(size, site.lines)?;
-            let git = parse_git(source, site.lines)?.filter(|git| !git.is_like_local);
+            let git = parse_git(source, site.lines)
+                .map_err(|error| Box::new(error.label(word.span, "this repository")))?
+                .filter(|git| !git.is_like_local);
             if let Some(git) = git {
                 if !request.is_add {
-                    return Err(wrong("source can't be a git ref for COPY".to_owned(), word));
+                    let error = wrong("source can't be a git ref for COPY".to_owned(), word);
+                    return Err(Box::new(error.help("ADD takes git repositories")));
                 }
                 agree(&mut keep_git_dir, &mut checksum, &git)
                     .map_err(|problem| wrong(problem, word))?;
@@ -291,14 +312,18 @@ impl Pass<'_> {
                 files.copy(Some(tree), copying.copy_of("/".to_owned()));
             } else if is_http_source(source) {
                 if !request.is_add {
-                    return Err(wrong("source can't be a URL for COPY".to_owned(), word));
+                    let error = wrong("source can't be a URL for COPY".to_owned(), word);
+                    return Err(Box::new(error.help("ADD takes URLs")));
                 }
                 let name = file_name(source);
                 let mut draft = http(source, &name, fetched(copying));
                 if !checksum.is_empty() {
-                    let digest: Digest = checksum
-                        .parse()
-                        .map_err(|_| wrong(checksum_problem(&checksum), word))?;
+                    let digest: Digest = checksum.parse().map_err(|_| {
+                        let error = error("copy", checksum_problem(&checksum), site.lines);
+                        let span = request.checksum_span.unwrap_or(word.span);
+                        let help = "a checksum is sha256: and 64 digits, as sha256sum prints them";
+                        Box::new(error.label(span, "this checksum").help(help))
+                    })?;
                     if let Op::Source(SourceOp { attrs, .. }) = &mut draft.op {
                         attrs.insert(attr::HTTP_CHECKSUM.to_owned(), digest.to_string());
                     }
@@ -464,7 +489,11 @@ fn check_checksum(request: &Request<'_>, site: &Site<'_>) -> Outcome<()> {
         [_] => "checksum requires HTTP(S) or Git sources",
         _ => "checksum can't be specified for multiple sources",
     };
-    Err(error("checksum", problem, site.lines))
+    let error = error("checksum", problem, site.lines);
+    Err(match request.checksum_span {
+        Some(span) => Box::new(error.label(span, "this checksum")),
+        None => error,
+    })
 }
 
 /// Returns the instruction as the history shows it.

@@ -2,7 +2,7 @@
 
 use dockerfile::expand::Expander;
 use dockerfile::paths;
-use dockerfile::{Instruction, Kind, Lines, Word};
+use dockerfile::{Diagnostic, Instruction, Kind, Lines, Word};
 use oci::Platform;
 
 use crate::error::{Outcome, error, of_trigger, unexpanded};
@@ -22,6 +22,9 @@ const BUILDER_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SB
 /// How many bytes images and steps of one file may take, copies counted: a few lines can ask for endless amounts.
 const MOST_SPENT: usize = 1 << 30;
 
+/// How many errors of a stage are gathered.
+const MOST_ERRORS: usize = 100;
+
 /// An instruction at work: where it stands, and what its words see.
 pub(crate) struct Site<'s> {
     instruction: &'s Instruction,
@@ -31,9 +34,17 @@ pub(crate) struct Site<'s> {
 
 impl Pass<'_> {
     /// Follows all instructions of a stage.
-    pub(crate) fn dispatch(&mut self, number: usize, stage: &mut Stage<'_>) -> Outcome<()> {
-        self.begin(stage)?;
+    ///
+    /// Behind one that fails the others are followed too, to find their errors, up to one that sets variables: what
+    /// comes after that would only fail for want of them.
+    pub(crate) fn dispatch(
+        &mut self,
+        number: usize,
+        stage: &mut Stage<'_>,
+    ) -> Result<(), Vec<Diagnostic>> {
+        self.begin(stage).map_err(|error| vec![*error])?;
         let commands = std::mem::take(&mut stage.commands);
+        let mut errors = Vec::new();
         for command in &commands {
             stage.in_trigger = command.is_trigger;
             let site = Site {
@@ -42,14 +53,24 @@ impl Pass<'_> {
                 lines: command.instruction.header.lines,
             };
             let outcome = self.instruction(number, stage, &site);
-            match command.is_trigger {
-                true => outcome.map_err(|error| of_trigger(error, stage))?,
-                false => outcome?,
+            let outcome = match command.is_trigger {
+                true => outcome.map_err(|error| of_trigger(error, stage)),
+                false => outcome,
+            };
+            let Err(error) = outcome.and_then(|()| self.spend(0, site.lines)) else {
+                continue;
+            };
+            errors.push(*error);
+            let sets_variables = matches!(site.instruction.kind, Kind::Arg(_) | Kind::Env(_));
+            if sets_variables || self.has_overspent() || errors.len() == MOST_ERRORS {
+                break;
             }
-            self.spend(0, site.lines)?;
         }
         stage.commands = commands;
-        Ok(())
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors),
+        }
     }
 
     /// Counts what an instruction takes; fails once it is too much.

@@ -199,7 +199,10 @@ impl Pass<'_> {
                 "parsing produced an invalid run command: {}",
                 crate::text::list(&args)
             );
-            return Err(error("run", message, site.lines));
+            let error = error("run", message, site.lines);
+            return Err(Box::new(
+                error.label(site.instruction.header.keyword.span, "this instruction"),
+            ));
         };
         if parse_heredoc_word(line).is_none() {
             // The shell reads the heredocs.

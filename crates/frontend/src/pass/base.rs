@@ -20,6 +20,29 @@ const COMMON_IMAGES: [&str; 7] = [
     "alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora",
 ];
 
+/// The name of an image, read.
+#[derive(Debug)]
+pub(super) struct Named {
+    reference: Reference,
+    /// Normalized, with a tag or a digest.
+    text: String,
+}
+
+/// An image as a FROM asks for it: by its name as written, and the platform asked for.
+pub(super) type Wanted = (String, Option<Arc<Platform>>);
+
+/// What a stage gets of an image it begins with.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// Normalized and pinned.
+    name: String,
+    platform: Arc<Platform>,
+    /// That of the tree.
+    normalized: Arc<Platform>,
+    image: Image,
+    config: Rc<ImageConfig>,
+}
+
 /// An answer that may not be there yet.
 pub(super) enum Found<T> {
     Yes(T),
@@ -74,12 +97,8 @@ impl Pass<'_> {
         }
         let written = stage.written.take();
         let written = written.unwrap_or_else(|| stage.base_name.clone());
-        let reference = parse_reference(&written).map_err(|problem| {
-            let message = format!("failed to parse stage name {}: {problem}", quote(&written));
-            base_error("image-name", message, stage)
-        })?;
-        let reference = reference.or_latest();
-        stage.base_name = reference.to_string();
+        let named = self.named(&written, stage)?;
+        stage.base_name.clone_from(&named.text);
         stage.written = Some(written.clone());
         if !is_needed {
             return Ok(Found::NotYet);
@@ -92,7 +111,7 @@ impl Pass<'_> {
             let context = self.named_context(&stage.base_name, Some(&platform), stage.lines)?;
             match context.map(str::to_owned) {
                 Some(key) => self.replace_base(stage, &key, &platform, answers)?,
-                None => self.take_image(stage, &written, reference, platform, answers)?,
+                None => self.take_image(stage, written, &named, platform, answers)?,
             }
         };
         if let Found::Yes(()) = found {
@@ -148,21 +167,74 @@ impl Pass<'_> {
         Ok(Found::Yes(()))
     }
 
+    /// Reads the name of an image, each once.
+    fn named(&mut self, written: &str, stage: &Stage<'_>) -> Outcome<Rc<Named>> {
+        if let Some(named) = self.references.get(written) {
+            return Ok(named.clone());
+        }
+        let reference = parse_reference(written).map_err(|problem| {
+            let message = format!("failed to parse stage name {}: {problem}", quote(written));
+            base_error("image-name", message, stage)
+        })?;
+        let reference = reference.or_latest();
+        let text = reference.to_string();
+        let named = Rc::new(Named { reference, text });
+        self.references.insert(written.to_owned(), named.clone());
+        Ok(named)
+    }
+
     fn take_image(
         &mut self,
         stage: &mut Stage<'_>,
-        written: &str,
-        reference: Reference,
+        written: String,
+        named: &Named,
         platform: Arc<Platform>,
         answers: &Answers,
     ) -> Outcome<Found<()>> {
+        let wanted: Wanted = (written, stage.platform.clone());
+        let taken = match self.taken.get(&wanted) {
+            Some(taken) => taken.clone(),
+            None if self.asked.contains(&wanted) => return Ok(Found::NotYet),
+            None => {
+                let found = self.find_base(stage, &wanted.0, named, platform, answers)?;
+                let Found::Yes(taken) = found else {
+                    self.asked.insert(wanted);
+                    return Ok(Found::NotYet);
+                };
+                let taken = Rc::new(taken);
+                self.taken.insert(wanted, taken.clone());
+                taken
+            }
+        };
+        stage.base_name.clone_from(&taken.name);
+        stage.state = match is_empty(&taken.config) {
+            true => State::default(),
+            false => State {
+                platform: Some(taken.normalized.clone()),
+                ..State::new(Some(self.image_source(stage, &taken.platform)))
+            },
+        };
+        stage.image = taken.image.clone();
+        stage.base_image = Some(taken.config.clone());
+        stage.platform = Some(taken.platform.clone());
+        Ok(Found::Yes(()))
+    }
+
+    fn find_base(
+        &mut self,
+        stage: &Stage<'_>,
+        written: &str,
+        named: &Named,
+        platform: Arc<Platform>,
+        answers: &Answers,
+    ) -> Outcome<Found<Taken>> {
         let prefix = match self.multi_platform {
             true => format!("[{} internal]", platform.full()),
             false => "[internal]".to_owned(),
         };
         let request = ImageRequest {
-            name: format!("{prefix} load metadata for {reference}"),
-            reference: reference.to_string(),
+            name: format!("{prefix} load metadata for {}", named.text),
+            reference: named.text.clone(),
             platform: (*platform).clone(),
             mode: self.options.resolve_mode,
             store: None,
@@ -176,7 +248,7 @@ impl Pass<'_> {
             .get(&request)
             .and_then(|answer| answer.as_ref().ok());
         let mut reference = match answer.and_then(|answer| answer.reference.as_deref()) {
-            None => reference,
+            None => named.reference.clone(),
             Some(other) => parse_reference(other).map_err(|problem| {
                 let message = format!("failed to parse ref {}: {problem}", quote(other));
                 base_error("image-name", message, stage)
@@ -185,22 +257,17 @@ impl Pass<'_> {
         if let Some(digest) = answer.and_then(|answer| answer.digest.clone()) {
             reference = reference.with_digest(digest);
         }
-        stage.base_name = reference.to_string();
         let platform = match stage.platform.is_none() && self.implicit_platform {
             true => self.detected_platform(&config.platform, platform),
             false => platform,
         };
-        stage.state = match is_empty(&config) {
-            true => State::default(),
-            false => {
-                let output = self.image_source(stage, &platform);
-                State::new(Some(output)).with_platform(&platform)
-            }
-        };
-        stage.image = image;
-        stage.base_image = Some(config);
-        stage.platform = Some(platform);
-        Ok(Found::Yes(()))
+        Ok(Found::Yes(Taken {
+            name: reference.to_string(),
+            normalized: Arc::new(platform.normalized()),
+            platform,
+            image,
+            config,
+        }))
     }
 
     /// Returns an image that was asked for, or asks for it.

@@ -298,6 +298,11 @@ impl Pass<'_> {
                 };
                 Ok(Found::Yes((state, config)))
             }
+            // Names that stand for stages are seen to where stages are found.
+            NamedContext::Stage(name) => {
+                let message = format!("the stage {} of context {key} is not found", quote(name));
+                Err(base_error("context-stage", message, stage))
+            }
             NamedContext::Local { name, ignore } => {
                 let metadata = Metadata::named(format!("[context {key}] load from client"));
                 let hint = format!("context:{key}-");

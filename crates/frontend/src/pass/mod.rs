@@ -1,7 +1,7 @@
 //! One lowering for one platform, from the first stage to the graph.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -54,6 +54,12 @@ pub(crate) struct Pass<'a> {
     main_context: Option<Output>,
     locals: Vec<LocalContext>,
     images: HashMap<ImageRequest, (Image, Rc<ImageConfig>)>,
+    /// Names of images that were read, as they are written.
+    references: HashMap<String, Rc<base::Named>>,
+    /// Images that stages begin with: many stages begin with one.
+    taken: HashMap<base::Wanted, Rc<base::Taken>>,
+    /// What was asked for since the last answers.
+    asked: HashSet<base::Wanted>,
     pub(crate) requests: BTreeSet<Request>,
 }
 
@@ -91,8 +97,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) base_span: dockerfile::Span,
     pub(crate) platform: Option<Arc<Platform>>,
     pub(crate) base: Option<usize>,
-    /// Stages used by instructions, with the lines of one that does.
-    pub(crate) dependencies: Vec<(usize, Lines)>,
+    /// Stages used by instructions, with the place of one that does.
+    pub(crate) dependencies: Vec<(usize, Place)>,
     /// Where each is in `dependencies`.
     pub(crate) dependency_places: HashMap<usize, usize>,
     pub(crate) commands: Vec<Command<'a>>,
@@ -101,6 +107,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) base_image: Option<Rc<ImageConfig>>,
     /// The key of the named context that replaces the stage.
     pub(crate) named_context: Option<String>,
+    /// Another stage stands for this one: nothing of its own is followed.
+    pub(crate) replaced: bool,
     pub(crate) dispatched: bool,
     pub(crate) resolved: bool,
     /// The base as it is written, once it is known to be the name of an image.
@@ -120,6 +128,13 @@ pub(crate) struct Stage<'a> {
     pub(crate) in_trigger: bool,
     pub(crate) has_cmd: bool,
     pub(crate) failed: bool,
+}
+
+/// Where an instruction stands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) lines: Lines,
+    pub(crate) span: dockerfile::Span,
 }
 
 /// An instruction of a stage and the stages it uses.
@@ -195,6 +210,9 @@ impl<'a> Pass<'a> {
             main_context: None,
             locals: Vec::new(),
             images: HashMap::new(),
+            references: HashMap::new(),
+            taken: HashMap::new(),
+            asked: HashSet::new(),
             requests: BTreeSet::new(),
         }
     }
@@ -204,6 +222,7 @@ impl<'a> Pass<'a> {
     /// Once it is done, or has failed, it must not be called again.
     pub(crate) fn run(&mut self, answers: &Answers) -> Result<PlatformBuild, Stop> {
         self.requests.clear();
+        self.asked.clear();
         let target = match self.target {
             Some(target) => target,
             None => self.begin_stages(answers)?,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use dockerfile::{Diagnostic, Instruction, Kind, Lines, Span, parse_trigger, quote};
 use oci::Platform;
 
-use super::{Command, Pass, SCRATCH, Stage, Text};
-use crate::Answers;
+use super::{Command, Pass, Place, SCRATCH, Stage, Text};
 use crate::error::{Outcome, Stop, error, nowhere, of_trigger};
+use crate::{Answers, NamedContext};
 
 /// Which stages are needed, by number.
 pub(crate) type Needed = Vec<bool>;
@@ -76,6 +76,10 @@ impl<'a> Pass<'a> {
                 return Err(Box::new(error.help(dockerfile::check::BLANK_BASE_HELP)).into());
             }
             let platform = self.stage_platform(stage)?;
+            let base_name = match self.by_name.contains_key(&base_name) {
+                true => base_name,
+                false => self.stand_in(&base_name, stage)?.unwrap_or(base_name),
+            };
             let mut state = Stage {
                 name: stage.name_str().to_owned(),
                 label: stage.name_str().to_owned(),
@@ -89,6 +93,14 @@ impl<'a> Pass<'a> {
             if !state.name.is_empty() {
                 let context = self.named_context(&state.name, state.platform.as_deref(), lines)?;
                 state.named_context = context.map(str::to_owned);
+            }
+            if state.named_context.is_some()
+                && let Some(other) = self.stand_in(&state.name, stage)?
+            {
+                (state.base_name, state.named_context) = (other, None);
+                (state.replaced, state.triggers_done) = (true, true);
+                self.add_state(state);
+                continue;
             }
             if state.name.is_empty() {
                 state.label = format!("stage-{number}");
@@ -111,6 +123,41 @@ impl<'a> Pass<'a> {
             state.ignore_cache = self.options.no_cache.covers(&state.name);
         }
         Ok(())
+    }
+
+    /// Returns the stage that a context puts in place of a name (`target:STAGE`).
+    ///
+    /// As with any base it has to come before the stage that begins with it.
+    fn stand_in(&self, name: &str, user: &dockerfile::Stage) -> Outcome<Option<String>> {
+        let lines = user.header.lines;
+        let Some(wanted) = self.stage_context(name, lines)? else {
+            return Ok(None);
+        };
+        let lower = wanted.to_lowercase();
+        if self.by_name.contains_key(&lower) {
+            return Ok(Some(lower));
+        }
+        let message = format!(
+            "the context {name} is to be stage {}, which is not defined before this one",
+            quote(wanted)
+        );
+        let error = Diagnostic::error("context-stage", message, lines);
+        let error = error.label(user.base.span, "the stage is needed from here on");
+        let known = self.by_name.keys().map(String::as_str);
+        let mut known: Vec<&str> = known.collect();
+        known.sort_unstable();
+        let nearest = dockerfile::nearest(&lower, known).map(str::to_owned);
+        Err(Box::new(error.suggest(nearest)))
+    }
+
+    /// Returns the stage that a context with this name is.
+    fn stage_context(&self, name: &str, lines: Lines) -> Outcome<Option<&'a str>> {
+        let key = self.named_context(name, None, lines)?;
+        let options = self.options;
+        Ok(match key.and_then(|key| options.named_contexts.get(key)) {
+            Some(NamedContext::Stage(stage)) => Some(stage),
+            _ => None,
+        })
     }
 
     fn stage_platform(&self, stage: &dockerfile::Stage) -> Outcome<Option<Arc<Platform>>> {
@@ -204,6 +251,9 @@ impl<'a> Pass<'a> {
     pub(super) fn connect(&mut self) -> Result<(), Stop> {
         let stages = self.stages;
         for (number, stage) in stages.stages.iter().enumerate() {
+            if self.states[number].replaced {
+                continue;
+            }
             let mut commands = Vec::with_capacity(stage.instructions.len());
             for instruction in &stage.instructions {
                 commands.push(self.command(number, Text::File(instruction), false)?);
@@ -224,14 +274,20 @@ impl<'a> Pass<'a> {
         is_trigger: bool,
     ) -> Outcome<Command<'a>> {
         let sources = self.sources(&instruction, is_trigger)?;
-        let lines = instruction.header.lines;
         let user = &mut self.states[stage];
+        let here = Place {
+            lines: instruction.header.lines,
+            span: match is_trigger {
+                true => user.base_span,
+                false => instruction.header.span,
+            },
+        };
         for source in &sources {
             match user.dependency_places.entry(*source) {
-                Entry::Occupied(place) => user.dependencies[*place.get()].1 = lines,
+                Entry::Occupied(place) => user.dependencies[*place.get()].1 = here,
                 Entry::Vacant(place) => {
                     place.insert(user.dependencies.len());
-                    user.dependencies.push((*source, lines));
+                    user.dependencies.push((*source, here));
                 }
             }
         }
@@ -299,7 +355,12 @@ impl<'a> Pass<'a> {
 
     /// Returns the stage of a name, or a new one for the image of that name.
     fn source(&mut self, name: &str, lines: Lines, span: Span) -> usize {
-        self.find_state(name).unwrap_or_else(|| {
+        let known = self.find_state(name).or_else(|| {
+            // What is no name of a context is no name of an image either, which is said later.
+            let other = self.stage_context(name, lines).ok().flatten()?;
+            self.find_state(other)
+        });
+        known.unwrap_or_else(|| {
             self.add_state(Stage {
                 base_name: name.to_owned(),
                 lines,
@@ -351,9 +412,13 @@ impl<'a> Pass<'a> {
         let message = format!("circular dependency detected on stage: {label}");
         let mut error = nowhere("circular-dependency", message);
         for (stage, next) in path {
-            error
-                .lines
-                .push(self.states[*stage].dependencies[next - 1].1);
+            let (used, place) = self.states[*stage].dependencies[next - 1];
+            error.lines.push(place.lines);
+            let label = match self.states[used].label.as_str() {
+                "" => "needs its own stage".to_owned(),
+                used => format!("needs stage {used}"),
+            };
+            *error = error.label(place.span, label);
         }
         Box::new(error.note("each of these instructions needs the stage of the next"))
     }
@@ -473,9 +538,9 @@ impl<'a> Pass<'a> {
             self.inherit(number);
             let mut stage = std::mem::take(&mut self.states[number]);
             stage.dispatched = true;
-            if let Err(error) = self.dispatch(number, &mut stage) {
+            if let Err(mut found) = self.dispatch(number, &mut stage) {
                 stage.failed = true;
-                errors.push(*error);
+                errors.append(&mut found);
             }
             self.states[number] = stage;
             if self.has_overspent() {

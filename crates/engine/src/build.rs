@@ -613,12 +613,12 @@ fn source_word(source: &[u8], lines: (u32, u32), path: &str) -> Option<dockerfil
 /// Returns the word that stands for a path: by its text, or as the only one it could be.
 fn word_of_path<'w>(words: &'w [dockerfile::Word], path: &str) -> Option<&'w dockerfile::Word> {
     let absolute = |word: &dockerfile::Word| dockerfile::paths::join("/", &word.text);
-    // Of a pattern the folder it looks into is missing.
+    // Of a pattern, or of a path with a pivot, the folder it looks into is missing.
     let looks_into = |word: &dockerfile::Word| {
         let mut rest = absolute(word);
         while let Some((folder, _)) = rest.rsplit_once('/') {
             if folder == path {
-                return word.text.contains(['*', '?', '[']);
+                return word.text.contains(['*', '?', '[']) || word.text.contains("/./");
             }
             rest.truncate(folder.len());
         }

@@ -163,6 +163,11 @@ fn full_path(base: &RootPath, below: &[u8]) -> Vec<u8> {
     } else {
         base.as_bytes().to_vec()
     };
+    // Below a root that a pattern has found the names begin with one separator more.
+    let below = match below {
+        [0, rest @ ..] if rest.first() == Some(&0) => rest,
+        below => below,
+    };
     path.extend(
         below
             .iter()

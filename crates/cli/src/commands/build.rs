@@ -35,7 +35,7 @@ pub(crate) struct Build {
     /// Set a build argument; without a value it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
-    /// Further context: a directory, docker-image://, oci-layout://, target: or a URL
+    /// Further context: a directory, docker-image://, oci-layout://, target:STAGE of this file, or a URL
     #[arg(long = "build-context", value_name = "NAME=VALUE")]
     pub(crate) build_contexts: Vec<String>,
     /// Set a label of the image

@@ -238,6 +238,17 @@ fn required_paths_must_be_selected() {
     assert!(require("/src", "/src/a.c"));
     assert!(!require("/src", "/src/b"));
     assert!(!require("/", "/nothing"));
+    let require = |path: &str, required: &str| {
+        let selection = Selection {
+            wildcard: true,
+            filter: Some(Arc::new(OnlyC)),
+            required: vec![required.to_owned()],
+            ..Selection::path(path)
+        };
+        sum(a.path(), &selection).is_ok()
+    };
+    assert!(require("/", "/src/a.c"));
+    assert!(!require("/", "/nothing"));
 }
 
 #[test]

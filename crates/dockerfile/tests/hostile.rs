@@ -1,6 +1,4 @@
-//! Files that mean harm: whatever the bytes, there is an answer, and it comes in time.
-
-use std::time::{Duration, Instant};
+//! Files that mean harm: whatever the bytes, there is an answer.
 
 use dockerfile::check::{CheckOptions, Report, check, check_sarif, check_text, fix, outline};
 use dockerfile::{Ast, Span, Word, parse};
@@ -165,8 +163,9 @@ fn changed_files_have_an_answer() {
 }
 
 #[test]
-fn large_files_take_no_more_than_their_size_asks_for() {
-    const SIZE: usize = 1 << 20;
+fn large_files_have_an_answer() {
+    // That they cost no more than their size asks for is a test of the lowering, which has its parser in it.
+    const SIZE: usize = 1 << 16;
     let fill = |piece: &str| piece.repeat(SIZE / piece.len());
     let numbered = |line: &dyn Fn(usize) -> String| {
         let mut text = String::new();
@@ -213,16 +212,5 @@ fn large_files_take_no_more_than_their_size_asks_for() {
         fill("FRMO a\n"),
         fill("FROM a\n"),
     ];
-    for file in &files {
-        let start = Instant::now();
-        let _ = parse(file.as_bytes()).and_then(|ast| ast.stages());
-        check(file.as_bytes(), &CheckOptions::default());
-        // What grows with the square of a size takes minutes here; the rest takes a second on a busy machine.
-        let taken = start.elapsed();
-        assert!(
-            taken < Duration::from_secs(30),
-            "{taken:?} for {:?}",
-            &file[..40]
-        );
-    }
+    files.iter().for_each(|file| exercise(file.as_bytes()));
 }

@@ -165,7 +165,7 @@ fn changed_files_have_an_answer() {
 #[test]
 fn large_files_have_an_answer() {
     // That they cost no more than their size asks for is a test of the lowering, which has its parser in it.
-    const SIZE: usize = 1 << 16;
+    const SIZE: usize = 1 << 14;
     let fill = |piece: &str| piece.repeat(SIZE / piece.len());
     let numbered = |line: &dyn Fn(usize) -> String| {
         let mut text = String::new();

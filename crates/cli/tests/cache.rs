@@ -297,3 +297,36 @@ fn what_is_no_cache_is_refused() {
     check(["--cache-to", "type=inline,mode=most"], "there is no mode");
     check(["--cache-from", "type=registry,ref=x,color=red"], "color");
 }
+
+/// Layers that are alike, twice in one image and in another order in the next one: nobody may wait for himself, nor two
+/// for each other.
+#[test]
+fn images_that_share_layers_are_brought_in_at_once() {
+    testkit::require_fixtures!("busybox:latest");
+    let first = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    first.write("ctx/one", "1");
+    first.write("ctx/two", "2");
+    let dockerfile = |first: &str, second: &str| {
+        format!(
+            "FROM busybox\nRUN true\nCOPY --link {first} /{first}\nRUN true\nCOPY --link {second} /{second}\n"
+        )
+    };
+    first.write("ctx/Dockerfile", dockerfile("one", "two"));
+    first.ok(["build", "-o", "type=oci,dest=a.tar", "-t", "a", "ctx"]);
+    first.write("ctx/Dockerfile", dockerfile("two", "one"));
+    first.ok(["build", "-o", "type=oci,dest=b.tar", "-t", "b", "ctx"]);
+    for _ in 0..3 {
+        let second = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+        let loads = ["a.tar", "b.tar", "a.tar", "b.tar"].map(|archive| {
+            let archive = first.work().join(archive).display().to_string();
+            second
+                .command(["load", "-q", "-i", &archive])
+                .spawn()
+                .expect("it starts")
+        });
+        for mut load in loads {
+            assert!(load.wait().expect("it ends").success());
+        }
+        assert_eq!(second.ok(["images", "-q"]).stdout.lines().count(), 2);
+    }
+}

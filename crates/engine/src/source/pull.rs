@@ -22,10 +22,14 @@ enum Fetched {
     Unpacked(Box<Unpacked>),
 }
 
+/// `None` where somebody else brings the layer in: another build, or another place of this image that has it too.
+type Tried = Option<Fetched>;
+
 struct Unpacked {
     layer: MutLayer,
     applied: Applied,
-    _lock: NamedLock,
+    /// Given up early by who has to wait for others.
+    lock: Option<NamedLock>,
 }
 
 /// Returns the layers of an image; what is missing is fetched, all layers at once.
@@ -37,7 +41,7 @@ pub(crate) fn pull(
     cancel: &Cancel,
 ) -> Result<Vec<Layer>, EngineError> {
     let chain_keys = chain_keys(layers);
-    let results: Mutex<Vec<Option<Result<Fetched, EngineError>>>> =
+    let results: Mutex<Vec<Option<Result<Tried, EngineError>>>> =
         Mutex::new(layers.iter().map(|_| None).collect());
     let stop = Cancel::default();
     let forward = {
@@ -89,7 +93,15 @@ pub(crate) fn pull(
     if let Some(error) = canceled {
         return Err(error);
     }
-    publish(shared, reference, layers, &chain_keys, fetched)
+    publish(
+        shared,
+        reference,
+        layers,
+        &chain_keys,
+        fetched,
+        running,
+        cancel,
+    )
 }
 
 /// Layers that are fetched at once.
@@ -161,31 +173,52 @@ fn fetch(
     chain_key: &str,
     running: &RunningVertex,
     stop: &Cancel,
-) -> Result<Fetched, EngineError> {
+) -> Result<Tried, EngineError> {
     if let Some(layer) = find(shared, diff_id, chain_key)? {
-        return Ok(Fetched::Present(layer));
+        return Ok(Some(Fetched::Present(layer)));
     }
-    let lock_name = format!("unpack-{}", diff_id.hex());
-    let lock = match shared.store.try_lock(&lock_name)? {
-        Some(lock) => lock,
-        None => {
-            let store = shared.store.clone();
-            let taken = stop.wait_for(move || store.lock(&lock_name))?;
-            taken.ok_or(EngineError::Canceled)??
-        }
+    // Not waited for: who holds it may wait for what is held here.
+    let Some(lock) = shared.store.try_lock(&lock_name(diff_id))? else {
+        return Ok(None);
     };
     if let Some(layer) = find(shared, diff_id, chain_key)? {
-        return Ok(Fetched::Present(layer));
+        return Ok(Some(Fetched::Present(layer)));
     }
     let layer = shared.store.new_layer()?;
     let applied = download(
         shared, reference, descriptor, diff_id, &layer, running, stop,
     )?;
-    Ok(Fetched::Unpacked(Box::new(Unpacked {
+    Ok(Some(Fetched::Unpacked(Box::new(Unpacked {
         layer,
         applied,
-        _lock: lock,
-    })))
+        lock: Some(lock),
+    }))))
+}
+
+fn lock_name(diff_id: &Digest) -> String {
+    format!("unpack-{}", diff_id.hex())
+}
+
+/// Waits for a layer that somebody else brings in, or brings it in when they have not. Nothing may be held meanwhile.
+fn fetch_after_others(
+    shared: &Shared,
+    reference: &Reference,
+    (descriptor, diff_id): &(Descriptor, Digest),
+    chain_key: &str,
+    running: &RunningVertex,
+    cancel: &Cancel,
+) -> Result<Fetched, EngineError> {
+    loop {
+        let (store, name) = (shared.store.clone(), lock_name(diff_id));
+        let waited = cancel.wait_for(move || store.lock(&name))?;
+        drop(waited.ok_or(EngineError::Canceled)??);
+        let tried = fetch(
+            shared, reference, descriptor, diff_id, chain_key, running, cancel,
+        )?;
+        if let Some(fetched) = tried {
+            return Ok(fetched);
+        }
+    }
 }
 
 /// Unpacks a layer from its blob in the store, or from the registry while its blob is kept.
@@ -289,11 +322,28 @@ fn publish(
     reference: &Reference,
     layers: &[(Descriptor, Digest)],
     chain_keys: &[String],
-    fetched: Vec<Fetched>,
+    mut tried: Vec<Tried>,
+    running: &RunningVertex,
+    cancel: &Cancel,
 ) -> Result<Vec<Layer>, EngineError> {
-    let mut done: Vec<Layer> = Vec::with_capacity(fetched.len());
-    for (index, fetched) in fetched.into_iter().enumerate() {
+    let mut done: Vec<Layer> = Vec::with_capacity(tried.len());
+    if tried.iter().any(Option::is_none) {
+        // Whoever waits with locks in hand may be waited for. Without them the worst is work done twice.
+        for tried in &mut tried {
+            if let Some(Fetched::Unpacked(unpacked)) = tried {
+                unpacked.lock = None;
+            }
+        }
+    }
+    for (index, tried) in tried.into_iter().enumerate() {
         let (descriptor, diff_id) = &layers[index];
+        let fetched = match tried {
+            Some(fetched) => fetched,
+            None => {
+                let key = &chain_keys[index];
+                fetch_after_others(shared, reference, &layers[index], key, running, cancel)?
+            }
+        };
         let unpacked = match fetched {
             Fetched::Present(layer) => {
                 done.push(layer);

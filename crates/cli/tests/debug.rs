@@ -102,8 +102,8 @@ fn a_shell_opens_where_a_step_failed_and_the_build_fails_all_the_same() {
     session.type_in("echo networks: $(ls /sys/class/net); grep -c ' /memory ' /proc/mounts; tty\n");
     session.wait_for("networks: lo\r\n1\r\n/dev/");
     // Ctrl-C belongs to the shell.
-    session.type_in("echo before; sleep 1000\n");
-    session.wait_for("before\r\n");
+    session.type_in("sh -c 'echo under''way; exec sleep 1000'\n");
+    session.wait_for("underway");
     session.type_in("\x03");
     session.type_in("echo still $((20 + 3)) here\n");
     session.wait_for("still 23 here");

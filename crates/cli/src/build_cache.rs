@@ -109,7 +109,7 @@ fn reference(fields: &mut BTreeMap<String, String>) -> Result<Reference> {
     name_of(&fields.remove("ref").context("it has no ref")?)
 }
 
-fn name_of(name: &str) -> Result<Reference> {
+pub(crate) fn name_of(name: &str) -> Result<Reference> {
     Ok(Reference::parse_normalized(name)?.or_latest())
 }
 

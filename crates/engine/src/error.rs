@@ -118,6 +118,11 @@ impl EngineError {
         }
     }
 
+    /// Returns whether a registry has nothing of the name.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, EngineError::Registry(error) if error.is_not_found())
+    }
+
     /// Returns whose failure it is.
     pub fn blame(&self) -> Blame {
         match self {

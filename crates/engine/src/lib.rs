@@ -41,6 +41,7 @@ mod vertex;
 
 pub use attest::{Attestation, AttestationContent, ProvenanceOf, Taken};
 pub use build::BuildResult;
+pub use cache::mounts::{MountsPlace, MovedMount};
 pub use cancel::{Cancel, CancelGuard};
 pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, UPLOAD_HOST};
 pub use distribution::RegistryServer;

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 use store::{CollectPolicy, Item, ItemKind, Store, Usage};
 
+use super::cache_transfer::{Export, Import};
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::table::{Listing, human_duration, human_size};
@@ -24,6 +25,8 @@ pub(crate) enum Cache {
 pub(crate) enum Mounts {
     Ls(List),
     Rm(Remove),
+    Export(Export),
+    Import(Import),
 }
 
 /// List cache mounts
@@ -66,20 +69,34 @@ impl Cache {
         match command {
             Mounts::Ls(command) => command.run(global),
             Mounts::Rm(command) => command.run(global),
+            Mounts::Export(command) => command.run(global),
+            Mounts::Import(command) => command.run(global),
         }
     }
 }
 
 /// One cache mount.
-struct Mount {
+pub(super) struct Mount {
     /// Of its directory.
-    name: String,
+    pub(super) name: String,
     /// As the Dockerfile has it.
-    id: String,
+    pub(super) id: String,
     usage: Usage,
 }
 
-fn mounts(store: &Store) -> Result<Vec<Mount>> {
+impl Mount {
+    /// Returns whether a user may mean it by this id or name.
+    pub(super) fn is_called(&self, wanted: &str) -> bool {
+        !wanted.is_empty() && (is_same_id(&self.id, wanted) || self.name.starts_with(wanted))
+    }
+}
+
+/// Returns whether an id that is kept is the one a user means: the frontend puts a slash before every id.
+pub(super) fn is_same_id(kept: &str, wanted: &str) -> bool {
+    kept.trim_start_matches('/') == wanted.trim_start_matches('/')
+}
+
+pub(super) fn mounts(store: &Store) -> Result<Vec<Mount>> {
     let usage = store.usage()?.into_iter();
     let found = usage.filter_map(|usage| match &usage.item {
         Item::Mount(name) => Some(Mount {
@@ -178,13 +195,9 @@ impl Remove {
         }
         let mut names = BTreeSet::new();
         for wanted in &self.mounts {
-            // The frontend makes a path of every id.
-            let path = format!("/{}", wanted.trim_start_matches('/'));
-            let same = found
-                .iter()
-                .filter(|mount| mount.id == path || mount.name.starts_with(wanted.as_str()));
+            let same = found.iter().filter(|mount| mount.is_called(wanted));
             let same: Vec<String> = same.map(name_of).collect();
-            if wanted.is_empty() || same.is_empty() {
+            if same.is_empty() {
                 bail!("there is no cache mount {wanted:?}");
             }
             names.extend(same);

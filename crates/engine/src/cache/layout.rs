@@ -16,7 +16,30 @@ use crate::export::layout::LayoutWriter;
 const NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The largest index or manifest that is read, in bytes.
-const MOST_MANIFEST: u64 = 8 << 20;
+pub(crate) const MOST_MANIFEST: u64 = 8 << 20;
+
+/// A document with blobs, as a registry keeps it.
+pub(crate) struct Artifact {
+    pub(crate) naming: Naming,
+    /// What it is, where it is no image.
+    pub(crate) kind: Option<&'static str>,
+    /// Of the document.
+    pub(crate) media_type: &'static str,
+    pub(crate) document: Vec<u8>,
+    pub(crate) blobs: Vec<Descriptor>,
+}
+
+impl Artifact {
+    /// Returns the descriptor of its document, its manifest, and the descriptor of that.
+    pub(crate) fn documents(&self) -> (Descriptor, Vec<u8>, Descriptor) {
+        let config = Descriptor::of(self.media_type, &self.document);
+        let mut manifest = Manifest::new(self.naming, config.clone(), self.blobs.clone());
+        manifest.artifact_type = self.kind.map(str::to_owned);
+        let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");
+        let entry = Descriptor::of(self.naming.manifest(), &manifest);
+        (config, manifest, entry)
+    }
+}
 
 /// A directory, locked against others who write to it.
 pub(crate) struct CacheDirectory {
@@ -47,22 +70,36 @@ impl CacheDirectory {
         tag: &str,
         cache: &PortableCache,
         naming: Naming,
+        open: impl FnMut(&Digest) -> Result<File, EngineError>,
+    ) -> Result<(), EngineError> {
+        let (document, blobs) = cache.to_document();
+        let artifact = Artifact {
+            naming,
+            kind: None,
+            media_type: MEDIA_TYPE,
+            document,
+            blobs,
+        };
+        self.put(tag, &artifact, open)
+    }
+
+    /// Writes an artifact under a tag; blobs that no entry names any more are removed.
+    pub(crate) fn put(
+        &self,
+        tag: &str,
+        artifact: &Artifact,
         mut open: impl FnMut(&Digest) -> Result<File, EngineError>,
     ) -> Result<(), EngineError> {
         let mut writer = LayoutWriter::directory(&self.path)?;
-        let (document, blobs) = cache.to_document();
-        for blob in &blobs {
+        for blob in &artifact.blobs {
             let there = self.path.join(layout::blob_path(&blob.digest));
             if std::fs::metadata(&there).is_ok_and(|meta| meta.len() == blob.size) {
                 continue;
             }
             writer.blob(&blob.digest, blob.size, &mut open(&blob.digest)?)?;
         }
-        let config = Descriptor::of(MEDIA_TYPE, &document);
-        writer.bytes(&config.digest, &document)?;
-        let manifest = Manifest::new(naming, config, blobs);
-        let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");
-        let mut entry = Descriptor::of(naming.manifest(), &manifest);
+        let (config, manifest, mut entry) = artifact.documents();
+        writer.bytes(&config.digest, &artifact.document)?;
         entry.annotations.insert(NAME.to_owned(), tag.to_owned());
         writer.bytes(&entry.digest, &manifest)?;
         let mut index: Index = self
@@ -158,7 +195,11 @@ pub(crate) fn read(
 }
 
 /// Reads a blob of a directory and checks it.
-fn read_blob(directory: &Path, digest: &Digest, most: u64) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn read_blob(
+    directory: &Path,
+    digest: &Digest,
+    most: u64,
+) -> Result<Vec<u8>, EngineError> {
     let path = directory.join(layout::blob_path(digest));
     let bytes = read_file(&path, most).map_err(EngineError::io("read", &path))?;
     match digest.is_of(&bytes) {
@@ -170,7 +211,7 @@ fn read_blob(directory: &Path, digest: &Digest, most: u64) -> Result<Vec<u8>, En
     }
 }
 
-fn read_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {

@@ -298,9 +298,9 @@ impl Inner {
 }
 
 /// A writer that fails once it is asked to stop.
-pub(super) struct Stoppable<'a, W> {
-    pub(super) inner: W,
-    pub(super) stop: Option<&'a Cancel>,
+pub(crate) struct Stoppable<'a, W> {
+    pub(crate) inner: W,
+    pub(crate) stop: Option<&'a Cancel>,
 }
 
 impl<W: Write> Write for Stoppable<'_, W> {

@@ -247,7 +247,8 @@ fn remember_tar(
     })
 }
 
-fn compression_of(options: &LayerOptions) -> Result<(Compression, String), EngineError> {
+/// Returns the compression that is asked for, and what names the bytes it makes.
+pub(crate) fn compression_of(options: &LayerOptions) -> Result<(Compression, String), EngineError> {
     let wrong = |level: i32| {
         EngineError::Request(format!(
             "there is no compression level {level} for this compression"

@@ -4,7 +4,7 @@ pub(crate) mod ahead;
 pub(crate) mod archive;
 mod blocks;
 mod files;
-mod image;
+pub(crate) mod image;
 pub(crate) mod layers;
 pub(crate) mod layout;
 mod load;

@@ -30,7 +30,7 @@ const MAX_LINKS: usize = 8;
 
 /// What an archive holds.
 #[derive(Default)]
-struct Files {
+pub(crate) struct Files {
     files: BTreeMap<String, (Digest, u64)>,
     links: BTreeMap<String, String>,
 }
@@ -89,7 +89,12 @@ impl Engine {
         result
     }
 
-    fn read_archive(&self, archive: impl Read, cancel: &Cancel) -> Result<Files, EngineError> {
+    /// Brings all files of an archive into the store.
+    pub(crate) fn read_archive(
+        &self,
+        archive: impl Read,
+        cancel: &Cancel,
+    ) -> Result<Files, EngineError> {
         let failed = || EngineError::io("read", "the archive");
         let mut reader = BufReader::with_capacity(1 << 18, archive);
         let start = reader.fill_buf().map_err(failed())?;
@@ -379,7 +384,7 @@ impl Engine {
 }
 
 impl Files {
-    fn get(&self, name: &str) -> Option<&(Digest, u64)> {
+    pub(crate) fn get(&self, name: &str) -> Option<&(Digest, u64)> {
         let mut name = name;
         for _ in 0..MAX_LINKS {
             if let Some(file) = self.files.get(name) {
@@ -390,7 +395,7 @@ impl Files {
         None
     }
 
-    fn need(&self, name: &str) -> Result<&(Digest, u64), EngineError> {
+    pub(crate) fn need(&self, name: &str) -> Result<&(Digest, u64), EngineError> {
         let clean = clean(Path::new(name)).unwrap_or_default();
         self.get(&clean)
             .ok_or_else(|| wrong(&format!("{name:?} is not in it")))

@@ -2,7 +2,7 @@
 
 mod compare;
 mod import;
-mod load;
+pub(crate) mod load;
 mod pull;
 mod save;
 mod stored;

@@ -5,13 +5,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock};
 use rustix::io::Errno;
 use store::Layer;
 
 use crate::keys::KeyBuilder;
+use crate::matching::content_id;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
 
@@ -45,8 +47,9 @@ impl CacheMount {
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let mut key = KeyBuilder::new("cache mount").part("id", id.as_bytes());
+        // By content, so that the name is the same in every store.
         for layer in base {
-            key = key.part("base", &layer.id().0.to_be_bytes());
+            key = key.part("base", &content_id(&context.shared, layer)?);
         }
         let name = crate::keys::hex(&key.finish());
         let store = &context.shared.store;
@@ -129,12 +132,8 @@ impl CacheMount {
         }
     }
 
-    /// Makes the directory if it is not there: whole or not at all.
-    fn fill(&self, context: &StepContext, id: &str, base: &[Layer]) -> Result<(), EngineError> {
-        let path = self.path();
-        if path.exists() {
-            return Ok(());
-        }
+    /// Makes an empty tree that can become the directory, which is removed with the first value.
+    fn begin(&self, id: &str) -> Result<(tempfile::TempDir, PathBuf), EngineError> {
         let note = self.folder.join("id");
         std::fs::write(&note, id).map_err(EngineError::io("write", &note))?;
         let begun = tempfile::Builder::new()
@@ -143,8 +142,41 @@ impl CacheMount {
             .map_err(EngineError::io("create a directory in", &self.folder))?;
         let tree = begun.path().join("fs");
         std::fs::create_dir(&tree).map_err(EngineError::io("create", &tree))?;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&tree, mode).map_err(EngineError::io("set the mode of", &tree))?;
+        Ok((begun, tree))
+    }
+
+    /// Puts a new tree in the place of the directory: whole or not at all. The lock is to be exclusive.
+    pub(crate) fn replace(
+        &self,
+        id: &str,
+        fill: impl FnOnce(&Path) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let (begun, tree) = self.begin(id)?;
+        fill(&tree)?;
+        let path = self.path();
+        let flags = match path.exists() {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::NOREPLACE,
+        };
+        rustix::fs::renameat_with(CWD, &tree, CWD, &path, flags)
+            .map_err(|errno| EngineError::io("rename to", &path)(errno.into()))?;
+        drop(begun);
+        Ok(())
+    }
+
+    /// Makes the directory if it is not there: whole or not at all.
+    fn fill(&self, context: &StepContext, id: &str, base: &[Layer]) -> Result<(), EngineError> {
+        let path = self.path();
+        if path.exists() {
+            return Ok(());
+        }
+        let (begun, tree) = self.begin(id)?;
         context.copy_whole(base, &tree)?;
-        match std::fs::rename(&tree, &path) {
+        let renamed = std::fs::rename(&tree, &path);
+        drop(begun);
+        match renamed {
             // Another of the sharers was faster.
             Err(_) if path.exists() => Ok(()),
             result => result.map_err(EngineError::io("rename to", &path)),

@@ -138,3 +138,66 @@ fn an_interrupt_ends_a_wait_for_a_cache_mount() {
     holder.signal(Signal::INT);
     assert_eq!(holder.end(), Some(130));
 }
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_server() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    for text in [
+        format!("FROM scratch\nADD http://{address}/file /\n"),
+        format!("FROM {address}/image\nCOPY . /\n"),
+    ] {
+        environment.write("ctx/Dockerfile", &text);
+        let building = Building::start(&environment, &address.to_string());
+        // It has asked, and nobody answers.
+        let connection = silent.accept().expect("a connection");
+        building.signal(Signal::INT);
+        assert_eq!(building.end(), Some(130), "{text}");
+        drop(connection);
+    }
+}
+
+#[test]
+fn a_second_interrupt_kills_at_once() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    let time = format!("{}", 3_000_000 + std::process::id());
+    let text = format!("FROM busybox\nRUN echo un''derway; sleep {time}\n");
+    environment.write("ctx/Dockerfile", text);
+    let mut building = Building::start(&environment, " underway");
+    // A helper that does nothing any more: the step cannot be ended in order.
+    let children = format!("/proc/{0}/task", building.child.id());
+    let tasks = std::fs::read_dir(children).expect("it runs");
+    let children =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let children: Vec<i32> = children
+        .flat_map(|ids| {
+            ids.split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(!children.is_empty());
+    for id in &children {
+        let id = Pid::from_raw(*id).expect("a process id");
+        kill_process(id, Signal::STOP).expect("a signal can be sent");
+    }
+    let mut sent = 0;
+    let code = loop {
+        if let Some(status) = building.child.try_wait().expect("it can be waited for") {
+            break status.code();
+        }
+        building.signal(Signal::INT);
+        sent += 1;
+        // Two that come at once are one.
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(code, Some(130));
+    assert!((2..50).contains(&sent), "{sent}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while processes_with(&time) > 0 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(processes_with(&time), 0);
+}

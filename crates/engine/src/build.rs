@@ -85,7 +85,13 @@ impl Engine {
         let recorder = Recorder::new(store, opening, sink);
         let mut known = Known::default();
         let mut built = Vec::new();
-        let result = self.build_recorded(request, &recorder, cancel, &mut known, &mut built);
+        let result = self
+            .build_recorded(request, &recorder, cancel, &mut known, &mut built)
+            // What is given up half-way fails in many words.
+            .map_err(|failure| match cancel.is_requested() {
+                true => EngineError::Canceled.into(),
+                false => failure,
+            });
         let (mut record, printed) = recorder.finish();
         history::complete(store, &mut record, &known, &built);
         history::conclude(&mut record, &result);

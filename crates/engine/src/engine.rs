@@ -87,6 +87,11 @@ impl Engine {
         Ok(done.map(|done| (policy, done)))
     }
 
+    /// Ends every wait for a server that does not answer, for a process that is to end.
+    pub fn stop_waiting(&self) {
+        self.shared.images.stop();
+    }
+
     /// Returns what the isolation of steps lacks here, in words for the user: once, and only what no build
     /// has said yet.
     pub fn notes(&self) -> Vec<String> {

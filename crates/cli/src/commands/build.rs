@@ -278,6 +278,8 @@ fn with_progress<T>(
         .map_err(exit::builder)?;
     let result = {
         let sink = Sink::new(sender, system_clock);
+        let waiting = engine.clone();
+        let _guard = cancel.on_request(move || waiting.stop_waiting());
         work(&engine, &sink, &cancel)
     };
     let surplus = engine.collect_surplus();

@@ -217,16 +217,14 @@ pub(crate) fn read_remote(
     reference: &Reference,
 ) -> Result<Option<PortableCache>, EngineError> {
     let images = &shared.images;
-    let resolved = images
-        .runtime()
-        .block_on(images.client().resolve(reference))?;
+    let resolved = images.wait(images.client().resolve(reference))?;
     let Some(config) = config_in(&resolved.raw) else {
         return Ok(None);
     };
     let fetch = images
         .client()
         .fetch_blob_bytes(reference, &config, MOST_BYTES);
-    let document = images.runtime().block_on(fetch)?;
+    let document = images.wait(fetch)?;
     let cache = PortableCache::parse(&document).map_err(|error| EngineError::Image {
         subject: reference.to_string(),
         reason: format!("its cache cannot be read: {error}"),

@@ -118,7 +118,7 @@ fn download(
         .digest
         .clone()
         .filter(|digest| shared.store.blobs().size(digest).is_some());
-    shared.images.runtime().block_on(async {
+    shared.images.wait(async {
         let mut request = client.get(url);
         if wanted.is_none() && still_here.is_some() {
             if let Some(etag) = &known.etag {

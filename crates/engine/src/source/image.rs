@@ -9,6 +9,7 @@ use registry::{Client, CredentialProvider};
 use serde::{Deserialize, Serialize};
 use store::{Image, Layer, Store};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use super::layout;
 use crate::images::Subject;
@@ -53,6 +54,8 @@ pub(crate) struct ImageResolver {
     client: Client,
     settings: registry::Settings,
     runtime: Arc<OnceLock<Runtime>>,
+    /// Whether nobody waits for a network any more.
+    stopped: Arc<watch::Sender<bool>>,
 }
 
 /// What a tag was resolved to, kept so that the next build needs no network.
@@ -69,6 +72,7 @@ impl ImageResolver {
             client: Client::new(settings.clone()),
             settings,
             runtime: Arc::new(OnceLock::new()),
+            stopped: Arc::new(watch::Sender::new(false)),
         }
     }
 
@@ -81,6 +85,7 @@ impl ImageResolver {
             client: Client::new(settings.clone()),
             settings,
             runtime: Arc::clone(&self.runtime),
+            stopped: Arc::clone(&self.stopped),
         }
     }
 
@@ -102,6 +107,25 @@ impl ImageResolver {
                 .build()
                 .expect("a process can start two threads")
         })
+    }
+
+    /// Waits for an answer of the network, until [`stop`](Self::stop) is called.
+    pub(crate) fn wait<T, E: Into<EngineError>>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, EngineError> {
+        let mut stopped = self.stopped.subscribe();
+        self.runtime().block_on(async {
+            tokio::select! {
+                answer = answer => answer.map_err(Into::into),
+                _ = stopped.wait_for(|stopped| *stopped) => Err(EngineError::Canceled),
+            }
+        })
+    }
+
+    /// Ends every wait for the network, those to come too.
+    pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
     }
 
     /// Returns the image of a name for a platform. With `pull` the registry is asked also for a tag
@@ -127,13 +151,13 @@ impl ImageResolver {
         {
             return Ok(image);
         }
-        let resolved = self
-            .runtime()
-            .block_on(self.client.resolve(&reference))
-            .map_err(|source| EngineError::Resolve {
+        let resolved = self.wait(async {
+            let resolved = self.client.resolve(&reference).await;
+            resolved.map_err(|source| EngineError::Resolve {
                 reference: Box::new(reference.clone()),
                 source: Box::new(source),
-            })?;
+            })
+        })?;
         let digest = resolved.descriptor.digest.clone();
         self.keep(&digest, &resolved.raw)?;
         let image =
@@ -269,9 +293,7 @@ impl ImageResolver {
         if let Ok(raw) = self.store.blobs().read(&descriptor.digest) {
             return Ok(raw);
         }
-        let raw = self
-            .runtime()
-            .block_on(self.client.fetch_manifest(reference, descriptor))?;
+        let raw = self.wait(self.client.fetch_manifest(reference, descriptor))?;
         self.keep(&descriptor.digest, &raw)?;
         Ok(raw.to_vec())
     }
@@ -291,7 +313,7 @@ impl ImageResolver {
                 let fetch = self
                     .client
                     .fetch_blob_bytes(reference, &manifest.config, MAX_CONFIG);
-                let config = self.runtime().block_on(fetch)?;
+                let config = self.wait(fetch)?;
                 self.keep(&id, &config)?;
                 config
             }

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use attest::{Request, Sources};
 use bollard_buildkit_proto::pb;
-use engine::{Cancel, Engine, GraphRequest, KnownImages, Solved};
+use engine::{Caches, Cancel, Engine, GraphRequest, KnownImages, Solved};
 use llb::Graph;
 use oci::Timestamp;
 use progress::Sink;
 use prost::Message;
+use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::attestations::Wanted;
+use crate::caches;
 use crate::client::SessionClient;
 use crate::dockerfile;
 use crate::error::Failure;
@@ -34,6 +36,9 @@ pub(crate) struct Build {
     pub(crate) id: String,
     pub(crate) started: Timestamp,
     pub(crate) attestations: Wanted,
+    pub(crate) caches: caches::Wanted,
+    /// The caches, once they were read, and the folders they are in.
+    read_caches: OnceLock<(Caches, Vec<TempDir>)>,
     /// What the client itself does.
     pub(crate) scope: Arc<Scope>,
     /// What the client asked for.
@@ -152,6 +157,7 @@ impl Tree {
             images: self.images.clone(),
             client: build.client.clone(),
             entitlements: build.entitlements.clone(),
+            caches: build.read_caches(),
         };
         let result = build
             .engine
@@ -175,6 +181,7 @@ pub(crate) struct BuildParts {
     pub(crate) entitlements: Vec<String>,
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
     pub(crate) attestations: Wanted,
+    pub(crate) caches: caches::Wanted,
     pub(crate) frontend: String,
     pub(crate) attrs: BTreeMap<String, String>,
     pub(crate) producers: Arc<Producers>,
@@ -191,6 +198,7 @@ impl Build {
             entitlements,
             inputs,
             attestations,
+            caches,
             frontend,
             attrs,
             producers,
@@ -207,12 +215,20 @@ impl Build {
             id,
             started: crate::attestations::now(),
             attestations,
+            caches,
+            read_caches: OnceLock::new(),
             scope: Scope::new(Request::default()),
             asked,
             produced: producers.of_build(),
             trees: Mutex::default(),
             returned: watch::channel(None).0,
         }
+    }
+
+    /// Returns the caches that the client names, read when they are first needed. Blocks.
+    fn read_caches(&self) -> Caches {
+        let (caches, _) = self.read_caches.get_or_init(|| self.caches.read(self));
+        caches.clone()
     }
 
     /// Returns a scope's request, and the client's own where that is another.

@@ -35,6 +35,7 @@ const GRAPHS: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
     "source.local.differ",
+    "source.ocilayout",
     "source.git",
     "source.git.keepgitdir",
     "source.git.fullurl",

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
 
+use crate::content::ContentStore;
 use crate::error::Failure;
 use crate::filesync;
 use crate::session::{Session, Sessions};
@@ -43,6 +44,10 @@ pub(crate) struct SessionClient {
     pub(crate) uploads: Arc<Mutex<BTreeMap<String, NamedTempFile>>>,
     /// Sessions that have directories which the build's own has not, by directory.
     pub(crate) local_sessions: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+fn no_room(error: std::io::Error) -> Failure {
+    Failure::unknown(format!("no room: {error}"))
 }
 
 fn engine_error(failure: Failure) -> EngineError {
@@ -96,17 +101,29 @@ impl SessionClient {
 }
 
 impl SessionClient {
+    /// Makes a folder that goes away when it is dropped.
+    pub(crate) fn own_folder(&self) -> Result<tempfile::TempDir, Failure> {
+        std::fs::create_dir_all(&self.folder).map_err(no_room)?;
+        tempfile::Builder::new()
+            .prefix("one-")
+            .tempdir_in(&self.folder)
+            .map_err(no_room)
+    }
+
+    fn own_file(&self) -> Result<NamedTempFile, Failure> {
+        std::fs::create_dir_all(&self.folder).map_err(no_room)?;
+        tempfile::Builder::new()
+            .prefix("one-")
+            .tempfile_in(&self.folder)
+            .map_err(no_room)
+    }
+
     /// Takes what the client offers behind a URL.
     fn pull(&self, url: &str) -> Result<NamedTempFile, Failure> {
         if !self.session.supports("/moby.upload.v1.Upload/Pull") {
             return Err(Failure::unknown("the client offers no uploads"));
         }
-        let no_room = |error: std::io::Error| Failure::unknown(format!("no room: {error}"));
-        std::fs::create_dir_all(&self.folder).map_err(no_room)?;
-        let mut file = tempfile::Builder::new()
-            .prefix("one-")
-            .tempfile_in(&self.folder)
-            .map_err(no_room)?;
+        let mut file = self.own_file()?;
         let rest = url.strip_prefix("http://").unwrap_or(url);
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let transfer = async {
@@ -168,6 +185,30 @@ impl BuildClient for SessionClient {
             uploads.insert(url.to_owned(), file);
         }
         let file = &uploads[url];
+        let mut file = file.reopen().map_err(failed)?;
+        std::io::copy(&mut file, into).map_err(failed)?;
+        Ok(())
+    }
+
+    fn content(
+        &self,
+        store: &str,
+        digest: &Digest,
+        into: &mut dyn Write,
+    ) -> Result<(), EngineError> {
+        // The pieces are written on this thread: what takes them need not be sent to another.
+        let id = format!("oci:{store}");
+        let mut file = self.own_file().map_err(engine_error)?;
+        let content = ContentStore {
+            session: &self.session,
+            id: &id,
+        };
+        self.runtime
+            .block_on(content.read(digest, file.as_file_mut()))
+            .map_err(engine_error)?;
+        let failed = |error: std::io::Error| {
+            EngineError::Request(format!("failed to take {digest} of {store}: {error}"))
+        };
         let mut file = file.reopen().map_err(failed)?;
         std::io::copy(&mut file, into).map_err(failed)?;
         Ok(())

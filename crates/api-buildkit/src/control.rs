@@ -11,7 +11,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerR
 use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine};
 use oci::Platform;
-use progress::{Outcome, Sink, Vertex, system_clock};
+use progress::{Sink, system_clock};
 use store::{CollectPolicy, Item, ItemKind, Usage};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -21,6 +21,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::attestations::Wanted;
 use crate::auth::SessionCredentials;
 use crate::build::{Build, BuildParts, FrontendRequest, FrontendResult};
+use crate::caches;
 use crate::client::SessionClient;
 use crate::error::Failure;
 use crate::export;
@@ -248,6 +249,7 @@ impl Shared {
             entitlements: asked.entitlements.clone(),
             inputs: sorted(asked.frontend_inputs.clone()),
             attestations: Wanted::parse(&attrs, Arc::clone(&self.environment))?,
+            caches: caches::Wanted::parse(asked.cache.as_ref(), &attrs)?,
             frontend: asked.frontend.clone(),
             attrs,
             producers: Arc::clone(&self.producers),
@@ -257,7 +259,6 @@ impl Shared {
             let cancel = build.cancel.clone();
             self.stop.on_request(move || cancel.request())
         };
-        show_imports(&build, &asked);
         let work = self.carry_out(asked, Arc::clone(&build));
         let result = tokio::select! {
             result = work => result,
@@ -322,13 +323,6 @@ impl Shared {
         if Wanted::parse(&attrs, Arc::default())?.sbom.is_some() {
             return Err(Failure::unsupported("the attestation \"sbom\""));
         }
-        let exports = asked.cache.iter().flat_map(|cache| &cache.exports);
-        if let Some(export) = exports.into_iter().next() {
-            return Err(Failure::unknown(format!(
-                "unknown cache exporter: {:?}",
-                export.r#type
-            )));
-        }
         if asked
             .source_policy
             .as_ref()
@@ -349,18 +343,6 @@ async fn returned(build: &Build) -> Result<FrontendResult, Failure> {
         .map_err(|_| Failure::new(Code::Cancelled, "context canceled"))?
         .clone();
     result.unwrap_or_else(|| Err(Failure::new(Code::Cancelled, "context canceled")))
-}
-
-/// Says of caches that they are not used, which fails no build.
-fn show_imports(build: &Build, asked: &pbc::SolveRequest) {
-    for import in asked.cache.iter().flat_map(|cache| &cache.imports) {
-        let name = import.attrs.get("ref").or_else(|| import.attrs.get("src"));
-        let name = name.unwrap_or(&import.r#type);
-        let vertex = Vertex::named(format!("importing cache manifest from {name}"));
-        build.sink.vertex(vertex).start().complete(Outcome::Failed {
-            error: format!("caches of the type {:?} are not supported", import.r#type),
-        });
-    }
 }
 
 fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {

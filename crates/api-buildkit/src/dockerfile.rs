@@ -272,6 +272,7 @@ fn named_contexts(
                     config: config.map(Box::new),
                 }
             }
+            "oci-layout" => oci_layout(rest)?,
             "git" | "http" | "https" | "ssh" => NamedContext::Url(value.clone()),
             _ if scheme.starts_with("git@") => NamedContext::Url(value.clone()),
             _ => {
@@ -283,6 +284,24 @@ fn named_contexts(
         named.insert(name, context);
     }
     Ok(named)
+}
+
+/// Reads `STORE[:TAG]@DIGEST`.
+fn oci_layout(text: &str) -> Result<NamedContext, Failure> {
+    let text = text.trim_start_matches("//");
+    let (name, digest) = text
+        .rsplit_once('@')
+        .ok_or_else(|| Failure::unknown(format!("oci-layout reference {text:?} has no digest")))?;
+    let digest = digest.parse().map_err(|error| {
+        Failure::unknown(format!(
+            "could not parse oci-layout reference {text:?}: {error}"
+        ))
+    })?;
+    let tag = name.rfind(':').filter(|at| !name[*at..].contains('/'));
+    Ok(NamedContext::OciLayout {
+        store: name[..tag.unwrap_or(name.len())].to_owned(),
+        digest,
+    })
 }
 
 /// Reads the image config that was given with an input.
@@ -400,9 +419,11 @@ fn lower(
         });
         for (asked, found) in found {
             let answer = found.map(|image| {
-                images
-                    .known
-                    .insert(&asked.reference, &asked.platform, &image);
+                let (reference, platform) = (&asked.reference, &asked.platform);
+                match &asked.store {
+                    None => images.known.insert(reference, platform, &image),
+                    Some(_) => images.known.insert_of_store(reference, platform, &image),
+                }
                 let resolved = ResolvedImage {
                     reference: None,
                     digest: Some(image.digest.clone()),
@@ -429,10 +450,12 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<FoundImage, String> {
     let found = Reference::parse_normalized(&asked.reference)
         .map_err(|error| error.to_string())
         .and_then(|reference| {
-            build
-                .engine
-                .find(&reference, &asked.platform, lookup)
-                .map_err(|error| engine::chain(&error))
+            let (engine, platform) = (&build.engine, &asked.platform);
+            match &asked.store {
+                None => engine.find(&reference, platform, lookup),
+                Some(store) => engine.find_in_store(&*build.client, store, &reference, platform),
+            }
+            .map_err(|error| engine::chain(&error))
         });
     running.conclude(&found, |error| error.clone());
     found

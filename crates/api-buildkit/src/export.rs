@@ -7,9 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use engine::{
-    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Compression, Context,
-    Destination, DockerfileSource, ExportTree, IgnoreCache, ImageOutput, LayerOptions, Limits,
-    Output, StepOptions,
+    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Context, Destination,
+    DockerfileSource, ExportTree, IgnoreCache, ImageOutput, LayerOptions, Limits, Output,
+    StepOptions,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Outcome, Vertex};
@@ -18,9 +18,10 @@ use tempfile::TempDir;
 
 use crate::attestations;
 use crate::build::{Build, FrontendResult, Tree, Trees};
+use crate::content::ContentStore;
 use crate::error::Failure;
 use crate::filesend;
-use crate::options::Attributes;
+use crate::options::{self, Attributes};
 
 /// What exporters answer, by BuildKit's names.
 pub(crate) type Response = BTreeMap<String, String>;
@@ -62,6 +63,7 @@ pub(crate) fn export(
         };
         response.extend(answer);
     }
+    response.extend(build.caches.write(build, &trees)?);
     for (name, value) in &result.metadata {
         if let Some(name) = name.strip_prefix("frontend.") {
             let value = String::from_utf8_lossy(value).into_owned();
@@ -198,15 +200,8 @@ impl One<'_> {
         self.attrs.get(name).map(String::as_str)
     }
 
-    /// Reads a truth; the bare name says yes.
     fn flag(&self, name: &str) -> Result<Option<bool>, Failure> {
-        match self.text(name) {
-            None => Ok(None),
-            Some("") => Ok(Some(true)),
-            Some(value) => dockerfile::parse_bool(value).map(Some).ok_or_else(|| {
-                Failure::unknown(format!("non-bool value specified for {name}: {value}"))
-            }),
-        }
+        options::flag(&self.attrs, name)
     }
 
     fn multi_platform(&self) -> bool {
@@ -234,29 +229,7 @@ impl One<'_> {
     }
 
     fn layers(&self) -> Result<LayerOptions, Failure> {
-        Ok(LayerOptions {
-            compression: match self.text("compression") {
-                None | Some("gzip") => Compression::Gzip,
-                Some("zstd") => Compression::Zstd,
-                Some("uncompressed") => Compression::Uncompressed,
-                Some(other) => {
-                    return Err(Failure::unknown(format!(
-                        "unsupported layer compression type: {other}"
-                    )));
-                }
-            },
-            level: match self.text("compression-level") {
-                None => None,
-                Some(text) => Some(text.parse().map_err(|_| {
-                    Failure::unknown(format!(
-                        "non-integer value {text} specified for compression-level"
-                    ))
-                })?),
-            },
-            force: self.flag("force-compression")?.unwrap_or(false),
-            oci_media_types: self.flag("oci-mediatypes")?,
-            rewrite_timestamp: Some(self.flag("rewrite-timestamp")?.unwrap_or(false)),
-        })
+        options::layers(&self.attrs)
     }
 
     /// Reads `annotation[-PART][[PLATFORM]].KEY`.
@@ -311,6 +284,7 @@ impl One<'_> {
         let request = BuildRequest {
             outputs: vec![output],
             tags: names,
+            cache_to: self.build.caches.inline(),
             source_date_epoch: source_date_epoch.or(trees.iter().find_map(|tree| tree.epoch)),
             ..empty_request()
         };
@@ -350,7 +324,8 @@ impl One<'_> {
             names: Vec::new(),
             push,
             push_by_digest: self.flag("push-by-digest")?.unwrap_or(false),
-            store: self.flag("store")?.unwrap_or(true),
+            // What is pushed is at the registry; a copy here would be one that no pruning takes.
+            store: self.flag("store")?.unwrap_or(!push),
             layers: self.layers()?,
             annotations: self.annotations()?,
         };
@@ -370,17 +345,13 @@ impl One<'_> {
                 "docker exporter does not currently support exporting manifest lists",
             ));
         }
-        if self.flag("tar")? == Some(false) {
-            return Err(Failure::unsupported(
-                "an exporter that writes to a content store",
-            ));
-        }
+        let tar = self.flag("tar")?.unwrap_or(true);
         let names = self.names()?;
         let folder = self.folder()?;
-        let path = folder.path().join("result.tar");
+        let path = folder.path().join("result");
         let output = ArchiveOutput {
             destination: Destination::Path(path.clone()),
-            tar: true,
+            tar,
             names: names.clone(),
             layers: self.layers()?,
             annotations: self.annotations()?,
@@ -390,6 +361,19 @@ impl One<'_> {
             false => self.run(Output::Oci(output), names.clone())?,
         };
         let response = self.describe(&result, &names);
+        if !tar {
+            self.send("sending layout", |session| {
+                let path = path.clone();
+                async move {
+                    let content = ContentStore {
+                        session: &session,
+                        id: "export",
+                    };
+                    content.write_layout(&path).await
+                }
+            })?;
+            return Ok(response);
+        }
         let notes: Vec<(String, String)> = response.clone().into_iter().collect();
         self.send("sending tarball", |session| {
             let (notes, path) = (notes.clone(), path.clone());

@@ -108,12 +108,21 @@ pub(crate) fn platform_of(platform: Option<&pb::Platform>) -> Platform {
     }
 }
 
+/// Where an image is looked for.
+#[derive(Clone, Copy)]
+enum Lookup<'a> {
+    /// With the client's resolve mode.
+    Registry(&'a str),
+    /// In a content store of the client.
+    Store(&'a str),
+}
+
 /// Finds an image and shows it as a vertex of the build. Blocks.
 fn find_image(
     build: &Build,
     name: &str,
     platform: &Platform,
-    mode: &str,
+    lookup: Lookup<'_>,
     shown: &str,
 ) -> Result<(Reference, FoundImage), Failure> {
     let reference = Reference::parse_normalized(name)
@@ -124,9 +133,11 @@ fn find_image(
         shown => shown.to_owned(),
     };
     let running = build.sink.vertex(Vertex::named(shown)).start();
-    let found = build
-        .engine
-        .find(&reference, platform, ImageLookup::from_mode(mode));
+    let engine = &build.engine;
+    let found = match lookup {
+        Lookup::Registry(mode) => engine.find(&reference, platform, ImageLookup::from_mode(mode)),
+        Lookup::Store(store) => engine.find_in_store(&*build.client, store, &reference, platform),
+    };
     match found {
         Ok(image) => {
             running.complete(Outcome::Done);
@@ -134,7 +145,7 @@ fn find_image(
                 reference: reference.clone(),
                 platform: Some(platform.normalized()),
                 digest: Some(image.digest.clone()),
-                local: false,
+                local: matches!(lookup, Lookup::Store(_)),
             });
             Ok((reference, image))
         }
@@ -288,12 +299,12 @@ impl LlbBridge for GatewayService {
     ) -> Result<Response<pbf::ResolveImageConfigResponse>, Status> {
         let build = self.0.build_of(&request).await?;
         let asked = request.into_inner();
-        if asked.resolver_type != 0 {
-            return Err(Failure::unsupported("resolving an image of an OCI layout").into());
-        }
         let answer = blocking(move || {
             let platform = platform_of(asked.platform.as_ref());
-            let mode = &asked.resolve_mode;
+            let mode = match asked.resolver_type {
+                0 => Lookup::Registry(&asked.resolve_mode),
+                _ => Lookup::Store(&asked.store_id),
+            };
             let (reference, image) =
                 find_image(&build, &asked.r#ref, &platform, mode, &asked.log_name)?;
             Ok(pbf::ResolveImageConfigResponse {
@@ -314,7 +325,14 @@ impl LlbBridge for GatewayService {
         let Some(source) = asked.source else {
             return Err(Status::invalid_argument("source is required"));
         };
-        let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+        let in_layout = source.identifier.strip_prefix("oci-layout://");
+        let store = in_layout.map(|name| {
+            let given = source.attrs.get(llb::attr::OCI_LAYOUT_STORE_ID);
+            let bare = name.split(['@', ':']).next().unwrap_or(name);
+            given.cloned().unwrap_or_else(|| bare.to_owned())
+        });
+        let in_registry = source.identifier.strip_prefix("docker-image://");
+        let Some(name) = in_registry.or(in_layout) else {
             let answer = blocking(move || meta_of(&build, source, &asked.log_name));
             return Ok(Response::new(answer.await?));
         };
@@ -322,7 +340,10 @@ impl LlbBridge for GatewayService {
         let no_config = asked.image.as_ref().is_some_and(|image| image.no_config);
         let answer = blocking(move || {
             let platform = platform_of(asked.platform.as_ref());
-            let mode = &asked.resolve_mode;
+            let mode = match &store {
+                None => Lookup::Registry(&asked.resolve_mode),
+                Some(store) => Lookup::Store(store),
+            };
             let (_, image) = find_image(&build, &name, &platform, mode, &asked.log_name)?;
             Ok(pbf::ResolveSourceMetaResponse {
                 source: Some(source),

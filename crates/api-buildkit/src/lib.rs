@@ -19,9 +19,11 @@
 mod attestations;
 mod auth;
 mod build;
+mod caches;
 mod caps;
 mod client;
 mod config;
+mod content;
 mod control;
 mod dockerfile;
 mod error;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dockerfile::parse_bool;
+use engine::{Compression, LayerOptions};
 use frontend::{NoCache, Options, ResolveMode};
 use llb::{HostIp, LinuxResources, NetworkMode, Ulimit};
 use oci::Platform;
@@ -99,6 +100,45 @@ pub(crate) fn options(attrs: &Attributes) -> Result<Options, Failure> {
 fn list(text: &str) -> impl Iterator<Item = &str> {
     let parts = text.split(',').map(|part| part.trim_matches('"'));
     parts.filter(|part| !part.is_empty())
+}
+
+/// Reads a truth of an exporter; the bare name says yes.
+pub(crate) fn flag(attrs: &Attributes, name: &str) -> Result<Option<bool>, Failure> {
+    match attrs.get(name).map(String::as_str) {
+        None => Ok(None),
+        Some("") => Ok(Some(true)),
+        Some(value) => parse_bool(value).map(Some).ok_or_else(|| {
+            Failure::unknown(format!("non-bool value specified for {name}: {value}"))
+        }),
+    }
+}
+
+/// Reads how an exporter is to write layers.
+pub(crate) fn layers(attrs: &Attributes) -> Result<LayerOptions, Failure> {
+    let text = |name: &str| attrs.get(name).map(String::as_str);
+    Ok(LayerOptions {
+        compression: match text("compression") {
+            None | Some("gzip") => Compression::Gzip,
+            Some("zstd") => Compression::Zstd,
+            Some("uncompressed") => Compression::Uncompressed,
+            Some(other) => {
+                return Err(Failure::unknown(format!(
+                    "unsupported layer compression type: {other}"
+                )));
+            }
+        },
+        level: match text("compression-level") {
+            None => None,
+            Some(text) => Some(text.parse().map_err(|_| {
+                Failure::unknown(format!(
+                    "non-integer value {text} specified for compression-level"
+                ))
+            })?),
+        },
+        force: flag(attrs, "force-compression")?.unwrap_or(false),
+        oci_media_types: flag(attrs, "oci-mediatypes")?,
+        rewrite_timestamp: Some(flag(attrs, "rewrite-timestamp")?.unwrap_or(false)),
+    })
 }
 
 fn ulimit(text: &str) -> Result<Ulimit, Failure> {

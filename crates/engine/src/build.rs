@@ -30,6 +30,7 @@ use crate::source::dockerfile::Loaded;
 use crate::source::fetched::{self, Fetched};
 use crate::source::git::GitAccess;
 use crate::source::image::PinnedImage;
+use crate::source::layout::LayoutPlace;
 use crate::step::{Shared, StepContext, trust};
 use crate::vertex::VertexWork;
 use crate::{Cancel, Engine, EngineError};
@@ -287,7 +288,7 @@ impl Engine {
         let images = &self.shared.images;
         images.resolve_layout(
             &self.shared,
-            directory,
+            LayoutPlace::Directory(directory),
             &reference,
             &asked.platform,
             &digest,
@@ -337,7 +338,12 @@ impl Engine {
             build: recorder.id().to_owned(),
             ahead: ahead.cloned(),
             client: None,
-            imports: Imports::load(&self.shared, &request.cache_from, &platforms, sink),
+            imports: Arc::new(Imports::load(
+                &self.shared,
+                &request.cache_from,
+                &platforms,
+                sink,
+            )),
             failed: Mutex::default(),
         });
         let policy = match request.keep_going {

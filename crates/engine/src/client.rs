@@ -25,6 +25,14 @@ pub trait BuildClient: Send + Sync {
     /// Writes what the client offers behind a URL of the host [`UPLOAD_HOST`].
     fn upload(&self, url: &str, into: &mut dyn Write) -> Result<(), EngineError>;
 
+    /// Writes a blob of one of the client's layouts, as it comes: whoever takes it checks it.
+    fn content(
+        &self,
+        store: &str,
+        digest: &oci::Digest,
+        into: &mut dyn Write,
+    ) -> Result<(), EngineError>;
+
     /// Returns a secret's value; `None` if there is none by this name.
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, EngineError>;
 

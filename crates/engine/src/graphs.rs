@@ -13,16 +13,18 @@ use store::Layer;
 
 use crate::attest::{self, Attestation, Taken};
 use crate::build::Built;
+use crate::cache::{Imports, export as export_cache};
 use crate::client::{BuildClient, LocalDirectory, LocalFiles};
 use crate::context::ContextTree;
 use crate::export::{self, Exported};
 use crate::plan::{self, Pinned};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, CacheSource, CacheTarget};
 use crate::snapshot::Snapshot;
 use crate::source::fetched::{self, Fetched};
 use crate::source::git::GitAccess;
 use crate::source::http;
 use crate::source::image::PinnedImage;
+use crate::source::layout::LayoutPlace;
 use crate::step::StepContext;
 use crate::{BuildResult, Cancel, Engine, EngineError};
 
@@ -61,6 +63,13 @@ impl KnownImages {
         self.0.insert((name, platform), image.pinned.clone());
     }
 
+    /// Adds an image of a layout by the name it stands by in a graph.
+    pub fn insert_of_store(&mut self, reference: &str, platform: &Platform, image: &FoundImage) {
+        let platform = platform.normalized().to_string();
+        let name = format!("oci-layout://{reference}");
+        self.0.insert((name, platform), image.pinned.clone());
+    }
+
     /// Adds all images of another set.
     pub fn extend(&mut self, other: &KnownImages) {
         let theirs = other.0.iter();
@@ -77,7 +86,13 @@ pub struct GraphRequest {
     pub client: Arc<dyn BuildClient>,
     /// What the steps may do: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// Results of other machines.
+    pub caches: Caches,
 }
+
+/// Caches of other machines that were read.
+#[derive(Debug, Clone, Default)]
+pub struct Caches(Arc<Imports>);
 
 impl std::fmt::Debug for GraphRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -192,6 +207,59 @@ impl Engine {
         })
     }
 
+    /// Finds an image in a layout of a client, by the digest in its name; its blobs are in the store from now on.
+    pub fn find_in_store(
+        &self,
+        client: &dyn BuildClient,
+        store: &str,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<FoundImage, EngineError> {
+        let digest = reference.digest().cloned().ok_or_else(|| {
+            EngineError::Request(format!("{reference} in the layout {store} has no digest"))
+        })?;
+        let place = LayoutPlace::Client { client, store };
+        let (shared, images) = (&self.shared, &self.shared.images);
+        let pinned = images.resolve_layout(shared, place, reference, platform, &digest)?;
+        Ok(FoundImage {
+            digest,
+            config: Arc::clone(&pinned.config),
+            platform: pinned.platform.clone(),
+            raw_config: self.shared.store.blobs().read(&pinned.id)?,
+            pinned,
+        })
+    }
+
+    /// Reads caches of other machines. One that cannot be read is told, and left out.
+    pub fn read_caches(
+        &self,
+        sources: &[CacheSource],
+        platforms: &[Platform],
+        sink: &Sink,
+    ) -> Caches {
+        match sources.is_empty() {
+            true => Caches::default(),
+            false => Caches(Arc::new(Imports::load(
+                &self.shared,
+                sources,
+                platforms,
+                sink,
+            ))),
+        }
+    }
+
+    /// Writes caches of trees for other machines. One that cannot be written is told.
+    pub fn write_caches(&self, trees: Vec<ExportTree>, targets: &[CacheTarget], sink: &Sink) {
+        let works: Vec<_> = trees
+            .iter()
+            .flat_map(|tree| tree.tree.taken.works.iter().cloned())
+            .collect();
+        let epoch = trees.iter().find_map(|tree| tree.epoch);
+        let built: Vec<Built> = trees.into_iter().map(ExportTree::into_built).collect();
+        let _blobs = self.shared.store.hold_blobs();
+        export_cache::export(&self.shared, targets, &works, &built, epoch, sink);
+    }
+
     /// Solves a graph to the tree of its root.
     pub fn solve_graph(
         &self,
@@ -206,6 +274,7 @@ impl Engine {
         let context = Arc::new(StepContext {
             entitlements: request.entitlements.clone(),
             client: Some(Arc::clone(&request.client)),
+            imports: Arc::clone(&request.caches.0),
             ..StepContext::new(Arc::clone(&self.shared))
         });
         let mut held = Vec::new();
@@ -259,7 +328,9 @@ impl Engine {
             let Op::Source(source) = vertex.op() else {
                 continue;
             };
-            let Some(name) = source.identifier.strip_prefix("docker-image://") else {
+            let in_layout = source.identifier.strip_prefix("oci-layout://");
+            let in_registry = source.identifier.strip_prefix("docker-image://");
+            let Some(name) = in_registry.or(in_layout) else {
                 continue;
             };
             let key = plan::image_key(vertex);
@@ -273,7 +344,17 @@ impl Engine {
             let shown = shown_name(vertex, source);
             let mode = source.attrs.get(attr::IMAGE_RESOLVE_MODE);
             let lookup = ImageLookup::from_mode(mode.map_or("", String::as_str));
-            match self.find(&reference, &platform, lookup) {
+            let found = match in_layout {
+                None => self.find(&reference, &platform, lookup),
+                Some(_) => {
+                    let store = source.attrs.get(attr::OCI_LAYOUT_STORE_ID);
+                    let store = store
+                        .cloned()
+                        .unwrap_or_else(|| reference.path().to_owned());
+                    self.find_in_store(&*request.client, &store, &reference, &platform)
+                }
+            };
+            match found {
                 Ok(image) => images.insert(key, image.pinned),
                 Err(error) => {
                     let running = sink
@@ -407,7 +488,8 @@ impl Engine {
         }
     }
 
-    /// Carries out the outputs of a request; of the request only outputs, names, annotations and time count.
+    /// Carries out the outputs of a request; of the request only outputs, names, annotations, the inline
+    /// cache and time count.
     pub fn export(
         &self,
         trees: Vec<ExportTree>,
@@ -415,9 +497,17 @@ impl Engine {
         request: &BuildRequest,
         sink: &Sink,
     ) -> Result<BuildResult, EngineError> {
-        let built: Vec<Built> = trees.into_iter().map(ExportTree::into_built).collect();
+        let works: Vec<_> = trees
+            .iter()
+            .flat_map(|tree| tree.tree.taken.works.iter().cloned())
+            .collect();
+        let mut built: Vec<Built> = trees.into_iter().map(ExportTree::into_built).collect();
         let _blobs = self.shared.store.hold_blobs();
         let shared = &self.shared;
+        for built in &mut built {
+            let (targets, layers) = (&request.cache_to, &built.layers);
+            built.inline = export_cache::inline_records(shared, targets, &works, layers)?;
+        }
         let exported = export::export(shared, request, &built, multi_platform, sink, None)?;
         let Exported {
             image,

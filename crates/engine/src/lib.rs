@@ -48,8 +48,8 @@ pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
 pub use graphs::{
-    ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup, KnownImages,
-    Solved,
+    Caches, ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup,
+    KnownImages, Solved,
 };
 pub use inspect::Inspected;
 pub use keys::KeyPart;

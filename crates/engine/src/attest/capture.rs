@@ -3,17 +3,24 @@
 use std::sync::Arc;
 
 use ::attest::{ImageSource, Sources};
-use llb::{Graph, MountKind, NetworkMode, Op, VertexId};
-use store::Key;
+use llb::{Graph, MountKind, NetworkMode, Op};
 
 use crate::source::fetched::Fetched;
 use crate::vertex::{VertexAction, VertexWork};
 
-/// What a graph took from outside, and under which keys its results are recorded.
-#[derive(Debug, Clone, Default)]
+/// What a graph took from outside, and its vertices, by which its results are recorded.
+#[derive(Clone, Default)]
 pub struct Taken {
     pub(crate) sources: Arc<Sources>,
-    pub(crate) records: Arc<Vec<(VertexId, Key)>>,
+    pub(crate) works: Arc<Vec<Arc<VertexWork>>>,
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Taken")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Taken {
@@ -48,10 +55,9 @@ pub(crate) fn capture(graph: &Graph, works: &[Arc<VertexWork>]) -> Taken {
             Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
         }
     }
-    let records = works.iter().map(|work| (work.id, work.record_key));
     Taken {
         sources: Arc::new(sources),
-        records: Arc::new(records.collect()),
+        works: Arc::new(works.to_vec()),
     }
 }
 

@@ -115,8 +115,11 @@ impl ProvenanceOf {
             return Ok(found);
         }
         let numbers = step_numbers(&self.graph);
-        for (id, key) in self.taken.records.iter() {
-            let (Some(number), Some(record)) = (numbers.get(id), shared.store.find(key)?) else {
+        for work in self.taken.works.iter() {
+            let Some(number) = numbers.get(&work.id) else {
+                continue;
+            };
+            let Some(record) = shared.store.find(&work.record_key)? else {
                 continue;
             };
             let Ok(info) = serde_json::from_value::<RecordInfo>(record.info) else {

@@ -1,6 +1,5 @@
 //! Finds the image behind a name: in the store, or in a registry.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use oci::media_type::{self, Kind};
@@ -11,7 +10,7 @@ use store::{Image, Layer, Store};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use super::layout;
+use super::layout::{self, LayoutPlace};
 use crate::images::Subject;
 use crate::step::Shared;
 use crate::{Cancel, EngineError};
@@ -177,12 +176,12 @@ impl ImageResolver {
     pub(crate) fn resolve_layout(
         &self,
         shared: &Shared,
-        directory: &Path,
+        place: LayoutPlace<'_>,
         reference: &Reference,
         platform: &Platform,
         digest: &Digest,
     ) -> Result<PinnedImage, EngineError> {
-        let mut raw = layout::document(shared, directory, digest)?;
+        let mut raw = layout::document(shared, place, digest)?;
         let found = raw.clone();
         for _ in 0..DEEPEST_INDEX {
             if kind_of(&raw) != Kind::Index {
@@ -192,11 +191,11 @@ impl ImageResolver {
             let Some(chosen) = choose(&index, platform) else {
                 return Err(no_platform(reference, platform, &index));
             };
-            raw = layout::document(shared, directory, &chosen.digest)?;
+            raw = layout::document(shared, place, &chosen.digest)?;
         }
         let manifest: Manifest = parse("manifest", &raw)?;
         for blob in manifest.layers.iter().chain([&manifest.config]) {
-            layout::take(shared, directory, blob)?;
+            layout::take(shared, place, blob)?;
         }
         self.resolve_document(reference, platform, digest.clone(), found)
     }

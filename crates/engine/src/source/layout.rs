@@ -1,12 +1,13 @@
 //! Images in OCI layouts of this machine: contexts `oci-layout://DIRECTORY[:TAG][@DIGEST]`.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use oci::layout::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, INDEX_FILE, blob_path};
 use oci::{Descriptor, Digest, Index};
 
 use crate::EngineError;
+use crate::client::BuildClient;
 use crate::step::Shared;
 
 /// The largest index or manifest that is read, in bytes.
@@ -97,13 +98,57 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, EngineError> {
     }
 }
 
+/// Where the blobs of a layout are.
+#[derive(Clone, Copy)]
+pub(crate) enum LayoutPlace<'a> {
+    Directory(&'a Path),
+    /// With a client, which knows it by this name.
+    Client {
+        client: &'a dyn BuildClient,
+        store: &'a str,
+    },
+}
+
+/// Takes no more than it has room for.
+struct Limited<W> {
+    inner: W,
+    left: u64,
+}
+
+impl<W: Write> Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(std::io::Error::other("it is larger than it may be"));
+        }
+        let written = self.inner.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
 /// Returns a document of a layout, which is in the store from now on.
 pub(crate) fn document(
     shared: &Shared,
-    directory: &Path,
+    place: LayoutPlace<'_>,
     digest: &Digest,
 ) -> Result<Vec<u8>, EngineError> {
-    let raw = read(&directory.join(blob_path(digest)), MAX_DOCUMENT)?;
+    let raw = match place {
+        LayoutPlace::Directory(directory) => {
+            read(&directory.join(blob_path(digest)), MAX_DOCUMENT)?
+        }
+        LayoutPlace::Client { client, store } => {
+            let mut into = Limited {
+                inner: Vec::new(),
+                left: MAX_DOCUMENT,
+            };
+            client.content(store, digest, &mut into)?;
+            into.inner
+        }
+    };
     let mut writer = shared.store.blobs().writer()?;
     writer.append(&raw)?;
     writer.commit(Some((digest, raw.len() as u64)))?;
@@ -113,26 +158,51 @@ pub(crate) fn document(
 /// Copies a blob of a layout into the store, unless it is there.
 pub(crate) fn take(
     shared: &Shared,
-    directory: &Path,
+    place: LayoutPlace<'_>,
     descriptor: &Descriptor,
 ) -> Result<(), EngineError> {
     let blobs = shared.store.blobs();
     if blobs.size(&descriptor.digest) == Some(descriptor.size) {
         return Ok(());
     }
-    let path = directory.join(blob_path(&descriptor.digest));
-    let mut file = std::fs::File::open(&path).map_err(EngineError::io("open", &path))?;
     let mut writer = blobs.writer()?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let count = file
-            .read(&mut buffer)
-            .map_err(EngineError::io("read", &path))?;
-        if count == 0 || writer.size() > descriptor.size {
-            break;
+    match place {
+        LayoutPlace::Directory(directory) => {
+            let path = directory.join(blob_path(&descriptor.digest));
+            let mut file = std::fs::File::open(&path).map_err(EngineError::io("open", &path))?;
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                let count = file
+                    .read(&mut buffer)
+                    .map_err(EngineError::io("read", &path))?;
+                if count == 0 || writer.size() > descriptor.size {
+                    break;
+                }
+                writer.append(&buffer[..count])?;
+            }
         }
-        writer.append(&buffer[..count])?;
+        LayoutPlace::Client { client, store } => {
+            let into = AppendTo(&mut writer);
+            let mut into = Limited {
+                inner: into,
+                left: descriptor.size,
+            };
+            client.content(store, &descriptor.digest, &mut into)?;
+        }
     }
     writer.commit(Some((&descriptor.digest, descriptor.size)))?;
     Ok(())
+}
+
+struct AppendTo<'a>(&'a mut store::BlobWriter);
+
+impl Write for AppendTo<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.append(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

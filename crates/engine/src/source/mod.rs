@@ -5,7 +5,7 @@ pub(crate) mod fetched;
 pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod image;
-mod layout;
+pub(crate) mod layout;
 pub(crate) mod main_context;
 pub(crate) mod pull;
 

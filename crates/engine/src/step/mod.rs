@@ -145,7 +145,7 @@ pub(crate) struct StepContext {
     /// Who has the secrets and agents that are not here.
     pub(crate) client: Option<Arc<dyn BuildClient>>,
     /// What caches of other machines have.
-    pub(crate) imports: Imports,
+    pub(crate) imports: Arc<Imports>,
     /// What is left of the first step that failed, where [`StepOptions::keep_failed`] asks for it.
     pub(crate) failed: Mutex<Option<Box<StepState>>>,
 }
@@ -216,7 +216,7 @@ impl StepContext {
             build: String::new(),
             ahead: None,
             client: None,
-            imports: Imports::default(),
+            imports: Arc::default(),
             failed: Mutex::default(),
         }
     }

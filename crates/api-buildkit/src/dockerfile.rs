@@ -126,7 +126,11 @@ fn load(
         (Some(tree), None, _) => Files::Tree(tree),
         (_, None, Some(definition)) => match Tree::of_definition(definition.clone())? {
             Some(tree) => Files::Tree(tree),
-            None => return Err(missing(&name)),
+            None => {
+                return Err(Failure::unknown(
+                    "failed to read dockerfile: invalid nil input definition to definition op",
+                ));
+            }
         },
         _ => Files::Local(dockerfile_key.to_owned()),
     };

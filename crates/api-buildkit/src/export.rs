@@ -492,5 +492,6 @@ fn empty_request() -> BuildRequest {
         cache_from: Vec::new(),
         cache_to: Vec::new(),
         squash: false,
+        provenance: None,
     }
 }

@@ -249,6 +249,8 @@ impl Job {
         let mut told = self.told();
         told.ended = true;
         told.record.completed_at = Some(status::timestamp(system_clock()));
+        // Clients look into it without asking whether it is there.
+        told.record.result.get_or_insert_default();
         drop(told);
         self.changed.notify_waiters();
     }

@@ -21,7 +21,7 @@ use crate::{annotations, engines};
 
 /// Reads the options of `lapstrake build`; with the request comes what must not be dropped before it is carried out.
 pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)> {
-    refuse_attestations(build)?;
+    let provenance = provenance(build)?;
     let (context, dockerfile, spool) = sources(build)?;
     let tags = build
         .tags
@@ -82,6 +82,7 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         cache_to: build_cache::targets(&build.cache_to, inline)?,
         tags,
         squash: build.squash,
+        provenance,
     };
     Ok((request, spool))
 }
@@ -127,17 +128,47 @@ fn proxies_of(text: &str) -> Result<Vec<(String, String)>> {
     Ok(proxies)
 }
 
-fn refuse_attestations(build: &Build) -> Result<()> {
-    let off = |value: &Option<String>| value.as_deref().is_none_or(|text| text == "false");
-    let attest_off = build
-        .attest
-        .iter()
-        .all(|text| text.split(',').any(|part| part == "disabled=true"));
-    if !off(&build.provenance) || !off(&build.sbom) || !attest_off {
-        bail!("attestations are not there yet; use --provenance=false --sbom=false");
+/// Reads `--provenance`, `--sbom` and `--attest`; the last word about provenance counts.
+fn provenance(build: &Build) -> Result<Option<attest::Provenance>> {
+    let mut wanted = None;
+    let read = |text: &str| -> Result<Option<attest::Provenance>> {
+        match text {
+            "false" => Ok(None),
+            "true" => Ok(Some(attest::Provenance::default())),
+            text => Ok(attest::Provenance::parse(text)?),
+        }
+    };
+    for text in &build.attest {
+        let fields = attest::fields("--attest", text)?;
+        let kind = fields.iter().find(|(name, _)| name == "type");
+        match kind.map(|(_, kind)| kind.as_str()) {
+            Some("provenance") => {
+                let rest: Vec<&str> = text
+                    .split(',')
+                    .filter(|field| !field.starts_with("type="))
+                    .collect();
+                wanted = read(&rest.join(","))?;
+            }
+            Some("sbom") if text.split(',').any(|field| field == "disabled=true") => {}
+            Some("sbom") => bail!("{NO_SBOM}"),
+            Some(kind) => {
+                bail!("invalid --attest {text:?}: there is no type {kind:?}, only provenance")
+            }
+            None => {
+                bail!("invalid --attest {text:?}: it has no type, as in type=provenance,mode=max")
+            }
+        }
     }
-    Ok(())
+    if build.sbom.as_deref().is_some_and(|text| text != "false") {
+        bail!("{NO_SBOM}");
+    }
+    if let Some(text) = &build.provenance {
+        wanted = read(text)?;
+    }
+    Ok(wanted)
 }
+
+const NO_SBOM: &str = "bills of materials are not made yet; use --sbom=false";
 
 fn sources(build: &Build) -> Result<(Context, DockerfileSource, Option<TempPath>)> {
     let file = build.file.as_deref();

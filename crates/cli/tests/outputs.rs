@@ -454,7 +454,7 @@ fn times_are_cut_to_the_epoch_unless_that_is_refused() {
 }
 
 #[test]
-fn attestations_are_refused_plainly() {
+fn bills_of_materials_are_refused_plainly() {
     let world = world();
     for accepted in [
         "--provenance=false",
@@ -463,17 +463,70 @@ fn attestations_are_refused_plainly() {
     ] {
         world.ok(["build", "-q", accepted, "ctx"]);
     }
-    for refused in [
-        "--provenance=true",
-        "--sbom=true",
-        "--provenance=mode=max",
-        "--attest=type=sbom",
-    ] {
+    for refused in ["--sbom=true", "--attest=type=sbom"] {
         world
             .run(["build", refused, "ctx"])
             .fails_with(2)
-            .says("attestations are not there yet");
+            .says("bills of materials are not made yet");
     }
+    world
+        .run(["build", "--provenance=mode=some", "ctx"])
+        .fails_with(2)
+        .says("it is min or max");
+}
+
+#[test]
+fn provenance_stands_beside_images_and_files() {
+    let world = world();
+    world.ok([
+        "build",
+        "--build-arg=TOKEN=1",
+        "--provenance=mode=max",
+        "-o=type=oci,dest=layout,tar=false",
+        "-o=type=local,dest=files",
+        TWO,
+        "ctx",
+    ]);
+    let layout = world.work().join("layout");
+    let entry = json(layout.join("index.json"));
+    let index = blob(&layout, &entry["manifests"][0]["digest"]);
+    let manifests = index["manifests"].as_array().unwrap();
+    assert_eq!(manifests.len(), 4, "{index}");
+    for (image, said) in manifests[..2].iter().zip(&manifests[2..]) {
+        let notes = &said["annotations"];
+        assert_eq!(notes["vnd.docker.reference.digest"], image["digest"]);
+        let manifest = blob(&layout, &said["digest"]);
+        let statement = blob(&layout, &manifest["layers"][0]["digest"]);
+        assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
+        let definition = &statement["predicate"]["buildDefinition"];
+        let request = &definition["externalParameters"]["request"];
+        assert_eq!(request["args"]["build-arg:TOKEN"], "1");
+        assert_eq!(request["locals"][0]["name"], "context");
+        let metadata = &statement["predicate"]["runDetails"]["metadata"];
+        let layers = &metadata["buildkit_metadata"]["layers"];
+        let image = blob(&layout, &image["digest"]);
+        let all = layers.as_object().unwrap().values();
+        assert!(
+            all.flat_map(|chains| chains.as_array().unwrap())
+                .any(|chain| *chain == image["layers"]),
+            "{layers}"
+        );
+    }
+    let beside = json(world.work().join("files/linux_arm64/provenance.json"));
+    let subjects = beside["subject"].as_array().unwrap();
+    let names: Vec<&str> = subjects
+        .iter()
+        .map(|subject| subject["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["file", "machine"]);
+    // A pure image stays what it is without a word of it.
+    world.ok(["build", "-o=type=oci,dest=plain,tar=false", "ctx"]);
+    let entry = json(world.work().join("plain/index.json"));
+    let manifest = blob(
+        &world.work().join("plain"),
+        &entry["manifests"][0]["digest"],
+    );
+    assert!(manifest["config"].is_object(), "{manifest}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 use solver::FailurePolicy;
 use store::Layer;
 
-use crate::attest::Attestation;
+use crate::attest::{self, Attestation};
 use crate::cache::inline::InlineRecord;
 use crate::cache::{Imports, export as export_cache};
 use crate::check;
@@ -359,6 +359,8 @@ impl Engine {
         let builds = &*builds;
         let mut roots = Vec::new();
         let mut trees = Vec::new();
+        let mut said = Vec::new();
+        let started = recorder.started();
         for build in builds {
             let fetched = fetched::pin_all(
                 &self.shared,
@@ -376,6 +378,10 @@ impl Engine {
             let works = plan::plan(&build.graph, &pinned, &context, sink)
                 .map_err(|(id, error)| planning_failure(id, error, loaded, &pinned, build))?;
             trees.extend(pinned.contexts.into_values());
+            said.push(request.provenance.as_ref().map(|wanted| {
+                let taken = attest::capture(&build.graph, &works);
+                attest::attest(wanted, request, build, taken, (recorder.id(), started))
+            }));
             if let Some(edge) = build.graph.root() {
                 let root = Arc::clone(&works[edge.vertex]);
                 if let Some(ahead) = ahead {
@@ -414,7 +420,7 @@ impl Engine {
                     }
                 });
         let mut built = Vec::new();
-        for build in builds {
+        for (build, said) in builds.iter().zip(said) {
             let layers: Result<Vec<Layer>, EngineError> = match build.graph.root() {
                 None => Ok(Vec::new()),
                 Some(_) => found.next().unwrap_or(Ok(Vec::new())),
@@ -426,7 +432,7 @@ impl Engine {
                 build: build.clone(),
                 layers,
                 inline,
-                attestations: Vec::new(),
+                attestations: said.into_iter().collect(),
             });
         }
         Ok(built)

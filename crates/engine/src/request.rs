@@ -63,6 +63,8 @@ pub struct BuildRequest {
     pub cache_to: Vec<CacheTarget>,
     /// Makes one layer of those this build adds.
     pub squash: bool,
+    /// Says how it was built, beside what is pushed or written in OCI layout or as files.
+    pub provenance: Option<::attest::Provenance>,
 }
 
 /// Where the files of the build come from.

@@ -167,13 +167,14 @@ pub(crate) struct Build {
     /// Say why each step that ran did so
     #[arg(long)]
     pub(crate) explain: bool,
-    /// Attestations: only false is possible yet
-    #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
+    /// Say how the image was built, beside it where it is pushed or written in OCI layout: true (all there is), mode=min,
+    /// version=v0.2, …
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) provenance: Option<String>,
     /// Bill of materials: only false is possible yet
     #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) sbom: Option<String>,
-    /// Attestations: not possible yet
+    /// Attestations: type=provenance,… as --provenance
     #[arg(long, value_name = "ATTEST")]
     pub(crate) attest: Vec<String>,
     /// Say something of the build instead: check, outline or targets[,format=json]

@@ -1,6 +1,7 @@
 //! Attestations of what was built: what a graph took from outside, and statements about what it came to.
 
 mod capture;
+mod own;
 mod statement;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 pub use capture::Taken;
 pub(crate) use capture::capture;
+pub(crate) use own::attest;
 pub(crate) use statement::{beside_files, manifest_of};
 
 /// Something to be said of a result, beside it.

@@ -94,6 +94,10 @@ impl Recorder {
     }
 
     /// Returns the build's id.
+    pub(crate) fn started(&self) -> oci::Timestamp {
+        self.listener.opening.started
+    }
+
     pub(crate) fn id(&self) -> &str {
         &self.listener.opening.id
     }

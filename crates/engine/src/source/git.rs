@@ -113,7 +113,7 @@ pub(crate) fn pin(
     if !is_expected(&object) && !commit.as_deref().is_some_and(is_expected) {
         let found = commit.as_ref().unwrap_or(&object);
         return Err(EngineError::Request(format!(
-            "{shown}: expected checksum to match {}, got {found}",
+            "checksum mismatch of {shown}: expected checksum to match {}, got {found}",
             wanted.checksum
         )));
     }

@@ -13,8 +13,11 @@ pub use pattern::PatternError;
 
 /// How deep `${a:-${b:-…}}` may nest.
 const DEEPEST: usize = 200;
-/// How long a word may become, in bytes. A variable that doubles itself at each line stops here.
-const LONGEST: usize = 64 << 20;
+/// How long a word may become at least, in bytes: far longer than a variable can be that a program is given. One that
+/// doubles itself at each line stops here, as do replacements of replacements.
+const LONGEST: usize = 2 << 20;
+/// How many times its length a longer one may become.
+const MOST_GROWTH: usize = 16;
 
 /// The variables an expansion can see.
 pub trait Environment {
@@ -91,8 +94,8 @@ pub enum ExpandReason {
     },
     #[error("substitutions nest deeper than {DEEPEST}")]
     Depth,
-    #[error("the result is longer than {LONGEST} bytes")]
-    Length,
+    #[error("the result is longer than {limit} bytes")]
+    Length { limit: usize },
 }
 
 /// Expands words.

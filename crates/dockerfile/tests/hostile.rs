@@ -163,6 +163,36 @@ fn changed_files_have_an_answer() {
 }
 
 #[test]
+fn words_that_grow_without_measure_have_an_end() {
+    let mut file = "FROM a\nENV A0=aaaaaaaaaaaaaaaa\n".to_owned();
+    for number in 1..400 {
+        let former = number - 1;
+        file.push_str(&format!("ENV A{number}=${{A{former}}}${{A{former}}}\n"));
+    }
+    let report = check(file.as_bytes(), &CheckOptions::default());
+    let error = report.error.expect("a variable of this length is refused");
+    assert!(error.message.contains("longer than"), "{}", error.message);
+    let long = "x".repeat(1 << 20);
+    let file = format!("FROM a\nENV A={long}\n{}", "ENV B=$A\n".repeat(1000));
+    let report = check(file.as_bytes(), &CheckOptions::default());
+    let error = report.error.expect("a line of this length is refused");
+    assert!(
+        error.message.contains("max allowed size"),
+        "{}",
+        error.message
+    );
+    let long = format!("ENV A={}\n", "x".repeat(60_000));
+    let file = format!("FROM a\n{long}{}", "ENV B=$A$A$A$A$A$A$A$A\n".repeat(1000));
+    let report = check(file.as_bytes(), &CheckOptions::default());
+    let error = report.error.expect("words of this length are refused");
+    assert!(
+        error.message.contains("any image can use"),
+        "{}",
+        error.message
+    );
+}
+
+#[test]
 fn large_files_have_an_answer() {
     // That they cost no more than their size asks for is a test of the lowering, which has its parser in it.
     const SIZE: usize = 1 << 14;

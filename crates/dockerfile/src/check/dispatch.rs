@@ -212,9 +212,11 @@ impl<'a, 'p> Walker<'a, 'p> {
         for name in scope.missed() {
             self.warn_of_unset(&name, word);
         }
-        Ok(expansion
+        let text = expansion
             .map_err(|error| expansion_failure(&error, &self.place(word)))?
-            .text)
+            .text;
+        self.plan.expanded.count(&text)?;
+        Ok(text)
     }
 
     fn warn_of_unset(&mut self, name: &str, word: &Word) {

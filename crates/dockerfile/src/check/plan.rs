@@ -32,6 +32,30 @@ pub(super) struct Plan<'a> {
     pub(super) ignore: Option<Matcher>,
     pub(super) linter: &'a mut Linter,
     pub(super) guesses: Guesses,
+    /// How long all words have become.
+    pub(super) expanded: Expanded,
+}
+
+/// How long words have become, so that a file of words that grow without measure has an end.
+#[derive(Debug, Default)]
+pub(super) struct Expanded(usize);
+
+impl Expanded {
+    const MOST: usize = 1 << 28;
+
+    /// Counts a word.
+    ///
+    /// # Errors
+    ///
+    /// If the words together are longer than any file has use for.
+    pub(super) fn count(&mut self, text: &str) -> Result<()> {
+        self.0 = self.0.saturating_add(text.len());
+        if self.0 > Self::MOST {
+            let message = "the words of this file become longer than any image can use";
+            return Err(Box::new(failure("too-large", message)));
+        }
+        Ok(())
+    }
 }
 
 /// How many words may still be compared to guess what was meant, so that a file of names alone takes no time.
@@ -193,6 +217,7 @@ impl<'a> Plan<'a> {
             ignore,
             linter,
             guesses: Guesses(Guesses::ALL),
+            expanded: Expanded::default(),
         };
         for (i, stage) in stages.stages.iter().enumerate() {
             plan.add_stage(i, stage)?;

@@ -9,6 +9,7 @@ use crate::expand::Expander;
 use crate::{Lines, MetaArg, Stages};
 
 use super::config::Linter;
+use super::plan::Expanded;
 use super::scope::Scope;
 use super::{CheckOptions, Result, Rule, WithLines, expansion_failure, warning};
 
@@ -75,6 +76,7 @@ impl Globals {
         expander: &Expander,
         given: Option<&BTreeMap<String, String>>,
     ) -> Result<()> {
+        let mut expanded = Expanded::default();
         for MetaArg { header, arg } in meta_args {
             for item in &arg.args {
                 let name = &item.key.text;
@@ -87,6 +89,7 @@ impl Globals {
                             .word(&word.text, &self.scope)
                             .map_err(|error| expansion_failure(&error, word))
                             .at(header.lines)?;
+                        expanded.count(&expansion.text).at(header.lines)?;
                         parts = expansion.matched;
                         // A default made of its own former value is made of the parts of that.
                         if parts.remove(name)

@@ -7,7 +7,7 @@ use super::unicode::is_name;
 use super::word::without_mark;
 
 /// The most steps one match may take.
-const LONGEST_MATCH: usize = 1 << 30;
+const LONGEST_MATCH: usize = 1 << 26;
 
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -197,5 +197,17 @@ fn hostile_words_end_soon() {
     let error = Expander::new('\\')
         .word(&"$A".repeat(100), &value)
         .unwrap_err();
-    assert_eq!(error.reason, ExpandReason::Length);
+    assert!(matches!(error.reason, ExpandReason::Length { .. }));
+    // Each replaces every place of the one inside of it.
+    let word = "${A////".repeat(30) + "x" + &"}".repeat(30);
+    let value = BTreeMap::from([("A".to_owned(), "value".to_owned())]);
+    let grown = "${A//a/".repeat(12) + "aaaaaaaa" + &"}".repeat(12);
+    for word in [word, grown] {
+        let expansion = Expander::new('\\').word(&word, &value);
+        assert!(expansion.is_err() || expansion.is_ok_and(|found| found.text.len() < 4 << 20));
+    }
+    // What is long itself may stay so.
+    let long = format!("${{A}}{}", "x".repeat(1 << 22));
+    let expansion = Expander::new('\\').word(&long, &value).unwrap();
+    assert_eq!(expansion.text.len(), (1 << 22) + 5);
 }

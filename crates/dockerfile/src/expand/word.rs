@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::pattern::{self, Greed, Pattern};
 use super::unicode::{is_digit, is_name};
-use super::{DEEPEST, Environment, ExpandReason, Expander, Expansion, LONGEST};
+use super::{DEEPEST, Environment, ExpandReason, Expander, Expansion, LONGEST, MOST_GROWTH};
 
 type Result<T> = std::result::Result<T, ExpandReason>;
 
@@ -15,6 +15,8 @@ pub(super) struct Lexer<'a> {
     /// Whether escape characters are kept just now.
     raw_escapes: bool,
     depth: usize,
+    /// How long a text may become.
+    limit: usize,
     /// The word being gathered for splitting. There is one for all levels: a nested substitution empties it, so that
     /// what stood before it in the same word is lost from the split words, as in the reference.
     gathered: String,
@@ -41,6 +43,7 @@ impl<'a> Lexer<'a> {
             rest: without_mark(word),
             raw_escapes: options.raw_escapes,
             depth: 0,
+            limit: LONGEST.max(word.len().saturating_mul(MOST_GROWTH)),
             gathered: String::new(),
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
@@ -131,8 +134,8 @@ impl<'a> Lexer<'a> {
                     text.push(character);
                 }
             }
-            if text.len() > LONGEST {
-                return Err(ExpandReason::Length);
+            if text.len() > self.limit {
+                return Err(ExpandReason::Length { limit: self.limit });
             }
         }
         match stop {
@@ -221,8 +224,8 @@ impl<'a> Lexer<'a> {
                     text.push(character);
                 }
             }
-            if text.len() > LONGEST {
-                return Err(ExpandReason::Length);
+            if text.len() > self.limit {
+                return Err(ExpandReason::Length { limit: self.limit });
             }
         }
     }
@@ -356,7 +359,7 @@ impl<'a> Lexer<'a> {
         };
         let compiled = Pattern::new(pattern).map_err(failed)?;
         let replaced = match all {
-            true => compiled.replace_all(value, replacement, LONGEST),
+            true => compiled.replace_all(value, replacement, self.limit),
             false => compiled.replace_first(value, replacement),
         };
         replaced.map_err(failed)

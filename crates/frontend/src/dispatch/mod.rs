@@ -74,7 +74,7 @@ impl Pass<'_> {
     }
 
     /// Counts what an instruction takes; fails once it is too much.
-    fn spend(&mut self, bytes: usize, lines: Lines) -> Outcome<()> {
+    pub(crate) fn spend(&mut self, bytes: usize, lines: Lines) -> Outcome<()> {
         self.spent = self.spent.saturating_add(bytes);
         if self.has_overspent() {
             let message = "the images of this file would hold more text than any image can use";

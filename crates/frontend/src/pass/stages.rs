@@ -56,6 +56,7 @@ impl<'a> Pass<'a> {
                     }
                     (None, None) => continue,
                 };
+                self.spend(value.len(), meta.header.lines)?;
                 self.global.set(name, &value);
             }
         }

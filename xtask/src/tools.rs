@@ -46,6 +46,7 @@ pub(crate) const TESTS: &[Tool] = &[
     tool("ip", "iproute2"),
     tool("nft", "nftables"),
     tool("setpriv", "util-linux"),
+    tool("chromium", "chromium"),
 ];
 
 /// Installs the packages of the tools that are missing.

@@ -89,6 +89,7 @@ pub(crate) enum Command {
     Tag(commands::image::Tag),
     History(commands::history::HistoryArguments),
     Why(commands::why::Why),
+    Report(commands::report::Report),
     Debug(commands::debug::Debug),
     Plan(commands::plan::Plan),
     /// Show all that is known of images or containers

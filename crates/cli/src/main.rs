@@ -70,6 +70,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Image(command) => command.run(&global),
         Command::Tag(command) => command.run(&global),
         Command::History(command) => command.run(&global),
+        Command::Report(command) => command.run(&global),
         Command::Why(command) => command.run(&global),
         Command::Debug(command) => command.run(&global),
         Command::Plan(command) => command.run(&global),

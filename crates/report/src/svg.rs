@@ -1,5 +1,6 @@
 //! Pictures as SVG: cards with rows, light and dark by what the viewer prefers.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use crate::escape::{columns, cut, markup};
@@ -7,14 +8,15 @@ use crate::layout::{Layout, Line, Shape, layout};
 use crate::{Edge, EdgeKind, Node, NodeKind, Picture, Role};
 
 /// The look, which a page about a build shares.
-pub(crate) const STYLE: &str = include_str!("graph.css");
+const STYLE: &str = include_str!("graph.css");
 
 const CARD_WIDTH: f64 = 304.0;
 const HEAD: f64 = 36.0;
 const ROW: f64 = 23.0;
 const FOOT: f64 = 7.0;
-/// Columns of a row's text.
+/// Columns of a row's text, and of one that ends with a time.
 const ROW_COLUMNS: usize = 40;
+const MARKED_COLUMNS: usize = 31;
 const NAME_COLUMNS: usize = 26;
 const SOURCE_COLUMNS: usize = 34;
 const SOURCE_HEIGHT: f64 = 34.0;
@@ -35,9 +37,37 @@ pub fn svg(picture: &Picture, title: &str) -> String {
         markup(title),
         markup(&described(picture))
     );
-    text.push_str(&drawing.body());
+    text.push_str(&drawing.body(&HashMap::new()));
     text.push_str("</svg>\n");
     text
+}
+
+/// How a step ended, beside its row.
+#[derive(Debug, Clone)]
+pub(crate) struct Mark {
+    pub(crate) class: &'static str,
+    pub(crate) sign: &'static str,
+    pub(crate) word: &'static str,
+    /// May be empty.
+    pub(crate) time: String,
+    pub(crate) link: String,
+}
+
+/// Draws a picture as a part of a page, whose style is there already; rows have marks by node and row.
+pub(crate) fn embedded(picture: &Picture, marks: &HashMap<(usize, usize), Mark>) -> String {
+    let drawing = Drawing::of(picture);
+    let (width, height) = drawing.size();
+    // What is little wider than a page is shown whole.
+    let class = match width {
+        ..1500.0 => "graph whole",
+        _ => "graph",
+    };
+    format!(
+        "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"group\" \
+         aria-label=\"{}\">\n{}</svg>",
+        markup(&described(picture)),
+        drawing.body(marks)
+    )
 }
 
 /// Says in words what a picture shows.
@@ -92,7 +122,7 @@ impl<'a> Drawing<'a> {
         )
     }
 
-    fn body(&self) -> String {
+    fn body(&self, marks: &HashMap<(usize, usize), Mark>) -> String {
         let mut text = String::from(
             "<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" \
              markerUnits=\"userSpaceOnUse\" orient=\"auto\"><path class=\"tip\" d=\"M0 0L8 4L0 8z\"/></marker></defs>\n",
@@ -104,10 +134,12 @@ impl<'a> Drawing<'a> {
         for (number, edge) in skipped.into_iter().chain(needed) {
             self.add_edge(&mut text, number, edge);
         }
-        for (node, (x, y)) in self.picture.nodes.iter().zip(&self.layout.places) {
+        let nodes = self.picture.nodes.iter().zip(&self.layout.places);
+        for (number, (node, (x, y))) in nodes.enumerate() {
             let (x, y) = (x + MARGIN, y + MARGIN);
+            let mark_of = |row| marks.get(&(number, row));
             match node.kind {
-                NodeKind::Stage => add_stage(&mut text, node, x, y),
+                NodeKind::Stage => add_stage(&mut text, node, x, y, &mark_of),
                 _ => add_source(&mut text, node, x, y),
             }
         }
@@ -216,7 +248,13 @@ fn class(role: Role) -> &'static str {
     }
 }
 
-fn add_stage(text: &mut String, node: &Node, x: f64, y: f64) {
+fn add_stage<'a>(
+    text: &mut String,
+    node: &Node,
+    x: f64,
+    y: f64,
+    mark_of: &dyn Fn(usize) -> Option<&'a Mark>,
+) {
     let height = shape(node).height;
     let _ = writeln!(
         text,
@@ -244,17 +282,8 @@ fn add_stage(text: &mut String, node: &Node, x: f64, y: f64) {
             CARD_WIDTH - 12.0
         );
     }
-    for (number, row) in node.rows.iter().take(MOST_ROWS).enumerate() {
-        let shown = cut(&row.text, ROW_COLUMNS);
-        let (word, rest) = shown.split_at(shown.find(' ').unwrap_or(shown.len()));
-        let _ = writeln!(
-            text,
-            "<text class=\"row\" x=\"14\" y=\"{}\"><title>{}</title><tspan class=\"word\">{}</tspan>{}</text>",
-            number_of(row_middle(node, number) + 4.0),
-            markup(&row.text),
-            markup(word),
-            markup(rest)
-        );
+    for number in 0..node.rows.len().min(MOST_ROWS) {
+        add_row(text, node, number, mark_of(number));
     }
     if let Some(more) = node
         .rows
@@ -269,6 +298,52 @@ fn add_stage(text: &mut String, node: &Node, x: f64, y: f64) {
         );
     }
     text.push_str("</g>\n");
+}
+
+fn add_row(text: &mut String, node: &Node, number: usize, mark: Option<&Mark>) {
+    let row = &node.rows[number];
+    let y = number_of(row_middle(node, number) + 4.0);
+    let columns = match mark {
+        Some(_) => MARKED_COLUMNS,
+        None => ROW_COLUMNS,
+    };
+    let shown = cut(&row.text, columns);
+    let (word, rest) = shown.split_at(shown.find(' ').unwrap_or(shown.len()));
+    let words = format!(
+        "<tspan class=\"word\">{}</tspan>{}",
+        markup(word),
+        markup(rest)
+    );
+    let Some(mark) = mark else {
+        let _ = writeln!(
+            text,
+            "<text class=\"row\" x=\"14\" y=\"{y}\"><title>{}</title>{words}</text>",
+            markup(&row.text)
+        );
+        return;
+    };
+    let ended = match mark.time.as_str() {
+        "" => mark.word.to_owned(),
+        time => format!("{} in {time}", mark.word),
+    };
+    let label = markup(&format!("{}: {ended}", row.text));
+    let class = mark.class;
+    let _ = writeln!(
+        text,
+        "<a href=\"{}\" class=\"marked {class}\" aria-label=\"{label}\"><title>{label}</title>\
+         <rect class=\"hit\" x=\"6\" y=\"{}\" width=\"{}\" height=\"{ROW}\" rx=\"5\"/>\
+         <text class=\"sign {class}\" x=\"14\" y=\"{y}\">{}</text><text class=\"row\" x=\"31\" y=\"{y}\">{words}</text>\
+         <text class=\"row end {class}\" x=\"{}\" y=\"{y}\" text-anchor=\"end\">{}</text></a>",
+        mark.link,
+        number_of(row_middle(node, number) - ROW / 2.0),
+        CARD_WIDTH - 12.0,
+        mark.sign,
+        CARD_WIDTH - 12.0,
+        match mark.time.as_str() {
+            "" => mark.word,
+            time => time,
+        },
+    );
 }
 
 fn add_source(text: &mut String, node: &Node, x: f64, y: f64) {

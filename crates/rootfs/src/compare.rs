@@ -1,7 +1,7 @@
 //! What one tree has that another has not.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -262,6 +262,37 @@ fn last_names(files: Vec<Lost>) -> Vec<Hidden> {
     found
 }
 
+/// The files of one layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// How many there are, a file with several names once.
+    pub files: usize,
+    /// Absolute paths and sizes, the largest first.
+    pub largest: Vec<(Vec<u8>, u64)>,
+}
+
+/// Returns how many files a layer has, and the largest of them, at most `most`.
+pub fn contents(layer: impl AsRef<Path>, most: usize) -> Result<Contents> {
+    let mut contents = Contents::default();
+    let mut seen: HashSet<(u64, u64)> = HashSet::new();
+    // The smallest that is kept is the first to go.
+    let mut kept: BTreeSet<(u64, std::cmp::Reverse<Vec<u8>>)> = BTreeSet::new();
+    for_each_file(&Tree::open(layer.as_ref())?, |path, meta| {
+        if meta.kind != Kind::File || !seen.insert((meta.device, meta.inode)) {
+            return Ok(());
+        }
+        contents.files += 1;
+        kept.insert((meta.size, std::cmp::Reverse(path)));
+        if kept.len() > most {
+            kept.pop_first();
+        }
+        Ok(())
+    })?;
+    let largest = kept.into_iter().rev();
+    contents.largest = largest.map(|(size, path)| (path.0, size)).collect();
+    Ok(contents)
+}
+
 fn for_each_file(tree: &Tree, mut each: impl FnMut(Vec<u8>, Meta) -> Result<()>) -> Result<()> {
     let mut stack = vec![Arc::clone(tree.root())];
     while let Some(dir) = stack.pop() {
@@ -283,6 +314,23 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn the_largest_files_come_first() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("d")).unwrap();
+        for (name, size) in [("b", 5), ("a", 5), ("d/c", 9), ("e", 1)] {
+            fs::write(folder.path().join(name), vec![0; size]).unwrap();
+        }
+        fs::hard_link(folder.path().join("d/c"), folder.path().join("d/z")).unwrap();
+        symlink("a", folder.path().join("l")).unwrap();
+        let found = contents(folder.path(), 2).unwrap();
+        assert_eq!(found.files, 4);
+        let sizes: Vec<u64> = found.largest.iter().map(|(_, size)| *size).collect();
+        assert_eq!(sizes, [9, 5]);
+        assert_eq!(found.largest[1].0, b"/a");
+        assert_eq!(contents(folder.path(), 0).unwrap().largest, []);
+    }
 
     #[test]
     fn differences_are_told_in_order_and_times_are_none() {

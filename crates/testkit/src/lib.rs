@@ -8,6 +8,7 @@
 //! *Invariants*: nothing is read from the person's home, configuration or environment, nothing is
 //! left behind, no network is used.
 
+pub mod browser;
 pub mod soak;
 
 use std::ffi::OsStr;

@@ -66,7 +66,7 @@ impl TreeOf {
 }
 
 /// Returns what made each layer, where the history tells.
-fn makers(config: &ImageConfig, count: usize) -> Vec<String> {
+pub(crate) fn makers(config: &ImageConfig, count: usize) -> Vec<String> {
     let told = config.history.iter().filter(|entry| !entry.empty_layer);
     let mut makers: Vec<String> = told
         .map(|entry| match entry.created_by.is_empty() {
@@ -156,7 +156,7 @@ fn tree_json(id: &str, config: &ImageConfig, layers: &[LayerContent]) -> Value {
 }
 
 /// Returns a path so that a terminal shows it on one line.
-fn shown(path: &[u8]) -> String {
+pub(crate) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     text.chars()
         .flat_map(|c| match c.is_control() {

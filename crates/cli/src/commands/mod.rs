@@ -15,6 +15,7 @@ pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod registry;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod serve;
 pub(crate) mod space;

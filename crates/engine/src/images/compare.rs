@@ -41,6 +41,19 @@ impl Engine {
         Ok(found)
     }
 
+    /// Returns the largest files of each layer of an image, at most `most` of each, the lowest layer first.
+    pub fn layer_files(
+        &self,
+        image: &Image,
+        most: usize,
+    ) -> Result<Vec<compare::Contents>, EngineError> {
+        let layers = self.layers_of(image)?;
+        let contents = layers
+            .iter()
+            .map(|layer| compare::contents(layer.path(), most));
+        Ok(contents.collect::<Result<_, _>>()?)
+    }
+
     /// Tells `each` what differs between the files of two images, in the order of their paths.
     pub fn compare_images(
         &self,

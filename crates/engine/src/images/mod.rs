@@ -16,7 +16,7 @@ pub use compare::LayerContent;
 pub use import::ImportRequest;
 pub use load::Loaded;
 pub use pull::Pulled;
-pub use rootfs::compare::{Change, Difference, Hidden};
+pub use rootfs::compare::{Change, Contents, Difference, Hidden};
 pub(crate) use stored::StoredSet;
 pub use stored::Subject;
 

@@ -1,0 +1,152 @@
+'use strict';
+(() => {
+  const all = (selector, from = document) => Array.from(from.querySelectorAll(selector));
+  const by = (id) => document.getElementById(id);
+  const steps = all('.step');
+
+  // Colours: as the system has them, light, dark.
+  const theme = by('theme');
+  const themes = ['', 'light', 'dark'];
+  const names = { '': 'as the system has them', light: 'light', dark: 'dark' };
+  theme.addEventListener('click', () => {
+    const root = document.documentElement;
+    const next = themes[(themes.indexOf(root.dataset.theme || '') + 1) % themes.length];
+    if (next) root.dataset.theme = next; else delete root.dataset.theme;
+    theme.textContent = next === 'light' ? '☀' : next === 'dark' ? '☾' : '◐';
+    theme.setAttribute('aria-label', 'Colours: ' + names[next]);
+  });
+
+  // A link to a step opens it, even if a filter hides it.
+  const reveal = (focus) => {
+    const id = decodeURIComponent(location.hash.slice(1));
+    const step = id.startsWith('step-') ? by(id) : null;
+    if (!step) return;
+    if (step.hidden || step.closest('.group').hidden) { search.value = ''; show('all'); }
+    step.open = true;
+    step.scrollIntoView({ block: 'start' });
+    if (focus) step.querySelector('summary').focus({ preventScroll: true });
+  };
+  addEventListener('hashchange', () => reveal(true));
+  // The same link once more is no change of the address.
+  document.addEventListener('click', (event) => {
+    const link = event.target.closest('a');
+    const href = link && link.getAttribute('href');
+    if (href && href.startsWith('#step-') && href === location.hash) reveal(true);
+  });
+
+  // Search: names and logs; steps without a match are hidden.
+  const search = by('search');
+  const found = by('found');
+  const buttons = all('[data-show]');
+  const MOST_MARKS = 2000;
+  let kind = 'all';
+  let marks = [];
+  let now = -1;
+  // What a search may mark, with its text as it was.
+  const places = new Map(steps.map((step) => [step, all('summary code, .log', step)]));
+
+  const unmark = () => {
+    for (const mark of marks) {
+      const parent = mark.parentNode;
+      mark.replaceWith(mark.firstChild);
+      parent.normalize();
+    }
+    marks = [];
+    now = -1;
+  };
+
+  const markIn = (place, wanted) => {
+    const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+    const texts = [];
+    while (walker.nextNode()) texts.push(walker.currentNode);
+    for (const node of texts) {
+      let text = node;
+      const lower = node.data.toLowerCase();
+      // Where lower case has another length, positions are not those of the text.
+      const haystack = lower.length === node.data.length ? lower : node.data;
+      let base = 0;
+      for (let at = haystack.indexOf(wanted); at >= 0 && marks.length < MOST_MARKS; at = haystack.indexOf(wanted, at + wanted.length)) {
+        const match = text.splitText(at - base);
+        text = match.splitText(wanted.length);
+        base = at + wanted.length;
+        const mark = document.createElement('mark');
+        match.replaceWith(mark);
+        mark.append(match);
+        marks.push(mark);
+      }
+    }
+  };
+
+  const apply = () => {
+    const wanted = search.value.trim().toLowerCase();
+    unmark();
+    let shown = 0;
+    for (const step of steps) {
+      const fits = kind === 'all' || step.classList.contains(kind) || (kind === 'failed' && step.classList.contains('canceled'));
+      const text = wanted && places.get(step).some((place) => place.textContent.toLowerCase().includes(wanted));
+      step.hidden = !fits || (wanted !== '' && !text);
+      if (!step.hidden) {
+        shown += 1;
+        if (wanted) places.get(step).forEach((place) => markIn(place, wanted));
+      }
+    }
+    for (const group of all('.group')) group.hidden = all('.step', group).every((step) => step.hidden);
+    by('none').hidden = shown > 0;
+    const more = marks.length >= MOST_MARKS ? '+' : '';
+    found.textContent = wanted ? marks.length + more + (marks.length === 1 ? ' match' : ' matches') : '';
+    by('next').disabled = by('previous').disabled = marks.length === 0;
+  };
+
+  const go = (by) => {
+    if (marks.length === 0) return;
+    if (now >= 0) marks[now].classList.remove('now');
+    now = (now + by + marks.length + (now < 0 && by < 0 ? 1 : 0)) % marks.length;
+    const mark = marks[now];
+    mark.classList.add('now');
+    mark.closest('.step').open = true;
+    mark.scrollIntoView({ block: 'center' });
+    found.textContent = (now + 1) + ' of ' + marks.length;
+  };
+
+  const show = (wanted) => {
+    kind = wanted;
+    for (const button of buttons) button.setAttribute('aria-pressed', String(button.dataset.show === kind));
+    apply();
+  };
+  buttons.forEach((button) => button.addEventListener('click', () => show(button.dataset.show)));
+  let waiting = 0;
+  search.addEventListener('input', () => { clearTimeout(waiting); waiting = setTimeout(apply, 90); });
+  search.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter') { clearTimeout(waiting); if (now < 0) apply(); go(event.shiftKey ? -1 : 1); event.preventDefault(); }
+    if (event.key === 'Escape') { search.value = ''; apply(); }
+  });
+  by('next').addEventListener('click', () => go(1));
+  by('previous').addEventListener('click', () => go(-1));
+  by('open').addEventListener('click', (event) => {
+    const open = event.target.getAttribute('aria-pressed') !== 'true';
+    event.target.setAttribute('aria-pressed', String(open));
+    steps.forEach((step) => { step.open = open; });
+  });
+  document.addEventListener('keydown', (event) => {
+    const writes = event.target.closest('input, textarea');
+    if (event.key === '/' && !writes && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      search.focus();
+      search.select();
+    }
+  });
+
+  // Which section is read.
+  const links = new Map(all('.sections a').map((link) => [by(link.getAttribute('href').slice(1)), link]));
+  const seen = new Map();
+  const observer = new IntersectionObserver((entries) => {
+    for (const entry of entries) seen.set(entry.target, entry.isIntersecting);
+    const first = Array.from(links.keys()).find((section) => seen.get(section));
+    for (const [section, link] of links) {
+      if (section === first) link.setAttribute('aria-current', 'true'); else link.removeAttribute('aria-current');
+    }
+  }, { rootMargin: '-70px 0px -55% 0px' });
+  for (const section of links.keys()) observer.observe(section);
+
+  reveal(false);
+})();

@@ -1,12 +1,17 @@
 //! The last words about a build: what was cached, what ran, what took long.
 
-use engine::history::{BuildRecord, BuildStatus, OutputRecord, StepRecord, Totals};
+use engine::history::{
+    BuildRecord, BuildStatus, OutputRecord, StepKind, StepOutcome, StepRecord, Totals,
+};
 
 use crate::table::human_size;
-use crate::words::{duration, short_name};
+use crate::words::{duration, one_line, short_name};
 
 /// Steps that took less are not worth a line, in nanoseconds.
 const WORTH_A_LINE: u64 = 500_000_000;
+/// How many failed steps are named, and how many stages with what they have written.
+const MOST_FAILED: usize = 5;
+const MOST_STAGES: usize = 8;
 /// How many slow steps are named.
 const SLOWEST: usize = 3;
 
@@ -38,6 +43,15 @@ pub(crate) fn summary(record: &BuildRecord, columns: usize) -> String {
         _ => format!("Failed after {took}\n"),
     };
     text.push_str(&format!("  {counts}\n"));
+    let failed = record.steps.iter().filter(|step| !step.error.is_empty());
+    for step in failed.take(MOST_FAILED) {
+        let name = shortened(&short_name(&step.name));
+        // The whole message, with the command in it, comes below.
+        let why = step.error.lines().next().unwrap_or_default();
+        let why = why.rsplit("did not complete successfully: ").next();
+        let why = one_line(why.unwrap_or_default());
+        text.push_str(&line(&format!("failed: {name}"), &[why], "", columns));
+    }
     let slowest = record.slowest(SLOWEST);
     let worth = |step: &&&StepRecord| step.nanoseconds() >= WORTH_A_LINE;
     let slow: Vec<String> = slowest
@@ -56,7 +70,35 @@ pub(crate) fn summary(record: &BuildRecord, columns: usize) -> String {
         let label = format!("critical path {}", duration(sum));
         text.push_str(&line(&label, &path, " > ", columns));
     }
+    let sizes = sizes(record);
+    // Of one stage, the size of the image says it.
+    if sizes.len() > 1 {
+        text.push_str(&line("written by stage", &sizes, ", ", columns));
+    }
     text
+}
+
+/// Returns how much the stages have written in this build, the largest first.
+fn sizes(record: &BuildRecord) -> Vec<String> {
+    let mut sizes: Vec<(&str, u64)> = Vec::new();
+    let ran = record.steps.iter().filter(|step| {
+        step.outcome == StepOutcome::Ran && matches!(step.kind, StepKind::Exec | StepKind::File)
+    });
+    for step in ran {
+        let (Some(stage), Some(layer)) = (&step.stage, &step.layer) else {
+            continue;
+        };
+        match sizes.iter_mut().find(|(known, _)| known == stage) {
+            Some((_, size)) => *size += layer.size,
+            None => sizes.push((stage, layer.size)),
+        }
+    }
+    sizes.retain(|(_, size)| *size > 0);
+    sizes.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let shown = sizes.iter().take(MOST_STAGES);
+    shown
+        .map(|(stage, size)| format!("{} {}", one_line(stage), human_size(*size)))
+        .collect()
 }
 
 fn counts(totals: &Totals) -> String {
@@ -93,11 +135,14 @@ fn made(output: &OutputRecord) -> String {
 fn timed(step: &StepRecord) -> String {
     let name = short_name(&step.name);
     let took = duration(step.nanoseconds());
-    let short: String = match name.char_indices().nth(40) {
+    format!("{} {took}", shortened(&name))
+}
+
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(40) {
         Some((end, _)) => format!("{}…", &name[..end]),
-        None => name,
-    };
-    format!("{short} {took}")
+        None => name.to_owned(),
+    }
 }
 
 /// Lays items behind a label; what does not fit goes on the next line.

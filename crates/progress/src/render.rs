@@ -17,7 +17,7 @@ mod screen;
 mod trace;
 mod tty;
 
-pub use plain::Plain;
+pub use plain::{Folds, Plain};
 pub use quiet::Quiet;
 pub use tty::{Palette, Size, Tty};
 

@@ -257,7 +257,7 @@ impl Logger {
 }
 
 /// A part of a vertex that is under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StatusHandle {
     sink: Sink,
     status: Status,

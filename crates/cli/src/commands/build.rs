@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use engine::history::{BuildRecord, History};
 use engine::{BuildFailure, BuildResult, Cancel, Destination, Engine, Output};
-use progress::render::{self, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
+use progress::render::{self, Folds, Palette, Plain, Quiet, RawJson, Render, Size, Tty};
 use progress::{Event, Sink, system_clock};
 
 use super::call::Call;
@@ -316,7 +316,7 @@ pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
         ProgressMode::Quiet => Box::new(Quiet::new(stderr())),
         ProgressMode::Rawjson => Box::new(RawJson::new(stderr())),
         ProgressMode::Plain | ProgressMode::Auto => {
-            Box::new(Plain::new(std::io::BufWriter::new(stderr())))
+            Box::new(Plain::new(std::io::BufWriter::new(stderr())).folded(folds()))
         }
         ProgressMode::Tty => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -327,6 +327,16 @@ pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
             };
             Box::new(Tty::new(stderr(), palette, terminal_size))
         }
+    }
+}
+
+/// Returns how the page folds on which this machine's logs are read.
+fn folds() -> Folds {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| value == "true");
+    match (is_set("GITHUB_ACTIONS"), is_set("GITLAB_CI")) {
+        (true, _) => Folds::GitHub,
+        (false, true) => Folds::GitLab,
+        (false, false) => Folds::None,
     }
 }
 

@@ -269,7 +269,7 @@ fn push_merged(
             source: BlobSource::Bytes(document.into()),
             from: None,
         });
-        push::push_blobs(shared, reference, &blobs)?;
+        push::push_blobs(shared, reference, &blobs, running)?;
         let manifest = Manifest::new(naming, config, layers);
         let manifest = oci::json::compact(&manifest).expect("a manifest can be written as JSON");
         let descriptor = Descriptor::of(naming.manifest(), &manifest);

@@ -1,10 +1,11 @@
 //! Pushes images to the registries of their names.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use oci::{Descriptor, Digest, Reference};
-use progress::RunningVertex;
+use progress::{RunningVertex, StatusHandle};
 use registry::{BlobSource, PushOptions};
 use store::Layer;
 
@@ -75,9 +76,7 @@ pub(crate) fn push(
     let blobs: Vec<BlobToPush> = blobs.into_values().collect();
     for name in names {
         let running = assembly.running;
-        let status = running.status_of(format!("pushing layers for {name}"), "", 0);
-        push_blobs(shared, name, &blobs)?;
-        status.finish(0);
+        push_blobs(shared, name, &blobs, running)?;
         push_manifests(shared, name, &manifests, output.push_by_digest, running)?;
     }
     Ok(set)
@@ -98,12 +97,47 @@ pub(crate) fn origin_of(shared: &Shared, layer: &Layer) -> Result<Option<Referen
     Ok(Reference::parse_normalized(&origin).ok())
 }
 
+/// How much of the blobs has been sent, told as one number.
+struct Sent {
+    of_each: Vec<AtomicU64>,
+    told: AtomicU64,
+    status: StatusHandle,
+}
+
+impl Sent {
+    /// A megabyte at a time is often enough for eyes.
+    const STEP: u64 = 1 << 20;
+
+    fn note(&self, number: usize, bytes: u64) {
+        self.of_each[number].store(bytes, Ordering::Relaxed);
+        let each = self
+            .of_each
+            .iter()
+            .map(|bytes| bytes.load(Ordering::Relaxed));
+        let sum: u64 = each.sum();
+        // An upload that begins again brings the number down.
+        if sum.abs_diff(self.told.load(Ordering::Relaxed)) >= Self::STEP {
+            self.told.store(sum, Ordering::Relaxed);
+            self.status.update(sum);
+        }
+    }
+}
+
+/// Sends blobs to a repository, as far as it has not got them, and tells of the bytes.
 pub(crate) fn push_blobs(
     shared: &Shared,
     name: &Reference,
     blobs: &[BlobToPush],
+    running: &RunningVertex,
 ) -> Result<(), EngineError> {
-    let queue = Mutex::new(blobs.iter());
+    let total = blobs.iter().map(|blob| blob.descriptor.size).sum();
+    let status = running.status_of(format!("pushing layers for {name}"), "", total);
+    let sent = Arc::new(Sent {
+        of_each: blobs.iter().map(|_| AtomicU64::new(0)).collect(),
+        told: AtomicU64::new(0),
+        status: status.clone(),
+    });
+    let queue = Mutex::new(blobs.iter().enumerate());
     let failure = Mutex::new(None);
     let images = &shared.images;
     std::thread::scope(|scope| {
@@ -114,10 +148,12 @@ pub(crate) fn push_blobs(
                         .lock()
                         .unwrap_or_else(|poison| poison.into_inner())
                         .next();
-                    let Some(blob) = next else {
+                    let Some((number, blob)) = next else {
                         return;
                     };
+                    let told = Arc::clone(&sent);
                     let options = PushOptions {
+                        progress: Some(Arc::new(move |bytes| told.note(number, bytes))),
                         mount_from: blob.from.iter().cloned().collect(),
                         ..PushOptions::default()
                     };
@@ -131,6 +167,8 @@ pub(crate) fn push_blobs(
                         failure.get_or_insert(error);
                         return;
                     }
+                    // Also where the registry had it.
+                    sent.note(number, blob.descriptor.size);
                 }
             });
         }
@@ -140,7 +178,10 @@ pub(crate) fn push_blobs(
         .unwrap_or_else(|poison| poison.into_inner())
     {
         Some(error) => Err(error.into()),
-        None => Ok(()),
+        None => {
+            status.finish(total);
+            Ok(())
+        }
     }
 }
 

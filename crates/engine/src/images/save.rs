@@ -106,7 +106,7 @@ impl Engine {
                 manifests.push((stored.manifest_descriptor.clone(), stored.manifest.clone()));
             }
             manifests.extend(set.index.clone());
-            push::push_blobs(&self.shared, name, &blobs)?;
+            push::push_blobs(&self.shared, name, &blobs, &running)?;
             push::push_manifests(&self.shared, name, &manifests, false, &running)?;
             let (root, bytes) = manifests.last().expect("a subject has one image at least");
             // From now on the registry knows it by this.

@@ -23,10 +23,27 @@ const PART_SHARE: f64 = 0.05;
 /// How many lines of a failed step are repeated at the end.
 const LAST_LINES: usize = 10;
 
+/// How the lines of a step are folded away where logs are shown on a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Folds {
+    #[default]
+    None,
+    /// Workflow commands of GitHub Actions.
+    GitHub,
+    /// Sections of GitLab CI.
+    GitLab,
+}
+
 /// Shows a build as lines.
 #[derive(Debug)]
 pub struct Plain<W> {
     output: W,
+    folds: Folds,
+    /// The fold that is open: its name, where it has one.
+    fold: Option<String>,
+    /// How many folds there were.
+    folded: usize,
+    now: Timestamp,
     trace: Trace,
     /// The step whose lines stand last.
     current: Option<usize>,
@@ -48,6 +65,10 @@ impl<W: Write> Plain<W> {
     pub fn new(output: W) -> Self {
         Self {
             output,
+            folds: Folds::None,
+            fold: None,
+            folded: 0,
+            now: Timestamp::EPOCH,
             trace: Trace::default(),
             current: None,
             shown: BTreeMap::new(),
@@ -55,7 +76,58 @@ impl<W: Write> Plain<W> {
         }
     }
 
+    /// Folds the lines of steps.
+    #[must_use]
+    pub fn folded(mut self, folds: Folds) -> Self {
+        self.folds = folds;
+        self
+    }
+
+    /// Begins the lines of a step. What has nothing to fold is not folded.
+    fn begin(&mut self, place: usize) -> io::Result<()> {
+        let number = self.shown[&place].number;
+        let step = self.trace.step(place);
+        let title = format!("#{number} {}", step.name);
+        let is_bare = step.is_completed()
+            && step.log.lines.is_empty()
+            && step.parts.is_empty()
+            && step.warnings.is_empty();
+        if self.folds == Folds::None || is_bare {
+            return writeln!(self.output, "{title}");
+        }
+        self.folded += 1;
+        let mut name = String::new();
+        match self.folds {
+            Folds::None => {}
+            // What stands for line ends in workflow commands is taken literally.
+            Folds::GitHub => writeln!(self.output, "::group::{}", title.replace('%', "%25"))?,
+            Folds::GitLab => {
+                name = format!("lapstrake_{}", self.folded);
+                let second = self.now.unix_seconds();
+                writeln!(
+                    self.output,
+                    "\x1b[0Ksection_start:{second}:{name}[collapsed=true]\r\x1b[0K{title}"
+                )?;
+            }
+        }
+        self.fold = Some(name);
+        Ok(())
+    }
+
+    /// Ends a fold, if one is open.
+    fn end_fold(&mut self) -> io::Result<()> {
+        match (self.fold.take(), self.folds) {
+            (None, _) | (_, Folds::None) => Ok(()),
+            (Some(_), Folds::GitHub) => writeln!(self.output, "::endgroup::"),
+            (Some(name), Folds::GitLab) => {
+                let second = self.now.unix_seconds();
+                write!(self.output, "\x1b[0Ksection_end:{second}:{name}\r\x1b[0K")
+            }
+        }
+    }
+
     fn show_changes(&mut self, now: Timestamp) -> io::Result<()> {
+        self.now = now;
         let mut completed = Vec::new();
         let mut running = Vec::new();
         for place in self.trace.begun.clone() {
@@ -138,12 +210,7 @@ impl<W: Write> Plain<W> {
             if number > 1 {
                 writeln!(self.output)?;
             }
-            writeln!(
-                self.output,
-                "#{} {}",
-                self.shown[&place].number,
-                self.trace.step(place).name
-            )?;
+            self.begin(place)?;
         }
         let Some(shown) = self.shown.get_mut(&place) else {
             return Ok(());
@@ -186,7 +253,10 @@ impl<W: Write> Plain<W> {
                 shown.partial = 0;
             }
             self.current = None;
-            writeln!(self.output, "#{number} {}", end_line(step))?;
+            let end = end_line(step);
+            // How it ended is seen without unfolding it.
+            self.end_fold()?;
+            writeln!(self.output, "#{number} {end}")?;
         }
         self.output.flush()
     }
@@ -207,7 +277,8 @@ impl<W: Write> Plain<W> {
         let step = self.trace.step_mut(place);
         step.activity = 0;
         step.quiet_since = None;
-        writeln!(self.output, "#{} ...", shown.number)
+        writeln!(self.output, "#{} ...", shown.number)?;
+        self.end_fold()
     }
 }
 
@@ -238,6 +309,7 @@ impl<W: Write> Render for Plain<W> {
         {
             writeln!(self.output)?;
         }
+        self.end_fold()?;
         for place in &self.trace.begun {
             let step = self.trace.step(*place);
             if step.error().is_none() {

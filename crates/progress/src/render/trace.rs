@@ -109,6 +109,20 @@ impl Trace {
         })
     }
 
+    /// Returns the steps that are shown, those of a stage together, in the order in which stages and steps began.
+    pub(super) fn by_stage(&self) -> Vec<usize> {
+        let mut order: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut keyed: Vec<(usize, usize)> = Vec::with_capacity(self.begun.len());
+        for place in &self.begun {
+            let next = order.len();
+            let name = stage_of(&self.steps[*place].name);
+            keyed.push((*order.entry(name).or_insert(next), *place));
+        }
+        // Stable: what began first stays first.
+        keyed.sort_by_key(|(stage, _)| *stage);
+        keyed.into_iter().map(|(_, place)| place).collect()
+    }
+
     pub(super) fn apply(&mut self, event: &Event) {
         let (place, at) = match event {
             Event::Vertex { vertex, state } => {
@@ -343,6 +357,21 @@ impl LogLines {
             self.take_first();
             self.dropped += 1;
         }
+    }
+}
+
+/// Returns what the steps of a stage have in common: `builder` of `[builder 2/5] RUN make`. A step without a stage is
+/// a stage of its own.
+fn stage_of(name: &str) -> &str {
+    let head = name.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    match head.map(|(head, _)| head) {
+        None => name,
+        Some(head) => match head.rsplit_once(' ') {
+            Some((stage, number)) if number.contains('/') => stage,
+            // `[2/5]` of the only stage.
+            _ if head.contains('/') => "",
+            _ => head,
+        },
     }
 }
 

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 use oci::Timestamp;
 
 use super::Render;
-use super::format::{one_line, seconds_between, transfer};
+use super::format::{bytes, one_line, seconds_between, transfer};
 use super::screen::{Screen, columns, cut};
 use super::trace::{Step, Trace};
-use crate::Event;
+use crate::{Event, Status};
 
 /// How many lines of a running step are shown.
 const SCREEN_HEIGHT: usize = 6;
@@ -18,6 +18,10 @@ const SCREEN_HEIGHT: usize = 6;
 const SCREEN_MARGIN: usize = 10;
 /// Below this width of a name nothing useful can be shown.
 const NARROWEST: usize = 12;
+/// From which widths of the terminal on a transfer has a bar, and how wide that is.
+const BARS: [(usize, usize); 2] = [(100, 20), (72, 10)];
+/// A rate is told once this time has gone by, in seconds.
+const RATE_FROM: f64 = 0.5;
 
 /// The columns and rows of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +104,8 @@ impl<W: Write> Tty<W> {
             (width, rows)
         };
         let mut lines: Vec<Line> = Vec::new();
-        for place in &self.trace.begun {
-            add_lines(&mut lines, *place, self.trace.step(*place), now);
+        for place in self.trace.by_stage() {
+            add_lines(&mut lines, place, self.trace.step(place), now, width);
         }
         let screens = self.choose_screens(&lines, rows);
         if !last {
@@ -250,7 +254,7 @@ impl<W: Write> Render for Tty<W> {
 }
 
 /// Adds the line of a step and those of its parts and warnings.
-fn add_lines(lines: &mut Vec<Line>, place: usize, step: &Step, now: Timestamp) {
+fn add_lines(lines: &mut Vec<Line>, place: usize, step: &Step, now: Timestamp, width: usize) {
     let (word, tint) = if step.error().is_some() {
         ("ERROR ", Tint::Failed)
     } else if step.is_canceled() {
@@ -272,13 +276,18 @@ fn add_lines(lines: &mut Vec<Line>, place: usize, step: &Step, now: Timestamp) {
     for part in &step.parts {
         let status = &part.status;
         let end = status.completed.unwrap_or(now);
+        let seconds = status
+            .started
+            .map_or(0.0, |start| seconds_between(start, end));
+        let runs = status.completed.is_none() && running;
         lines.push(Line {
             name: format!("=> {}", one_line(&status.id)),
-            status: transfer(status.current, status.total),
-            seconds: status
-                .started
-                .map_or(0.0, |start| seconds_between(start, end)),
-            running: status.completed.is_none() && running,
+            status: match runs {
+                true => under_way(status, seconds, width),
+                false => transfer(status.current, status.total),
+            },
+            seconds,
+            running: runs,
             tint: if status.completed.is_some() {
                 Tint::Done
             } else {
@@ -297,6 +306,27 @@ fn add_lines(lines: &mut Vec<Line>, place: usize, step: &Step, now: Timestamp) {
             step: None,
         });
     }
+}
+
+/// Returns how far a transfer is, with a bar where there is room for one, and how fast it was so far.
+fn under_way(status: &Status, seconds: f64, width: usize) -> String {
+    let mut text = transfer(status.current, status.total);
+    let bar = BARS.iter().find(|(from, _)| width >= *from);
+    if let Some((_, room)) = bar
+        && status.current > 0
+        && status.total > 0
+    {
+        let share = status.current.min(status.total) as f64 / status.total as f64;
+        let full = (share * *room as f64) as usize;
+        let head = if full < *room { ">" } else { "" };
+        let bar = format!("{}{head}", "=".repeat(full));
+        text = format!("[{bar:<room$}] {text}");
+    }
+    if status.current > 0 && seconds >= RATE_FROM {
+        let rate = (status.current as f64 / seconds) as u64;
+        text.push_str(&format!(" {}/s", bytes(rate)));
+    }
+    text
 }
 
 impl Line {

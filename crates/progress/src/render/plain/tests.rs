@@ -218,3 +218,72 @@ fn a_step_that_never_ended_is_shown() {
         .finish(10)
         .check("#1 b\n#1 0.001 x\n#1 ...\n\n#2 a\n");
 }
+
+/// Tells of a step that prints, of one that was found, and of two whose lines take turns.
+fn told_with(folds: Folds) -> String {
+    let mut teller = Teller::new(|output| Plain::new(output).folded(folds));
+    teller
+        .start("[a 1/2] RUN echo 100%", 0)
+        .log("[a 1/2] RUN echo 100%", 10, "one\n::error::no command\n")
+        .refresh(20)
+        .end("[b 1/1] FROM x", (20, 20), Outcome::Cached)
+        .refresh(30)
+        .log("[a 1/2] RUN echo 100%", 40, "two")
+        .fail("[a 1/2] RUN echo 100%", (0, 50), "exit code: 1")
+        .finish(2000);
+    teller.output.take()
+}
+
+#[test]
+fn github_folds_what_steps_print_and_shows_how_they_ended() {
+    assert_eq!(
+        told_with(Folds::GitHub),
+        "::group::#1 [a 1/2] RUN echo 100%25
+#1 0.010 one
+#1 0.010 ::error::no command
+#1 ...
+::endgroup::
+
+#2 [b 1/1] FROM x
+#2 CACHED
+
+::group::#1 [a 1/2] RUN echo 100%25
+#1 0.040 two
+::endgroup::
+#1 ERROR: exit code: 1
+------
+ > [a 1/2] RUN echo 100%:
+0.010 one
+0.010 ::error::no command
+0.040 two
+------
+"
+    );
+}
+
+#[test]
+fn gitlab_folds_by_sections_with_names_of_their_own() {
+    let told = told_with(Folds::GitLab);
+    assert!(
+        told.starts_with(
+            "\x1b[0Ksection_start:0:lapstrake_1[collapsed=true]\r\x1b[0K#1 [a 1/2] RUN echo 100%\n#1 0.010 one\n"
+        ),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(
+            "#1 ...\n\x1b[0Ksection_end:0:lapstrake_1\r\x1b[0K\n#2 [b 1/1] FROM x\n#2 CACHED\n"
+        ),
+        "{told:?}"
+    );
+    assert!(
+        told.contains("section_start:0:lapstrake_2[collapsed=true]"),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(
+            "#1 0.040 two\n\x1b[0Ksection_end:2:lapstrake_2\r\x1b[0K#1 ERROR: exit code: 1\n"
+        ),
+        "{told:?}"
+    );
+}

@@ -204,3 +204,55 @@ fn a_log_without_end_is_kept_for_its_end() {
         &shown[..400]
     );
 }
+
+#[test]
+fn steps_of_a_stage_stand_together() {
+    teller()
+        .done("[internal] load build definition", (0, 0))
+        .start("[a 1/2] FROM x", 0)
+        .start("[b 1/2] FROM y", 0)
+        .done("[a 1/2] FROM x", (0, 100))
+        .start("[a 2/2] RUN make", 100)
+        .done("[internal] load build context", (0, 100))
+        .refresh(1000)
+        .check(&drawing(
+            0,
+            &[
+                "[+] Building 1.0s (3/5)",
+                " => [internal] load build definition                   0.0s",
+                " => [internal] load build context                      0.1s",
+                " => [a 1/2] FROM x                                     0.1s",
+                " => [a 2/2] RUN make                                   0.9s",
+                " => [b 1/2] FROM y                                     1.0s",
+            ],
+        ));
+}
+
+#[test]
+fn transfers_have_a_bar_and_a_rate_while_they_run() {
+    let layer = "sha256:0123456789ab";
+    let told = |columns: usize| {
+        let mut teller = teller_of(columns, 20, Palette::Plain);
+        teller.start("[1/2] FROM x", 0).part(
+            "[1/2] FROM x",
+            layer,
+            (25_000_000, 100_000_000),
+            (0, 2000),
+            false,
+        );
+        teller.refresh(2000).output.take()
+    };
+    let line = |columns| told(columns).lines().nth(2).unwrap().replace("\x1b[K", "");
+    assert_eq!(
+        line(100),
+        " => => sha256:0123456789ab [=====>              ] 25.00MB / 100.00MB 12.50MB/s                 2.0s"
+    );
+    assert_eq!(
+        line(80),
+        " => => sha256:0123456789ab [==>       ] 25.00MB / 100.00MB 12.50MB/s       2.0s"
+    );
+    assert_eq!(
+        line(60),
+        " => => sha256:0123456789 25.00MB / 100.00MB 12.50MB/s  2.0s"
+    );
+}

@@ -290,7 +290,7 @@ fn write(
                 source: BlobSource::Bytes(artifact.document.clone().into()),
                 from: None,
             });
-            push::push_blobs(shared, reference, &blobs)?;
+            push::push_blobs(shared, reference, &blobs, running)?;
             push::push_manifests(shared, reference, &[(entry, manifest)], false, running)
         }
     }

@@ -28,6 +28,14 @@ enum Kind {
         #[arg(long, default_value_t = 500)]
         count: u64,
     },
+    /// Build ten times at once beside prunes; none fails or comes out wrong
+    Prunes {
+        #[command(flatten)]
+        options: Options,
+        /// Turns of ten builds
+        #[arg(long, default_value_t = 50)]
+        count: u64,
+    },
     /// Edit a context at random; a cached build equals one without cache
     Edits {
         #[command(flatten)]
@@ -52,6 +60,7 @@ struct Options {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (options, count, trial): (_, _, fn(&Environment, Trial)) = match &arguments.trial {
         Kind::Kill { options, count } => (options, *count, soak::kill),
+        Kind::Prunes { options, count } => (options, *count, soak::prunes),
         Kind::Edits { options, count } => (options, *count, soak::edits),
     };
     let program = match &options.program {

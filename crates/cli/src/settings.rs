@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{CaBundle, Engine, EngineSettings};
 use sandbox::{Helper, NetworkMode, userns};
-use store::{Ids, OpenOptions, Space, SpaceLimits, Store};
+use store::{HistoryLimits, Ids, OpenOptions, Space, SpaceLimits, Store};
 
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
@@ -43,6 +43,7 @@ pub(crate) fn open_engine_with(
         ids: ids().map_err(exit::builder)?,
         registries,
         limits: limits(global).map_err(exit::usage)?,
+        history: history_limits(global).map_err(exit::usage)?,
         sandbox,
         notes: limits_of(&isolation),
     };
@@ -175,6 +176,54 @@ pub(crate) fn limits(global: &Global) -> Result<Option<SpaceLimits>> {
         min_free: space("min-free-space", gc.min_free_space)?,
     };
     Ok(limits.are_set().then_some(limits))
+}
+
+/// Returns what the configuration says of the history of builds.
+fn history_limits(global: &Global) -> Result<HistoryLimits> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        history: Option<Table>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+    struct Table {
+        max_builds: Option<usize>,
+        max_log_space: Option<Amount>,
+        max_age: Option<String>,
+    }
+    let mut limits = HistoryLimits::default();
+    let Some((path, text)) = read_config(global)? else {
+        return Ok(limits);
+    };
+    let read = || format!("failed to read the configuration {}", path.display());
+    let file: File = toml::from_str(&text).with_context(read)?;
+    let Some(table) = file.history else {
+        return Ok(limits);
+    };
+    if let Some(builds) = table.max_builds {
+        limits.builds = builds;
+    }
+    match table.max_log_space {
+        None => {}
+        Some(Amount::Number(bytes)) => limits.log_bytes = bytes,
+        Some(Amount::Text(text)) => match text.parse() {
+            Ok(Space::Bytes(bytes)) => limits.log_bytes = bytes,
+            Ok(Space::Percent(_)) => {
+                return Err(anyhow!(
+                    "history.max-log-space: {text:?} is no number of bytes"
+                ))
+                .with_context(read);
+            }
+            Err(error) => {
+                return Err(anyhow!("history.max-log-space: {error}")).with_context(read);
+            }
+        },
+    }
+    if let Some(age) = table.max_age {
+        let age = crate::commands::space::duration(&age);
+        limits.age = Some(age.context("history.max-age").with_context(read)?);
+    }
+    Ok(limits)
 }
 
 /// Returns the configuration file and its text; `None` if there is none and none was asked for.

@@ -330,3 +330,91 @@ fn images_that_share_layers_are_brought_in_at_once() {
         assert_eq!(second.ok(["images", "-q"]).stdout.lines().count(), 2);
     }
 }
+
+/// The first stage makes the same file in another way.
+fn generated(environment: &Environment, way: &str) {
+    let dockerfile = format!(
+        "FROM busybox AS made\nRUN echo made > /file && touch -d @1 /file && : {way}\nFROM busybox\n\
+         COPY --from=made /file /file\nRUN head -c 2000 /dev/urandom > /random\n"
+    );
+    environment.write("ctx/Dockerfile", dockerfile);
+}
+
+#[test]
+fn what_another_machine_made_is_found_by_the_content_of_its_inputs_too() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    generated(&first, "one");
+    build(
+        &first,
+        &["--cache-to", "type=local,dest=caches/max,mode=max"],
+    );
+    let from = ["--cache-from", "type=local,src=caches/max"];
+    // Its first step has to run, and what it makes is equal.
+    let second = machine(caches.path());
+    generated(&second, "two");
+    let outcome = build(&second, &from);
+    assert_eq!(runs(&outcome), 1, "{}", outcome.told());
+    assert_eq!(id(&first), id(&second));
+    // Taken by its key, it is still known by its content when the cache is out of reach.
+    let third = machine(caches.path());
+    generated(&third, "one");
+    assert_eq!(runs(&build(&third, &from)), 0);
+    generated(&third, "three");
+    let outcome = build(&third, &[]);
+    assert_eq!(runs(&outcome), 1, "{}", outcome.told());
+    assert_eq!(id(&first), id(&third));
+    // And passed on, with what came from elsewhere.
+    build(
+        &third,
+        &["--cache-to", "type=local,dest=caches/passed,mode=max"],
+    );
+    let fourth = machine(caches.path());
+    generated(&fourth, "four");
+    let outcome = build(&fourth, &["--cache-from", "type=local,src=caches/passed"]);
+    assert_eq!(runs(&outcome), 1, "{}", outcome.told());
+    assert_eq!(id(&first), id(&fourth));
+    // Another content is another step.
+    generated(&fourth, "four && echo other > /file");
+    let outcome = build(&fourth, &from);
+    assert_eq!(runs(&outcome), 2, "{}", outcome.told());
+    fourth.ok(["system", "check"]);
+}
+
+#[test]
+fn several_caches_are_written_at_once() {
+    testkit::require_fixtures!("busybox:latest");
+    let (_runtime, registry) = serve();
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    let (one, two) = (
+        format!("{}/one:1", registry.authority),
+        format!("{}/two:1", registry.authority),
+    );
+    let in_registry = |name: &str| format!("type=registry,ref={name},mode=max");
+    build(
+        &first,
+        &[
+            "--cache-to",
+            &in_registry(&one),
+            "--cache-to",
+            &in_registry(&two),
+            "--cache-to",
+            "type=local,dest=caches/local,mode=max,compression=zstd",
+            "--cache-to",
+            "type=local,dest=caches/min",
+        ],
+    );
+    for from in [
+        one.as_str(),
+        &two,
+        "type=local,src=caches/local",
+        "type=local,src=caches/min",
+    ] {
+        let other = machine(caches.path());
+        let outcome = build(&other, &["--cache-from", from]);
+        assert_eq!(runs(&outcome), 0, "{from}: {}", outcome.told());
+        assert_eq!(id(&first), id(&other), "{from}");
+    }
+}

@@ -1,5 +1,6 @@
 //! The space the store takes: limits after each build, what may go and what may not.
 
+use testkit::soak::Trial;
 use testkit::{Environment, Outcome, configuration};
 
 fn environment() -> Environment {
@@ -89,6 +90,17 @@ fn the_limit_holds_after_ten_builds_at_once() {
 }
 
 #[test]
+fn builds_at_once_beside_prunes_neither_fail_nor_come_out_wrong() {
+    testkit::require_fixtures!("busybox:latest");
+    let trial = Trial {
+        count: 2,
+        seed: 1,
+        is_told: false,
+    };
+    testkit::soak::prunes(&environment(), trial);
+}
+
+#[test]
 fn what_is_held_alone_over_the_limit_is_named() {
     testkit::require_fixtures!("busybox:latest");
     let environment = environment();
@@ -140,4 +152,65 @@ fn limits_that_cannot_be_read_are_said_with_their_place() {
     limit(&environment, "max-used = 1");
     let outcome = environment.run(["build", "ctx"]).fails_with(2);
     outcome.says("max-used");
+}
+
+#[test]
+fn logs_and_records_count_and_go_by_rules_of_their_own() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = environment();
+    let history = |rules: &str| {
+        let config = configuration(&["docker.io"]);
+        environment.write_config(&format!("{config}\n[history]\n{rules}\n"));
+    };
+    let loud = |number: usize| {
+        // What does not compress, so that it takes as much as was printed.
+        environment.write(
+            "ctx/Dockerfile",
+            format!("FROM busybox\nRUN : {number}; head -c 600000 /dev/urandom | base64\n"),
+        );
+        environment.ok(["build", "-q", "ctx"]);
+    };
+    let logs = || {
+        let filter = ["--filter", "type=build", "--format", "json"];
+        let listing = environment.ok([&["system", "df", "-v"], &filter[..]].concat());
+        let bytes = |line: &str| {
+            let entry: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            entry["Bytes"].as_u64().expect("bytes")
+        };
+        listing.stdout.lines().map(bytes).collect::<Vec<u64>>()
+    };
+    for number in 0..3 {
+        loud(number);
+    }
+    assert_eq!(logs().len(), 3);
+    assert!(logs().iter().all(|bytes| *bytes > 600_000), "{:?}", logs());
+    let listing = environment.ok(["system", "df"]);
+    let line = listing
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("Build Records"));
+    assert!(line.expect("a line").contains('3'), "{}", listing.told());
+    // No prune takes them.
+    environment.ok(["system", "prune", "-f", "-a"]);
+    assert_eq!(logs().len(), 3);
+    let told = environment.ok(["history", "logs", "^2"]);
+    assert!(told.stdout.len() + told.stderr.len() > 600_000);
+    environment.ok(["system", "check"]);
+    history("max-log-space = \"2MB\"");
+    loud(3);
+    assert_eq!(logs().len(), 2);
+    history("max-builds = 1");
+    loud(4);
+    assert_eq!(logs().len(), 1);
+    environment.ok(["history", "rm", "--all"]);
+    assert_eq!(logs().len(), 0);
+    environment.ok(["system", "check"]);
+    for (rules, expect) in [
+        ("max-age = \"soon\"", "history.max-age"),
+        ("max-log-space = \"20%\"", "history.max-log-space"),
+        ("most = 1", "most"),
+    ] {
+        history(rules);
+        environment.run(["build", "ctx"]).fails_with(2).says(expect);
+    }
 }

@@ -122,6 +122,35 @@ fn a_layer_for_an_archive_is_compressed_while_the_next_step_runs() {
 }
 
 #[test]
+fn a_layer_for_a_cache_is_written_while_the_next_step_runs() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = world();
+    let gate = Gate::new();
+    world.write("ctx/file", "content\n".repeat(1000));
+    // The step waits for a stage whose result is in no image: only a cache of all steps wants it.
+    let dockerfile = format!(
+        "FROM busybox AS side\nCOPY file /file\nRUN cp /file /other\nFROM busybox\n\
+         RUN --mount=from=side,target=/side --network=host {}\n",
+        gate.step().trim_start_matches("RUN --network=host ")
+    );
+    world.write("ctx/Dockerfile", dockerfile);
+    let mut build = start(
+        &world,
+        &["--cache-to", "type=local,dest=cache,mode=max", "-t", "app"],
+    );
+    let held = gate.reached(&mut build);
+    // That of the base, of COPY and of RUN.
+    let blobs = world.root().join("blobs");
+    wait_for("the layers are compressed", || {
+        (gzip_blobs(&blobs) >= 3).then_some(())
+    });
+    assert!(!world.work().join("cache/index.json").exists());
+    drop(held);
+    end(&world, build);
+    assert!(gzip_blobs(&world.work().join("cache")) >= 3);
+}
+
+#[test]
 fn nothing_is_compressed_for_the_store() {
     testkit::require_fixtures!("busybox:latest");
     let world = world();

@@ -96,7 +96,7 @@ impl Engine {
         let (mut record, printed) = recorder.finish();
         history::complete(store, &mut record, &known, &built);
         history::conclude(&mut record, &result);
-        if let Err(error) = history::keep(store, &record, printed) {
+        if let Err(error) = history::keep(store, &record, printed, &self.history) {
             tracing::warn!(%error, "the build is not recorded");
         }
         recorder.close();
@@ -142,7 +142,7 @@ impl Engine {
         let epochs = built.iter().find_map(|built| built.build.epoch);
         let epoch = epochs.or(request.source_date_epoch);
         let (targets, works) = (&request.cache_to, &known.works);
-        export_cache::export(shared, targets, works, built, epoch, sink);
+        export_cache::export(shared, targets, works, built, epoch, sink, ahead);
         let Exported {
             image,
             config,
@@ -390,6 +390,9 @@ impl Engine {
                     ahead.watch(&root, edge.output, base, epoch);
                 }
                 roots.push((root, edge.output));
+            }
+            if let Some(ahead) = ahead {
+                ahead.watch_all(&works, build.epoch.or(request.source_date_epoch));
             }
             all.extend(works);
         }

@@ -145,7 +145,15 @@ impl ContextTree {
 
     /// Keeps what was learned of the files for the next build.
     pub(crate) fn remember(&self) {
-        if !self.memo.is_changed() && self.memo_file.exists() {
+        if !self.memo.is_changed()
+            && let Ok(meta) = std::fs::metadata(&self.memo_file)
+        {
+            // What nobody uses any more is removed after some months.
+            let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
+            if age.is_some_and(|age| age > std::time::Duration::from_secs(86_400)) {
+                let now = std::fs::FileTimes::new().set_modified(std::time::SystemTime::now());
+                let _ = std::fs::File::open(&self.memo_file).map(|file| file.set_times(now));
+            }
             return;
         }
         let save = || -> std::io::Result<()> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use store::{CollectPolicy, Collected, Ids, OpenOptions, SpaceLimits, Store};
+use store::{CollectPolicy, Collected, HistoryLimits, Ids, OpenOptions, SpaceLimits, Store};
 
 use crate::EngineError;
 use crate::driver::Driver;
@@ -21,6 +21,8 @@ pub struct EngineSettings {
     pub registries: registry::Settings,
     /// The space the store may take; `None` for what is usual on such a disk.
     pub limits: Option<SpaceLimits>,
+    /// What is kept of the history of builds.
+    pub history: HistoryLimits,
     /// How steps are run.
     pub sandbox: sandbox::Options,
     /// What this machine's isolation limits; said with the first step that runs.
@@ -33,6 +35,7 @@ pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) driver: Driver<VertexWork>,
     limits: Option<SpaceLimits>,
+    pub(crate) history: HistoryLimits,
 }
 
 impl std::fmt::Debug for Engine {
@@ -59,6 +62,7 @@ impl Engine {
             shared: Arc::new(shared),
             driver: Driver::start(default_slots()),
             limits: settings.limits,
+            history: settings.history,
         })
     }
 
@@ -69,6 +73,7 @@ impl Engine {
             shared: Arc::new(self.shared.with_credentials(credentials)),
             driver: self.driver.clone(),
             limits: self.limits,
+            history: self.history,
         }
     }
 

@@ -257,7 +257,7 @@ impl Engine {
         let epoch = trees.iter().find_map(|tree| tree.epoch);
         let built: Vec<Built> = trees.into_iter().map(ExportTree::into_built).collect();
         let _blobs = self.shared.store.hold_blobs();
-        export_cache::export(&self.shared, targets, &works, &built, epoch, sink);
+        export_cache::export(&self.shared, targets, &works, &built, epoch, sink, None);
     }
 
     /// Solves a graph to the tree of its root.

@@ -1,7 +1,7 @@
 //! Compares inputs by content: what changed in name or way of making, but not in what it holds.
 
 use llb::{Action, ActionInput, ExecOp, FileOp, MountKind, Op};
-use store::{Layer, LayerId};
+use store::{Key, Layer, LayerId};
 
 use crate::EngineError;
 use crate::keys::KeyBuilder;
@@ -100,6 +100,49 @@ pub(crate) fn same_input(
         }
     }
     Ok(true)
+}
+
+/// Makes a key of an operation and of what its inputs hold, as far as it uses them: equal wherever it is computed.
+pub(crate) fn content_key(
+    shared: &Shared,
+    operation: &Key,
+    inputs: &[Snapshot],
+    uses: &[Vec<InputUse>],
+) -> Result<Key, EngineError> {
+    let mut key = KeyBuilder::new("content").key("operation", operation);
+    for (input, uses) in inputs.iter().zip(uses) {
+        let layers = match input {
+            Snapshot::Layers(layers) => layers,
+            // Its files are part of the operation's key.
+            Snapshot::Context(_) => {
+                key = key.part("input", b"context");
+                continue;
+            }
+        };
+        key = key.part("input", b"layers");
+        for part in uses {
+            let path;
+            let copy = match part {
+                InputUse::Whole => {
+                    for layer in layers {
+                        key = key.key("layer", &content_id(shared, layer)?);
+                    }
+                    key = key.part("layers", &(layers.len() as u64).to_be_bytes());
+                    continue;
+                }
+                InputUse::Copied(copy) => copy.as_ref(),
+                InputUse::Path(source) => {
+                    path = llb::Copy {
+                        source: source.clone(),
+                        ..llb::Copy::default()
+                    };
+                    &path
+                }
+            };
+            key = key.part("selection", &checksum(shared, layers, copy)?);
+        }
+    }
+    Ok(key.finish())
 }
 
 fn same_layers(shared: &Shared, now: &[Layer], then: &[Layer]) -> Result<bool, EngineError> {

@@ -9,11 +9,12 @@ use progress::{Outcome, RunningVertex, Stream, VertexHandle};
 use serde::{Deserialize, Serialize};
 use store::{Key, Layer, LayerId, LockNote, NamedLock, Record, Told, Waker};
 
+use crate::cache::Wanted;
 use crate::context::ContextTree;
 use crate::driver::Work;
 use crate::history::{CachedBy, Miss, UsageRecord, files};
 use crate::keys::{KeyPart, hex};
-use crate::matching::{InputUse, same_input};
+use crate::matching::{InputUse, content_key, same_input};
 use crate::snapshot::{Snapshot, StepOutput};
 use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
@@ -81,6 +82,9 @@ pub(crate) struct RecordInfo {
     pub(crate) inputs: Vec<Option<Vec<LayerId>>>,
     /// Milliseconds it took.
     pub(crate) took: u64,
+    /// The key by the content of the inputs, where only that is known of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<String>,
     /// The build that made it, and the vertex it was there, which name its log.
     #[serde(default)]
     pub(crate) build: String,
@@ -331,10 +335,44 @@ impl VertexWork {
         }
     }
 
+    /// Takes a result from a cache of another machine, and records it.
+    fn bring_in(
+        &self,
+        wanted: Wanted<'_>,
+        trees: &[Snapshot],
+        cancel: &Cancel,
+    ) -> Result<Option<Arc<StepOutput>>, EngineError> {
+        let running = self.handle.start();
+        let shared = &self.context.shared;
+        let imports = &self.context.imports;
+        let fetched = match imports.fetch(shared, wanted, &running, cancel) {
+            Ok(Some(fetched)) => fetched,
+            Ok(None) | Err(EngineError::Canceled) => return Ok(None),
+            Err(error) => {
+                let text = crate::error::chain(&error);
+                running.warn(format!("a cached result cannot be used: {text}"));
+                return Ok(None);
+            }
+        };
+        let outputs: Vec<Snapshot> = fetched.outputs.into_iter().map(Snapshot::Layers).collect();
+        let took = Duration::from_millis(fetched.took);
+        self.record(&outputs, trees, fetched.content, took)?;
+        let output = StepOutput { outputs };
+        self.note_cached(CachedBy::Imported, &output);
+        self.shown.store(true, Ordering::SeqCst);
+        self.inputs
+            .iter()
+            .for_each(|(input, _)| input.show_cached());
+        running.complete(Outcome::Cached);
+        self.begin_layers(&output);
+        Ok(Some(Arc::new(output)))
+    }
+
     fn record(
         &self,
         outputs: &[Snapshot],
         trees: &[Snapshot],
+        content: Option<Key>,
         took: Duration,
     ) -> Result<(), EngineError> {
         let layers: Option<Vec<Vec<LayerId>>> = outputs.iter().map(Snapshot::layer_ids).collect();
@@ -349,6 +387,7 @@ impl VertexWork {
             outputs,
             inputs: trees.iter().map(Snapshot::layer_ids).collect(),
             took: took.as_millis() as u64,
+            content: content.map(|key| hex(&key)),
             build: self.context.build.clone(),
             vertex: self.id.digest().hex().to_owned(),
         };
@@ -398,41 +437,17 @@ impl Work for VertexWork {
     }
 
     fn fetch(&self, cancel: &Cancel) -> Result<Option<Arc<StepOutput>>, EngineError> {
-        let running = self.handle.start();
-        let shared = &self.context.shared;
-        let imports = &self.context.imports;
-        let fetched = match imports.fetch(shared, &self.record_key, &running, cancel) {
-            Ok(Some(fetched)) => fetched,
-            Ok(None) | Err(EngineError::Canceled) => return Ok(None),
-            Err(error) => {
-                let text = crate::error::chain(&error);
-                running.warn(format!("a cached result cannot be used: {text}"));
-                return Ok(None);
-            }
-        };
-        let outputs: Vec<Snapshot> = fetched.outputs.into_iter().map(Snapshot::Layers).collect();
-        // Nothing is known of what its inputs held where it was made.
-        self.record(&outputs, &[], Duration::from_millis(fetched.took))?;
-        let output = StepOutput { outputs };
-        self.note_cached(CachedBy::Imported, &output);
-        self.shown.store(true, Ordering::SeqCst);
-        self.inputs
-            .iter()
-            .for_each(|(input, _)| input.show_cached());
-        running.complete(Outcome::Cached);
-        self.begin_layers(&output);
-        Ok(Some(Arc::new(output)))
+        // Nothing is known of what its inputs held where it was made, but perhaps their content's key.
+        self.bring_in(Wanted::Key(&self.record_key), &[], cancel)
     }
 
     fn may_match(&self) -> bool {
         // What must run again must not be found by its content either; what lies above it may.
         let possible = !self.forced && !self.inputs.is_empty();
+        let store = &self.context.store;
         possible
-            && self
-                .context
-                .store
-                .knows_operation(&self.operation)
-                .unwrap_or(false)
+            && (self.context.imports.knows_operation(&self.operation)
+                || store.knows_operation(&self.operation).unwrap_or(false))
     }
 
     fn match_inputs(
@@ -446,12 +461,28 @@ impl Work for VertexWork {
         let trees = self.trees(inputs);
         let uses = InputUse::of(op, trees.len());
         let store = &self.context.store;
+        let shared = &self.context.shared;
+        // Computed when it is first asked for.
+        let mut content = None;
+        let mut content = || -> Result<Key, EngineError> {
+            match content {
+                Some(known) => Ok(known),
+                None => {
+                    let found = content_key(shared, &self.operation, &trees, &uses)?;
+                    Ok(*content.insert(found))
+                }
+            }
+        };
         'candidates: for record in store.results_of(&self.operation, MOST_CANDIDATES)? {
             let Ok(info) = serde_json::from_value::<RecordInfo>(record.info.clone()) else {
                 continue;
             };
             if info.inputs.len() != trees.len() {
-                continue;
+                // It came from another machine, perhaps with what its inputs held there.
+                let Some(then) = &info.content else { continue };
+                if *then != hex(&content()?) {
+                    continue;
+                }
             }
             for ((tree, then), uses) in trees.iter().zip(&info.inputs).zip(&uses) {
                 if cancel.is_requested() {
@@ -467,6 +498,13 @@ impl Work for VertexWork {
                 self.show_cached();
                 self.begin_layers(&output);
                 return Ok(Some(output));
+            }
+        }
+        let imports = &self.context.imports;
+        if imports.knows_operation(&self.operation) && !self.forced {
+            let content = content()?;
+            if imports.has_content(&content) {
+                return self.bring_in(Wanted::Content(&content), &trees, cancel);
             }
         }
         Ok(None)
@@ -508,7 +546,7 @@ impl Work for VertexWork {
             .and_then(|outputs| {
                 self.notes().layer = outputs.first().and_then(Snapshot::top);
                 self.keep_file_lists();
-                self.record(&outputs, &trees, began.elapsed())?;
+                self.record(&outputs, &trees, None, began.elapsed())?;
                 Ok(StepOutput { outputs })
             });
         match result {

@@ -426,7 +426,8 @@ impl Store {
     fn check_total(&self, report: &mut CheckReport, repair: bool) -> Result<(), StoreError> {
         let sum = "(SELECT coalesce(sum(bytes), 0) FROM layer)
             + (SELECT coalesce(sum(size), 0) FROM blob)
-            + (SELECT coalesce(sum(bytes), 0) FROM mount)";
+            + (SELECT coalesce(sum(bytes), 0) FROM mount)
+            + (SELECT coalesce(sum(bytes), 0) FROM build)";
         let (kept, summed): (i64, i64) = self
             .database()
             .query_row(&format!("SELECT bytes, {sum} FROM total"), [], |row| {

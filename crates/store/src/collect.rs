@@ -86,7 +86,7 @@ const BATCH: usize = 64;
 /// is stopped in between.
 const UNFINISHED: i64 = 600;
 
-/// Tombstones older than this explain nothing any more, in seconds.
+/// Notes older than this explain nothing any more, in seconds.
 const TOMBSTONE_LIFE: i64 = 90 * 86_400;
 
 /// Something to remove, locked against everybody else.
@@ -224,6 +224,8 @@ impl Store {
             Item::Layer(id) => self.path(&format!("layers/{}", id.0)),
             Item::Blob(digest) => self.blobs().path(digest),
             Item::Mount(name) => self.path("mounts").join(name),
+            // The rules of the history say when these go.
+            Item::Build(_) | Item::Records => return Ok(Err(entry)),
         };
         let lock = match File::open(&place) {
             Ok(file) => match file.try_lock() {
@@ -262,10 +264,6 @@ impl Store {
                     None => forget(transaction, &found.entry.item, now, &found.rule)?,
                 }
             }
-            transaction.execute(
-                "DELETE FROM tombstone WHERE at < ?1",
-                [now.saturating_sub(TOMBSTONE_LIFE)],
-            )?;
             Ok(spared)
         })?;
         for (number, holder) in spared.into_iter().rev() {
@@ -337,6 +335,7 @@ impl Store {
         self.adopt_mounts()?;
         self.sweep_containers()?;
         self.forget_the_future()?;
+        self.forget_the_past()?;
         self.write("forget unfinished layers", |transaction| {
             transaction.execute(
                 "DELETE FROM layer WHERE boot = 'ingest' AND created < ?1",
@@ -372,6 +371,22 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    /// Removes notes that explain nothing any more, and what was remembered so long ago that it is found out again.
+    fn forget_the_past(&self) -> Result<(), StoreError> {
+        let before = self.now().saturating_sub(TOMBSTONE_LIFE);
+        self.write("forget old notes", |transaction| {
+            transaction.execute("DELETE FROM tombstone WHERE at < ?1", [before])?;
+            transaction.execute("DELETE FROM memo WHERE used < ?1", [before])
+        })?;
+        for path in self.entries("memos")? {
+            let modified = rustix::fs::stat(&path).map(|stat| stat.st_mtime);
+            if modified.is_ok_and(|time| time < before) {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the folders of containers that were never recorded.
@@ -484,6 +499,7 @@ pub(crate) fn forget(
         Item::Mount(name) => {
             run("DELETE FROM mount WHERE name = ?1", &[name])?;
         }
+        Item::Build(_) | Item::Records => {}
     }
     Ok(())
 }

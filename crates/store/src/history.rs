@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::layer::remove_tree;
 use crate::log::{LogReader, LogWriter};
+use crate::mount::sizes;
 use crate::{Store, StoreError};
 
 /// A build as it is listed.
@@ -43,9 +44,31 @@ pub struct FinishedBuild<'a> {
     pub summary: &'a str,
     /// The whole record, in a form of the engine's.
     pub record: &'a [u8],
-    /// Bytes of its folder.
-    pub bytes: u64,
 }
+
+/// What is kept of the history of builds; the newest build always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// How many builds.
+    pub builds: usize,
+    /// Bytes of their logs.
+    pub log_bytes: u64,
+    /// For how long, in seconds; `None` is for ever.
+    pub age: Option<i64>,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            builds: 500,
+            log_bytes: 2 << 30,
+            age: None,
+        }
+    }
+}
+
+/// Builds of killed builders whose logs are kept.
+const MOST_KILLED: usize = 20;
 
 /// The folder of a build that runs, locked until this is dropped.
 #[derive(Debug)]
@@ -84,6 +107,7 @@ impl Store {
 
     /// Records a build that has ended. One transaction.
     pub fn finish_build(&self, build: &FinishedBuild<'_>) -> Result<(), StoreError> {
+        let bytes = sizes(&self.path(&format!("builds/{}", build.id))).disk;
         self.write("record a build", |transaction| {
             let mut started = build.started;
             let mut insert = transaction.prepare_cached(
@@ -93,7 +117,7 @@ impl Store {
             while insert.execute(rusqlite::params![
                 started,
                 build.id,
-                build.bytes as i64,
+                bytes as i64,
                 build.summary
             ])? == 0
             {
@@ -189,25 +213,36 @@ impl Store {
         Ok(had_folder || rows > 0)
     }
 
-    /// Removes the oldest builds until there are no more than `most`, with logs of at most `bytes`. The newest stays.
-    pub fn trim_builds(&self, most: usize, bytes: u64) -> Result<(), StoreError> {
-        let rows: Vec<(String, i64)> = self
+    /// Removes the oldest builds until the limits hold. The newest stays.
+    pub fn trim_builds(&self, limits: &HistoryLimits) -> Result<(), StoreError> {
+        let rows: Vec<(String, i64, i64)> = self
             .database()
-            .prepare_cached("SELECT id, bytes FROM build ORDER BY started DESC")
+            .prepare_cached("SELECT id, bytes, started FROM build ORDER BY started DESC")
             .and_then(|mut statement| {
                 statement
-                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
                     .collect()
             })
             .map_err(StoreError::database("list the builds"))?;
         let mut used = 0;
         let mut surplus = Vec::new();
-        for (number, (id, size)) in rows.into_iter().enumerate() {
+        let oldest = limits.age.map(|age| self.now().saturating_sub(age));
+        for (number, (id, size, started)) in rows.into_iter().enumerate() {
             used += size as u64;
-            if number >= most || (number > 0 && used > bytes) {
+            let is_old = oldest.is_some_and(|oldest| started / 1_000_000_000 < oldest);
+            let is_surplus = number >= limits.builds || used > limits.log_bytes || is_old;
+            if number > 0 && is_surplus {
                 surplus.push(id);
             }
         }
+        let mut killed = Vec::new();
+        for open in self.open_builds()?.into_iter().filter(|open| !open.running) {
+            let folder = self.path(&format!("builds/{}", open.id));
+            let modified = rustix::fs::stat(&folder).map_or(0, |stat| stat.st_mtime);
+            killed.push((std::cmp::Reverse(modified), open.id));
+        }
+        killed.sort();
+        surplus.extend(killed.into_iter().skip(MOST_KILLED).map(|(_, id)| id));
         for id in surplus {
             self.remove_build(&id)?;
         }
@@ -226,7 +261,7 @@ fn is_held(path: &std::path::Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OpenOptions;
+    use crate::{ItemKind, OpenOptions};
 
     fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().expect("a directory");
@@ -235,13 +270,17 @@ mod tests {
     }
 
     fn finish(store: &Store, id: &str, started: i64, bytes: u64) {
+        if bytes > 0 {
+            let folder = store.begin_build(id, b"{}").expect("a folder");
+            let file = folder.path().join("log");
+            std::fs::write(file, vec![b'x'; bytes as usize]).expect("room");
+        }
         store
             .finish_build(&FinishedBuild {
                 id,
                 started,
                 summary: "{}",
                 record: id.as_bytes(),
-                bytes,
             })
             .expect("room");
     }
@@ -288,13 +327,38 @@ mod tests {
     fn the_oldest_builds_go_when_there_are_too_many() {
         let (_folder, store) = store();
         for number in 0..5 {
-            finish(&store, &format!("b{number}"), number, 10);
+            finish(
+                &store,
+                &format!("b{number}"),
+                number * 1_000_000_000,
+                10_000,
+            );
         }
-        store.trim_builds(4, 100).expect("trimmed");
+        let of_one = sizes(&store.path("builds/b4")).disk;
+        let limits = |builds, logs| HistoryLimits {
+            builds,
+            log_bytes: logs * of_one,
+            age: None,
+        };
+        let counted = || {
+            let usage = store.usage().expect("a list");
+            let builds = usage.iter().filter(|entry| entry.kind == ItemKind::Build);
+            builds.map(|entry| entry.bytes).sum::<u64>()
+        };
+        assert_eq!(counted(), 5 * of_one);
+        store.trim_builds(&limits(4, 5)).expect("trimmed");
         assert_eq!(ids(&store), ["b4", "b3", "b2", "b1"]);
-        store.trim_builds(4, 25).expect("trimmed");
+        store.trim_builds(&limits(4, 2)).expect("trimmed");
         assert_eq!(ids(&store), ["b4", "b3"]);
-        store.trim_builds(4, 0).expect("trimmed");
+        assert_eq!(counted(), 2 * of_one);
+        assert!(store.check(false).expect("a check").is_clean());
+        let old = HistoryLimits {
+            age: Some(60),
+            ..HistoryLimits::default()
+        };
+        store.trim_builds(&old).expect("trimmed");
+        assert_eq!(ids(&store), ["b4"], "the newest stays");
+        store.trim_builds(&limits(0, 0)).expect("trimmed");
         assert_eq!(ids(&store), ["b4"]);
     }
 }

@@ -46,7 +46,7 @@ pub use collect::{CollectPolicy, Collected, Disk};
 pub use container::Container;
 pub use error::StoreError;
 pub use follow::{LockNote, Told, Waker};
-pub use history::{BuildEntry, BuildFolder, FinishedBuild, OpenBuild};
+pub use history::{BuildEntry, BuildFolder, FinishedBuild, HistoryLimits, OpenBuild};
 pub use image::{Image, ImageName, NewNames, Variants};
 pub use layer::{Layer, LayerId, LayerInfo, MutLayer};
 pub use lease::BlobLease;

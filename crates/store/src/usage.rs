@@ -35,6 +35,10 @@ pub enum Item {
     Blob(Digest),
     /// A cache mount, by the name of its directory.
     Mount(String),
+    /// The logs of a build, by its id. They go by the rules of the history alone.
+    Build(String),
+    /// The records themselves, with what is remembered of files of contexts.
+    Records,
 }
 
 impl fmt::Display for Item {
@@ -43,6 +47,8 @@ impl fmt::Display for Item {
             Item::Layer(id) => write!(f, "layer-{}", id.0),
             Item::Blob(digest) => write!(f, "{digest}"),
             Item::Mount(name) => write!(f, "mount-{}", name.get(..12).unwrap_or(name)),
+            Item::Build(id) => write!(f, "build-{id}"),
+            Item::Records => f.write_str("records"),
         }
     }
 }
@@ -60,16 +66,22 @@ pub enum ItemKind {
     Blob,
     /// A cache mount.
     CacheMount,
+    /// Logs of a build.
+    Build,
+    /// What the store needs itself.
+    Internal,
 }
 
 impl ItemKind {
     /// All kinds with their names.
-    pub const NAMES: [(&'static str, ItemKind); 5] = [
+    pub const NAMES: [(&'static str, ItemKind); 7] = [
         ("regular", ItemKind::Regular),
         ("source.local", ItemKind::Local),
         ("image", ItemKind::Image),
         ("blob", ItemKind::Blob),
         ("exec.cachemount", ItemKind::CacheMount),
+        ("build", ItemKind::Build),
+        ("internal", ItemKind::Internal),
     ];
 }
 
@@ -114,14 +126,28 @@ impl Store {
             let mut usage = layers(&database)?;
             usage.extend(blobs(&database)?);
             usage.extend(mounts(&database)?);
+            usage.extend(builds(&database)?);
             Ok((usage, holdings(&database)?))
         };
         let (mut usage, holdings) = list().map_err(StoreError::database("list what is used"))?;
         drop(database);
         let held = self.held(holdings);
         for entry in &mut usage {
-            entry.holder = held.get(&entry.item).cloned();
+            entry.holder = match &entry.item {
+                Item::Build(_) => Some(HISTORY.to_owned()),
+                item => held.get(item).cloned(),
+            };
         }
+        let now = self.now();
+        usage.push(Usage {
+            item: Item::Records,
+            kind: ItemKind::Internal,
+            bytes: self.own_bytes(),
+            created: now,
+            used: now,
+            holder: Some("the store itself".to_owned()),
+            origin: "records and digests of files".to_owned(),
+        });
         usage.sort_by(|a, b| a.removal_order().cmp(&b.removal_order()));
         Ok(usage)
     }
@@ -144,7 +170,17 @@ impl Store {
             self.measure_mounts()?;
             (bytes, _) = read()?;
         }
-        Ok(bytes.max(0) as u64)
+        Ok(bytes.max(0) as u64 + self.own_bytes())
+    }
+
+    /// Returns the bytes of the record database and of what is remembered of contexts. The database's log of changes
+    /// comes and goes, and is not counted.
+    fn own_bytes(&self) -> u64 {
+        let size = |path: &str| std::fs::metadata(self.path(path)).map_or(0, |meta| meta.len());
+        let memos = std::fs::read_dir(self.path("memos"));
+        let memos = memos.into_iter().flatten().flatten();
+        let memos = memos.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        size("records.db") + memos.sum::<u64>()
     }
 
     /// Returns what images with a name and containers need, each with one such name.
@@ -262,6 +298,28 @@ fn blobs(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
         }))
     })?;
     rows.filter_map(Result::transpose).collect()
+}
+
+/// Who holds the logs of builds.
+const HISTORY: &str = "the history of builds";
+
+fn builds(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
+    let mut statement = database
+        .prepare_cached("SELECT id, bytes, started FROM build WHERE bytes > 0 ORDER BY started")?;
+    let rows = statement.query_map([], |row| {
+        let id: String = row.get(0)?;
+        let started = row.get::<_, i64>(2)? / 1_000_000_000;
+        Ok(Usage {
+            origin: format!("logs of build {id}"),
+            item: Item::Build(id),
+            kind: ItemKind::Build,
+            bytes: row.get::<_, i64>(1)? as u64,
+            created: started,
+            used: started,
+            holder: None,
+        })
+    })?;
+    rows.collect()
 }
 
 fn mounts(database: &Connection) -> rusqlite::Result<Vec<Usage>> {

@@ -43,6 +43,7 @@ impl TestServer {
             sandbox: sandbox::Options::default(),
             notes: Vec::new(),
             limits: None,
+            history: Default::default(),
         })
         .expect("an engine");
         let settings = Settings {

@@ -108,7 +108,7 @@ pub(super) fn mounts(store: &Store) -> Result<Vec<Mount>> {
                 .to_owned(),
             usage,
         }),
-        Item::Layer(_) | Item::Blob(_) => None,
+        Item::Layer(_) | Item::Blob(_) | Item::Build(_) | Item::Records => None,
     });
     let mut found: Vec<Mount> = found.collect();
     found.sort_by(|left, right| (&left.id, &left.name).cmp(&(&right.id, &right.name)));

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use store::{CollectPolicy, Collected, Space, Store, Usage};
+use store::{CollectPolicy, Collected, ItemKind, Space, Store, Usage};
 
 use super::container::stopped;
 use crate::arguments::Global;
@@ -17,7 +17,7 @@ pub(crate) struct Df {
     /// How to print: table, json, or a template
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
-    /// Show every layer, blob and cache mount, what would be removed first in front
+    /// Show every layer, blob, cache mount and log, what would be removed first in front
     #[arg(long, short = 'v')]
     verbose: bool,
     /// With --verbose, only what matches: type=, id=, until=24h, unused-for=24h, inuse=true
@@ -58,7 +58,12 @@ impl Df {
     }
 
     fn kinds(&self, store: &Store) -> Result<String> {
-        let usage = store.usage()?;
+        let (own, usage): (Vec<Usage>, Vec<Usage>) = store
+            .usage()?
+            .into_iter()
+            .partition(|entry| matches!(entry.kind, ItemKind::Build | ItemKind::Internal));
+        let records: u64 = own.iter().map(|entry| entry.bytes).sum();
+        let builds = store.builds()?.len();
         let sum = |held: bool| -> u64 {
             let entries = usage.iter().filter(|entry| entry.holder.is_some() == held);
             entries.map(|entry| entry.bytes).sum()
@@ -89,6 +94,8 @@ impl Df {
             ),
             ("Local Volumes", 0, 0, 0, 0),
             ("Build Cache", free, 0, surplus, surplus),
+            // Docker has no such line. The rules of the history say when they go.
+            ("Build Records", builds, 0, records, 0),
         ];
         let rows = rows.map(|(kind, total, active, size, reclaimable)| {
             let reclaimable = match size {

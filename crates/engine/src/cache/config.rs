@@ -34,7 +34,8 @@ const LIFE: i64 = 30 * 86_400;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PortableCache {
     layers: Vec<PortableLayer>,
-    places: HashMap<(Digest, Option<usize>), usize>,
+    /// By blob, time and parent: steps that were run at different times may have made the same.
+    places: HashMap<(Digest, i64, Option<usize>), usize>,
     records: BTreeMap<Key, PortableRecord>,
 }
 
@@ -52,6 +53,8 @@ pub(crate) struct PortableLayer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PortableRecord {
     pub(crate) operation: Key,
+    /// What the operation and the content of its inputs make a key of, where that is known.
+    pub(crate) content: Option<Key>,
     /// The uppermost layer of each output; `None` is an empty tree.
     pub(crate) outputs: Vec<Option<usize>>,
     pub(crate) name: String,
@@ -112,6 +115,8 @@ struct DocumentResult {
 struct OwnRecord {
     version: u32,
     operation: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
     outputs: Vec<Option<usize>>,
     name: String,
     took: u64,
@@ -180,6 +185,9 @@ impl PortableCache {
                 lapstrake: Some(OwnRecord {
                     version: VERSION,
                     operation: Digest::from_sha256(record.operation).to_string(),
+                    content: record
+                        .content
+                        .map(|key| Digest::from_sha256(key).to_string()),
                     outputs: record.outputs.clone(),
                     name: record.name.clone(),
                     took: record.took,
@@ -279,7 +287,7 @@ impl PortableCache {
 
     fn place(&mut self, mut layer: PortableLayer, parent: Option<usize>) -> usize {
         layer.parent = parent;
-        let key = (layer.descriptor.digest.clone(), parent);
+        let key = (layer.descriptor.digest.clone(), layer.created, parent);
         if let Some(place) = self.places.get(&key) {
             return *place;
         }
@@ -330,6 +338,7 @@ fn record_of(record: DocumentRecord, places: &[Option<usize>]) -> Option<(Key, P
         key_of(&record.digest)?,
         PortableRecord {
             operation: key_of(&own.operation)?,
+            content: own.content.as_deref().and_then(key_of),
             outputs: outputs.collect::<Option<Vec<_>>>()?,
             name: own.name,
             took: own.took,
@@ -361,6 +370,7 @@ mod tests {
     fn record(outputs: Vec<Option<usize>>, confirmed: i64) -> PortableRecord {
         PortableRecord {
             operation: [9; 32],
+            content: Some([8; 32]),
             outputs,
             name: "RUN x".to_owned(),
             took: 5,

@@ -7,7 +7,7 @@ use oci::media_type::Naming;
 use oci::{Descriptor, Digest, Manifest, Reference};
 use progress::{Outcome, RunningVertex, Sink, Vertex};
 use registry::BlobSource;
-use store::{Layer, LayerId};
+use store::{Key, Layer, LayerId};
 
 use super::config::{Blob, MEDIA_TYPE, PortableCache, PortableRecord};
 use super::import;
@@ -15,8 +15,11 @@ use super::inline::InlineRecord;
 use super::layout::CacheDirectory;
 use crate::EngineError;
 use crate::build::Built;
+use crate::export::ahead::Ahead;
 use crate::export::{layers, push};
+use crate::matching::{InputUse, content_key};
 use crate::request::{CacheMode, CachePlace, CacheTarget, LayerOptions};
+use crate::snapshot::Snapshot;
 use crate::step::Shared;
 use crate::vertex::{RecordInfo, VertexAction, VertexWork};
 
@@ -31,21 +34,34 @@ pub(crate) fn export(
     built: &[Built],
     epoch: Option<i64>,
     sink: &Sink,
+    ahead: Option<&Ahead>,
 ) {
-    for target in targets {
-        if target.place == CachePlace::Inline {
-            continue;
+    std::thread::scope(|scope| {
+        for target in targets {
+            if target.place == CachePlace::Inline {
+                continue;
+            }
+            let name = format!("exporting cache to {}", target.place);
+            let running = sink.vertex(Vertex::named(name)).start();
+            let finish = |running: RunningVertex, written: Result<(), EngineError>| {
+                if let Err(error) = written {
+                    let text = crate::error::chain(&error);
+                    running.warn(format!("cache {} is not written: {text}", target.place));
+                }
+                running.complete(Outcome::Done);
+            };
+            // One after the other, as they mostly want the same blobs; what is sent is sent at once.
+            match collect(shared, target, works, built, epoch, ahead) {
+                Ok(cache) => {
+                    scope.spawn(move || {
+                        let written = write(shared, target, cache, &running);
+                        finish(running, written);
+                    });
+                }
+                Err(error) => finish(running, Err(error)),
+            }
         }
-        let name = format!("exporting cache to {}", target.place);
-        let running = sink.vertex(Vertex::named(name)).start();
-        let written = collect(shared, target, works, built, epoch)
-            .and_then(|cache| write(shared, target, cache, &running));
-        if let Err(error) = written {
-            let text = crate::error::chain(&error);
-            running.warn(format!("cache {} is not written: {text}", target.place));
-        }
-        running.complete(Outcome::Done);
-    }
+    });
 }
 
 /// Returns what the config of an image says of the keys its layers were made for.
@@ -92,6 +108,38 @@ fn info_of(shared: &Shared, work: &VertexWork) -> Result<Option<RecordInfo>, Eng
     Ok(record.and_then(|record| serde_json::from_value(record.info).ok()))
 }
 
+/// Returns the key of a result by the content of its inputs; `None` where they are not here.
+fn content_of(shared: &Shared, work: &VertexWork, info: &RecordInfo) -> Option<Key> {
+    if let Some(known) = &info.content {
+        return crate::history::unhex(known);
+    }
+    let VertexAction::Operation(op) = &work.action else {
+        return None;
+    };
+    if info.inputs.len() != work.inputs.len() {
+        return None;
+    }
+    let found = || -> Result<Option<Key>, EngineError> {
+        let mut inputs = Vec::with_capacity(info.inputs.len());
+        for ((input, _), layers) in work.inputs.iter().zip(&info.inputs) {
+            inputs.push(match (&input.action, layers) {
+                (VertexAction::Context(tree), None) => Snapshot::Context(Arc::clone(tree)),
+                (_, Some(layers)) => match shared.store.layers(layers)? {
+                    Some(layers) => Snapshot::Layers(layers),
+                    None => return Ok(None),
+                },
+                (_, None) => return Ok(None),
+            });
+        }
+        let uses = InputUse::of(op, inputs.len());
+        content_key(shared, &work.operation, &inputs, &uses).map(Some)
+    };
+    found().unwrap_or_else(|error| {
+        tracing::debug!(%error, name = work.name, "a result is exported without its content");
+        None
+    })
+}
+
 /// Gathers the results of a build with their layers as blobs.
 fn collect(
     shared: &Shared,
@@ -99,6 +147,7 @@ fn collect(
     works: &[Arc<VertexWork>],
     built: &[Built],
     epoch: Option<i64>,
+    ahead: Option<&Ahead>,
 ) -> Result<PortableCache, EngineError> {
     let now = shared.store.now();
     let images: Vec<Vec<LayerId>> = built
@@ -110,6 +159,7 @@ fn collect(
         shared,
         options: &target.layers,
         epoch,
+        ahead,
         known: BTreeMap::new(),
     };
     'works: for work in works {
@@ -133,6 +183,7 @@ fn collect(
         }
         let record = PortableRecord {
             operation: work.operation,
+            content: content_of(shared, work, &info),
             outputs,
             name: work.name.clone(),
             took: info.took,
@@ -148,6 +199,7 @@ struct Encoder<'a> {
     shared: &'a Shared,
     options: &'a LayerOptions,
     epoch: Option<i64>,
+    ahead: Option<&'a Ahead>,
     known: BTreeMap<LayerId, Option<Blob>>,
 }
 
@@ -180,7 +232,10 @@ impl Encoder<'_> {
             true => None,
             false => self.epoch,
         };
-        let encoded = layers::encode_one(self.shared, below, layer, clamp, self.options)?;
+        if let Some(ahead) = self.ahead {
+            ahead.take(layer);
+        }
+        let encoded = layers::encode_one(self.shared, below, layer, clamp, self.options, None)?;
         if let (true, Some((diff_id, size))) = (from_image, &info.tar)
             && encoded.tar.diff_id != *diff_id
         {

@@ -1,6 +1,6 @@
 //! Reads portable caches, and brings in what they have for a key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,10 @@ use crate::{Cancel, EngineError};
 #[derive(Debug, Default)]
 pub(crate) struct Imports {
     found: HashMap<Key, (Arc<Imported>, PortableRecord)>,
+    /// The same by the content of the inputs.
+    by_content: HashMap<Key, (Arc<Imported>, PortableRecord)>,
+    /// The operations of these.
+    operations: HashSet<Key>,
 }
 
 /// One cache, and where its blobs are.
@@ -44,6 +48,15 @@ pub(crate) struct Fetched {
     pub(crate) outputs: Vec<Vec<Layer>>,
     /// Milliseconds it took to make.
     pub(crate) took: u64,
+    /// What its inputs held where it was made, if that is known.
+    pub(crate) content: Option<Key>,
+}
+
+/// By what a result is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    Key(&'a Key),
+    Content(&'a Key),
 }
 
 impl Imports {
@@ -69,6 +82,11 @@ impl Imports {
             let imported = Arc::new(imported);
             for (key, record) in imported.cache.records() {
                 let entry = (Arc::clone(&imported), record.clone());
+                if let Some(content) = record.content {
+                    imports.operations.insert(record.operation);
+                    let entry = entry.clone();
+                    imports.by_content.entry(content).or_insert(entry);
+                }
                 imports.found.entry(*key).or_insert(entry);
             }
         }
@@ -80,15 +98,29 @@ impl Imports {
         self.found.contains_key(key)
     }
 
-    /// Brings in what there is for a key: blobs are checked on their way, and unpacked like those of images.
+    /// Returns whether there may be something for an operation by the content of its inputs.
+    pub(crate) fn knows_operation(&self, operation: &Key) -> bool {
+        self.operations.contains(operation)
+    }
+
+    /// Returns whether there is something for an operation on this content.
+    pub(crate) fn has_content(&self, content: &Key) -> bool {
+        self.by_content.contains_key(content)
+    }
+
+    /// Brings in what there is: blobs are checked on their way, and unpacked like those of images.
     pub(crate) fn fetch(
         &self,
         shared: &Shared,
-        key: &Key,
+        wanted: Wanted<'_>,
         running: &RunningVertex,
         cancel: &Cancel,
     ) -> Result<Option<Fetched>, EngineError> {
-        let Some((imported, record)) = self.found.get(key) else {
+        let found = match wanted {
+            Wanted::Key(key) => self.found.get(key),
+            Wanted::Content(content) => self.by_content.get(content),
+        };
+        let Some((imported, record)) = found else {
             return Ok(None);
         };
         let mut outputs = Vec::with_capacity(record.outputs.len());
@@ -117,6 +149,7 @@ impl Imports {
         Ok(Some(Fetched {
             outputs,
             took: record.took,
+            content: record.content,
         }))
     }
 }

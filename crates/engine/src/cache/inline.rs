@@ -58,6 +58,7 @@ pub(crate) fn read(
         let top = cache.add_chain(layers);
         let record = PortableRecord {
             operation,
+            content: None,
             outputs: vec![top],
             name: String::new(),
             took: 0,

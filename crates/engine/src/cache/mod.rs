@@ -13,4 +13,4 @@ pub(crate) mod inline;
 mod layout;
 pub(crate) mod mounts;
 
-pub(crate) use import::Imports;
+pub(crate) use import::{Imports, Wanted};

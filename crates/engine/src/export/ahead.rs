@@ -15,7 +15,7 @@ use registry::{BlobSource, PushOptions};
 use store::{Key, Layer, LayerId};
 
 use super::layers::{self, Clamp};
-use crate::request::{BuildRequest, LayerOptions, Output};
+use crate::request::{BuildRequest, CacheMode, CachePlace, LayerOptions, Output};
 use crate::snapshot::{Snapshot, StepOutput};
 use crate::step::Shared;
 use crate::vertex::{VertexAction, VertexWork};
@@ -28,10 +28,21 @@ const MOST_AT_ONCE: usize = 3;
 #[derive(Debug)]
 struct Form {
     options: LayerOptions,
+    user: User,
     /// For the store nothing is compressed: only what names the layer is computed.
     encode: bool,
     /// Where the blob is sent.
     push: Vec<Reference>,
+}
+
+/// Who wants the layers of a form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum User {
+    Image,
+    /// A cache, of the layers of the image or of all results.
+    Cache {
+        all: bool,
+    },
 }
 
 /// The layers of one build on their way.
@@ -54,17 +65,18 @@ struct Inner {
 struct State {
     watched: HashMap<Key, Vec<Watched>>,
     queue: VecDeque<Task>,
-    known: HashMap<LayerId, Progress>,
+    /// By the layer, and whether it is wanted for an image or for caches of all results alone.
+    known: HashMap<(LayerId, bool), Progress>,
     idle: usize,
     closed: bool,
 }
 
-/// A result whose layers lie at the bottom of an image.
+/// A result whose layers are wanted.
 #[derive(Debug, Clone, Copy)]
 struct Watched {
     output: usize,
-    /// Layers that came with the base image.
-    base: usize,
+    /// Layers that came with the base image, where they lie at the bottom of an image.
+    base: Option<usize>,
     epoch: Option<i64>,
 }
 
@@ -79,6 +91,7 @@ enum Progress {
 struct Task {
     below: Vec<Layer>,
     layer: Layer,
+    is_of_image: bool,
     from_image: bool,
     epoch: Option<i64>,
 }
@@ -115,7 +128,7 @@ impl Ahead {
         while let Some((work, output)) = next {
             let watched = Watched {
                 output,
-                base,
+                base: Some(base),
                 epoch,
             };
             state.watched.entry(work.key).or_default().push(watched);
@@ -123,7 +136,30 @@ impl Ahead {
         }
     }
 
-    /// Begins to write the layers of a result, if they are part of an image.
+    /// Says which results there will be: caches may want all of them.
+    pub(crate) fn watch_all(&self, works: &[Arc<VertexWork>], epoch: Option<i64>) {
+        let mut forms = self.inner.forms.iter();
+        if !forms.any(|form| form.user == User::Cache { all: true }) {
+            return;
+        }
+        let mut state = self.inner.lock();
+        for work in works {
+            let VertexAction::Operation(op) = &work.action else {
+                continue;
+            };
+            let base = None;
+            for output in 0..op.outputs() {
+                let watched = Watched {
+                    output,
+                    base,
+                    epoch,
+                };
+                state.watched.entry(work.key).or_default().push(watched);
+            }
+        }
+    }
+
+    /// Begins to write the layers of a result, if they are wanted.
     pub(crate) fn ready(&self, key: &Key, result: &StepOutput) {
         let mut state = self.inner.lock();
         if state.closed {
@@ -133,15 +169,24 @@ impl Ahead {
             let Some(Snapshot::Layers(layers)) = result.outputs.get(watched.output) else {
                 continue;
             };
+            let is_of_image = watched.base.is_some();
             for (index, layer) in layers.iter().enumerate() {
-                if state.known.contains_key(&layer.id()) {
+                let id = layer.id();
+                let is_known = |of_image| state.known.contains_key(&(id, of_image));
+                // What is written for an image is written for all caches too.
+                if is_known(true) || (!is_of_image && is_known(false)) {
                     continue;
                 }
-                state.known.insert(layer.id(), Progress::Waiting);
+                let from_image = match watched.base {
+                    Some(base) => index < base,
+                    None => self.inner.shared.store.is_image_layer(id).unwrap_or(true),
+                };
+                state.known.insert((id, is_of_image), Progress::Waiting);
                 state.queue.push_back(Task {
                     below: layers[..index].to_vec(),
                     layer: layer.clone(),
-                    from_image: index < watched.base,
+                    is_of_image,
+                    from_image,
                     epoch: watched.epoch,
                 });
             }
@@ -170,16 +215,18 @@ impl Ahead {
     pub(crate) fn take(&self, layer: &Layer) {
         let id = layer.id();
         let mut state = self.inner.lock();
-        if let Some(Progress::Waiting) = state.known.get(&id) {
-            state.queue.retain(|task| task.layer.id() != id);
-            state.known.insert(id, Progress::Done);
-        }
-        while let Some(Progress::Running) = state.known.get(&id) {
-            state = self
-                .inner
-                .changed
-                .wait(state)
-                .unwrap_or_else(|poison| poison.into_inner());
+        for key in [(id, true), (id, false)] {
+            if let Some(Progress::Waiting) = state.known.get(&key) {
+                state.queue.retain(|task| task.key() != key);
+                state.known.insert(key, Progress::Done);
+            }
+            while let Some(Progress::Running) = state.known.get(&key) {
+                state = self
+                    .inner
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(|poison| poison.into_inner());
+            }
         }
     }
 
@@ -221,8 +268,8 @@ impl Inner {
                 state.idle -= 1;
                 continue;
             };
-            let id = task.layer.id();
-            state.known.insert(id, Progress::Running);
+            let (key, id) = (task.key(), task.layer.id());
+            state.known.insert(key, Progress::Running);
             drop(state);
             let run = std::panic::AssertUnwindSafe(|| self.write(&task));
             match std::panic::catch_unwind(run) {
@@ -232,32 +279,37 @@ impl Inner {
             }
             drop(task);
             state = self.lock();
-            state.known.insert(id, Progress::Done);
+            state.known.insert(key, Progress::Done);
             self.changed.notify_all();
         }
     }
 
     fn write(&self, task: &Task) -> Result<(), EngineError> {
         for form in &self.forms {
+            if !task.is_of_image && form.user != (User::Cache { all: true }) {
+                continue;
+            }
             let clamp = Clamp {
                 from_image: task.from_image,
                 epoch: task.epoch,
             };
-            let clamp = clamp.of(&form.options);
-            let (below, layer) = (&task.below, &task.layer);
-            if !form.encode {
-                layers::measure(&self.shared, below, layer, clamp)?;
-                continue;
-            }
-            let encoded = layers::encode(
-                &self.shared,
-                below,
-                layer,
-                clamp,
-                &form.options,
-                Naming::Oci,
-                Some(&self.cancel),
-            )?;
+            let (below, layer, stop) = (&task.below, &task.layer, Some(&self.cancel));
+            let (shared, options) = (&self.shared, &form.options);
+            let encoded = match form.user {
+                User::Cache { .. } => {
+                    let clamp = task.epoch.filter(|_| !task.from_image);
+                    layers::encode_one(shared, below, layer, clamp, options, stop)?
+                }
+                User::Image => {
+                    let clamp = clamp.of(options);
+                    if !form.encode {
+                        layers::measure(shared, below, layer, clamp)?;
+                        continue;
+                    }
+                    let naming = Naming::Oci;
+                    layers::encode(shared, below, layer, clamp, options, naming, stop)?
+                }
+            };
             for name in &form.push {
                 self.push(name, &encoded.descriptor, task)?;
             }
@@ -319,19 +371,32 @@ impl<W: Write> Write for Stoppable<'_, W> {
 /// Returns in which forms the outputs want layers; each one once.
 fn forms(request: &BuildRequest) -> Vec<Form> {
     let mut forms: Vec<Form> = Vec::new();
-    let mut add = |options: LayerOptions, encode: bool, push: &[Reference]| {
+    let mut add = |user: User, options: LayerOptions, encode: bool, push: &[Reference]| {
         let known = forms
             .iter_mut()
-            .find(|form| form.encode == encode && form.options == options);
+            .find(|form| (form.user, form.encode, &form.options) == (user, encode, &options));
         match known {
             Some(form) => form.push.extend_from_slice(push),
             None => forms.push(Form {
                 options,
+                user,
                 encode,
                 push: push.to_vec(),
             }),
         }
     };
+    for target in &request.cache_to {
+        let all = target.mode == CacheMode::Max;
+        let (user, options) = (User::Cache { all }, target.layers.clone());
+        match &target.place {
+            CachePlace::Registry(reference) => {
+                let name = reference.clone().without_version();
+                add(user, options, true, &[name]);
+            }
+            CachePlace::Local { .. } => add(user, options, true, &[]),
+            CachePlace::Inline => {}
+        }
+    }
     for output in &request.outputs {
         match output {
             Output::Image(image) => {
@@ -344,18 +409,18 @@ fn forms(request: &BuildRequest) -> Vec<Form> {
                             names.push(bare);
                         }
                     }
-                    add(image.layers.clone(), true, &names);
+                    add(User::Image, image.layers.clone(), true, &names);
                 }
                 if image.store {
                     let options = LayerOptions {
                         rewrite_timestamp: image.layers.rewrite_timestamp,
                         ..LayerOptions::default()
                     };
-                    add(options, false, &[]);
+                    add(User::Image, options, false, &[]);
                 }
             }
             Output::Oci(archive) | Output::Docker(archive) => {
-                add(archive.layers.clone(), true, &[]);
+                add(User::Image, archive.layers.clone(), true, &[]);
             }
             Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => {}
         }
@@ -363,6 +428,12 @@ fn forms(request: &BuildRequest) -> Vec<Form> {
     // What is encoded is measured on the way.
     forms.sort_by_key(|form| !form.encode);
     forms
+}
+
+impl Task {
+    fn key(&self) -> (LayerId, bool) {
+        (self.layer.id(), self.is_of_image)
+    }
 }
 
 /// Returns the result that an output of a vertex lies on.

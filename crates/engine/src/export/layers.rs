@@ -281,12 +281,13 @@ pub(crate) fn encode_one(
     layer: &Layer,
     clamp: Option<i64>,
     options: &LayerOptions,
+    stop: Option<&Cancel>,
 ) -> Result<EncodedLayer, EngineError> {
     let naming = match options.oci_media_types {
         Some(false) => Naming::Docker,
         _ => Naming::Oci,
     };
-    encode(shared, below, layer, clamp, options, naming, None)
+    encode(shared, below, layer, clamp, options, naming, stop)
 }
 
 pub(super) fn encode(

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use store::LogReader;
+use store::{HistoryLimits, LogReader};
 
 use super::record::BuildRecord;
 use super::{FileList, History, RECORD_VERSION, files, unhex};
@@ -81,7 +81,9 @@ impl History {
         }
         let folder = self.store.begin_build(&record.id, b"")?;
         let printed = self.import_rest(entries, folder.path());
-        let kept = printed.and_then(|printed| super::keep(&self.store, &record, printed));
+        let kept = printed.and_then(|printed| {
+            super::keep(&self.store, &record, printed, &HistoryLimits::default())
+        });
         drop(folder);
         if kept.is_err() {
             self.store.remove_build(&record.id)?;

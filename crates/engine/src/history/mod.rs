@@ -1,6 +1,6 @@
 //! Records of builds: what each was asked for, what it did and why, what it printed.
 
-use store::{LogReader, Store};
+use store::{HistoryLimits, LogReader, Store};
 
 use crate::EngineError;
 use crate::vertex::RecordInfo;
@@ -39,10 +39,6 @@ pub(crate) use explain::last_run;
 pub(crate) use record::nanoseconds_of;
 pub(crate) use request::opening;
 
-/// Builds that are kept.
-const MOST_BUILDS: usize = 500;
-/// Bytes of logs that are kept; those of the newest build always.
-const MOST_LOG_BYTES: u64 = 2 << 30;
 /// Larger records than this were written by nobody.
 const MOST_RECORD_BYTES: usize = 256 << 20;
 
@@ -258,19 +254,23 @@ impl History {
 }
 
 /// Writes the record of a build that has ended.
-pub(crate) fn keep(store: &Store, record: &BuildRecord, printed: u64) -> Result<(), EngineError> {
+pub(crate) fn keep(
+    store: &Store,
+    record: &BuildRecord,
+    printed: u64,
+    limits: &HistoryLimits,
+) -> Result<(), EngineError> {
     let summary = serde_json::to_string(&record.summary()).expect("a summary can be written");
     store.finish_build(&store::FinishedBuild {
         id: &record.id,
         started: nanoseconds_of(record.started),
         summary: &summary,
         record: &encode(record)?,
-        bytes: printed,
     })?;
     // Builds that only find what they need leave little, and are not to read a list of all builds each time.
     let looks = printed > 0 || record.started.nanoseconds().is_multiple_of(16);
     if looks {
-        store.trim_builds(MOST_BUILDS, MOST_LOG_BYTES)?;
+        store.trim_builds(limits)?;
     }
     Ok(())
 }

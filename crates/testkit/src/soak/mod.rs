@@ -2,9 +2,11 @@
 
 mod edits;
 mod kill;
+mod prunes;
 
 pub use edits::edits;
 pub use kill::kill;
+pub use prunes::prunes;
 
 /// How long a trial is, and where its chances come from.
 #[derive(Debug, Clone, Copy)]

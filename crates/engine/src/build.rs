@@ -130,12 +130,23 @@ impl Engine {
         let loaded = self.read_sources(request, sink)?;
         known.dockerfile = Some(loaded.source_text());
         let lowered = self.lower(request, &loaded, sink, known)?;
-        let warnings = check::warnings(request, &loaded, &known.images)?;
         known.builds = lowered.builds;
         let ahead = Ahead::new(&self.shared, request);
         let _stop = ahead.clone().map(StopAhead);
         let ahead = ahead.as_ref();
-        *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+        let images = known.images.clone();
+        let warnings = std::thread::scope(|scope| {
+            let checking = || check::warnings(request, &loaded, &images);
+            if check::decides(request, &loaded) {
+                let warnings = checking()?;
+                *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+                return Ok::<_, BuildFailure>(warnings);
+            }
+            // Nothing waits for what is only told at the end.
+            let checking = scope.spawn(checking);
+            *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+            Ok(checking.join().expect("checking does not panic")?)
+        })?;
         let (shared, several) = (&self.shared, lowered.multi_platform);
         let ahead = ahead.map(Arc::as_ref);
         let exported = export::export(shared, request, built, several, sink, ahead)?;

@@ -128,9 +128,6 @@ mod tests {
         // What comes too late is given back.
         drop(hold);
         assert!(dropped.recv().is_err());
-        assert_eq!(
-            cancel.wait_for(|| std::thread::park()).expect("a thread"),
-            None
-        );
+        assert_eq!(cancel.wait_for(std::thread::park).expect("a thread"), None);
     }
 }

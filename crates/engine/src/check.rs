@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dockerfile::Diagnostic;
-use dockerfile::check::{BaseImage, CheckOptions, Images, check};
+use dockerfile::check::{BaseImage, CheckOptions, Images, check, is_configured};
 use oci::Platform;
 
 use crate::EngineError;
@@ -29,6 +29,11 @@ impl Images for Known<'_> {
         };
         Ok(crate::inspect::base_image(image))
     }
+}
+
+/// Returns whether findings may fail the build, so that it must not begin before they are known.
+pub(crate) fn decides(request: &BuildRequest, loaded: &Loaded) -> bool {
+    is_configured(&loaded.bytes, &request.build_args)
 }
 
 /// Returns what the check finds in the stages that are built.

@@ -258,6 +258,12 @@ pub fn outline(source: &[u8], options: &CheckOptions<'_>) -> Result<Outline, Box
     walk(source, options, &mut linter, false)
 }
 
+/// Tells whether a file or its build arguments say how it is checked: only then can findings be errors.
+pub fn is_configured(source: &[u8], build_args: &BTreeMap<String, String>) -> bool {
+    build_args.contains_key(CONFIG_ARGUMENT)
+        || find_directive(DirectiveName::Check, source).is_some()
+}
+
 /// Walks the stages; the outline is that of the target.
 fn walk(
     source: &[u8],

@@ -179,7 +179,7 @@ impl Assembly<'_> {
         for manifest in &made {
             let digest = &manifest.descriptor.digest;
             self.running
-                .status_of(&format!("exporting attestation manifest {digest}"), "", 0)
+                .status_of(format!("exporting attestation manifest {digest}"), "", 0)
                 .finish(0);
         }
         Ok(made)

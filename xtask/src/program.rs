@@ -19,12 +19,17 @@ pub(crate) fn cargo() -> Command {
 
 /// Builds the program for release and returns where it lies.
 pub(crate) fn release() -> anyhow::Result<PathBuf> {
+    release_of("cli")
+}
+
+/// Builds the program of a package for release and returns where it lies.
+pub(crate) fn release_of(package: &str) -> anyhow::Result<PathBuf> {
     let output = cargo()
         .args([
             "build",
             "--release",
             "--package",
-            "cli",
+            package,
             "--message-format",
             "json-render-diagnostics",
         ])

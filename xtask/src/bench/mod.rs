@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: measures what the program promises, against what the machine can do.
 
 mod compare;
+mod curves;
+mod growth;
+mod instructions;
 pub(crate) mod peers;
 mod report;
 mod steps;
@@ -19,6 +22,10 @@ pub(crate) struct Arguments {
 enum Bench {
     /// The same workloads on every builder there is, in turn
     Compare(compare::Arguments),
+    /// How time and memory grow with the size of what is built and with what is in the store
+    Growth(growth::Arguments),
+    /// Instructions of the pure hot paths, against a baseline
+    Instructions(instructions::Arguments),
     /// RUN steps that do nothing, in a row, against the kernel's own price of namespaces and an exec
     Steps(steps::Arguments),
 }
@@ -26,6 +33,8 @@ enum Bench {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.bench {
         Bench::Compare(arguments) => compare::run(arguments),
+        Bench::Growth(arguments) => growth::run(arguments),
+        Bench::Instructions(arguments) => instructions::run(arguments),
         Bench::Steps(arguments) => steps::run(arguments),
     }
 }

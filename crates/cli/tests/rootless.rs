@@ -160,3 +160,80 @@ fn many_builds_at_once_share_a_store_and_get_their_own_results() {
     let lines = std::fs::read_to_string(&found[0]).expect("a file");
     assert_eq!(lines.lines().count(), MANY, "{lines}");
 }
+
+/// A machine with a world behind it, and a tunnel device that everybody may open: its loopback has a server, and so has
+/// the world.
+const MACHINE: &str = "
+mkdir -p /dev/net; mount -t tmpfs none /mnt; mknod -m 666 /mnt/tun c 10 200; mount --bind /mnt/tun /dev/net/tun
+ip link set lo up; mkfifo /mnt/up
+unshare -n sh -ec 'echo $$ > /mnt/pid; read go < /mnt/up; ip addr add 192.0.2.2/24 dev world; ip link set world up;
+    echo through | timeout 60 /bin/busybox nc -l -p 80' > /dev/null 2>&1 &
+while [ ! -s /mnt/pid ]; do :; done
+ip link add uplink type veth peer name world netns $(cat /mnt/pid)
+ip addr add 192.0.2.1/24 dev uplink; ip link set uplink up; ip route add default via 192.0.2.2
+echo go > /mnt/up
+while :; do echo reached | timeout 60 /bin/busybox nc -l -p 81 || exit 0; done > /dev/null 2>&1 &
+loopback=$!
+/bin/busybox timeout 10 sh -c 'until /bin/busybox nc 127.0.0.1 81 < /dev/null; do :; done' > /dev/null
+\"$@\" && code=0 || code=$?
+kill $loopback $(cat /mnt/pid) 2> /dev/null || :
+exit $code";
+
+#[test]
+fn steps_of_a_user_reach_the_world_but_not_the_loopback_of_the_machine() {
+    require_users!();
+    testkit::require_programs!("ip", "unshare", "pasta");
+    let Some(uid) = testkit::ordinary_user() else {
+        return;
+    };
+    if !std::path::Path::new("/bin/busybox").exists() {
+        testkit::skip!("no /bin/busybox on this machine");
+    }
+    let environment = environment(uid);
+    // The router of a step is the builder itself, if anything leads to it.
+    environment.write(
+        "ctx/Dockerfile",
+        "FROM busybox\n\
+         RUN timeout 20 nc 192.0.2.2 80 < /dev/null > /world; \
+         for host in 127.0.0.1 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); do \
+         timeout 3 nc $host 81 < /dev/null >> /loopback; done; ls /sys/class/net | wc -l > /links\n",
+    );
+    let on_machine = |words: &[&str]| {
+        let user = environment.command_of(uid, words);
+        let mut command = environment.program("unshare");
+        command.args(["--mount", "--net", "--pid", "--fork", "--kill-child"]);
+        command.args(["--mount-proc", "sh", "-ec", MACHINE, "sh"]);
+        command.arg(user.get_program()).args(user.get_args());
+        for (name, value) in user.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Outcome::of(&mut command).success()
+    };
+    let info = on_machine(&["info", "-f", "{{.StepNetwork}}"]);
+    assert_eq!(info.stdout, "pasta\n");
+    on_machine(&["build", "-o", "out", "ctx"]);
+    let read = |name: &str| {
+        let path = environment.work().join("out").join(name);
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    assert_eq!(read("world"), "through\n");
+    assert_eq!(read("loopback"), "");
+    assert_eq!(read("links"), "2\n");
+}
+
+#[test]
+fn a_store_belongs_to_who_builds_first_not_to_who_looks_first() {
+    require_users!();
+    let uid = USER_WITH_ONE_ID;
+    let environment = environment(uid);
+    environment.write("ctx/Dockerfile", "FROM busybox\nRUN true\n");
+    for look in ["images", "ps", "info"] {
+        run(&environment, uid, &[look]).success();
+    }
+    run(&environment, uid, &["build", "-q", "ctx"]).success();
+    let info = run(&environment, uid, &["info", "-f", "{{.Ids}}"]).success();
+    assert!(info.stdout.starts_with("rootless"), "{}", info.stdout);
+}

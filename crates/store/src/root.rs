@@ -130,7 +130,7 @@ impl Store {
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let format = root.join("format");
         if !format.exists() {
-            Self::create(root, options.ids.as_ref().unwrap_or(&Ids::Rootful))?;
+            Self::create(root, options.ids.as_ref())?;
         }
         let ids = check_format(root, &format, options.ids)?;
         let path = root.join("records.db");
@@ -161,7 +161,7 @@ impl Store {
         })
     }
 
-    fn create(root: &Path, ids: &Ids) -> Result<(), StoreError> {
+    fn create(root: &Path, ids: Option<&Ids>) -> Result<(), StoreError> {
         for folder in FOLDERS {
             let path = root.join(folder);
             std::fs::create_dir_all(&path).map_err(StoreError::io("create", &path))?;
@@ -174,8 +174,7 @@ impl Store {
         let _lock = NamedLock::acquire(&root.join("locks/format"))?;
         let format = root.join("format");
         if !format.exists() {
-            let text = format!("{LAYOUT} {}\n", ids_line(ids));
-            write_whole(root, &format, text.as_bytes())?;
+            write_format(root, &format, ids)?;
         }
         Ok(())
     }
@@ -257,15 +256,46 @@ fn spread_layers(folder: &Path) {
     }
 }
 
-fn ids_line(ids: &Ids) -> String {
-    match ids {
-        Ids::Rootful => "rootful".to_owned(),
-        Ids::Rootless { map } => format!("rootless {map}"),
+/// Stands for the ids of a store in which nobody has written files yet.
+const UNDECIDED: &str = "undecided";
+
+fn write_format(root: &Path, format: &Path, ids: Option<&Ids>) -> Result<(), StoreError> {
+    let ids = match ids {
+        None => UNDECIDED.to_owned(),
+        Some(Ids::Rootful) => "rootful".to_owned(),
+        Some(Ids::Rootless { map }) => format!("rootless {map}"),
+    };
+    write_whole(root, format, format!("{LAYOUT} {ids}\n").as_bytes())
+}
+
+/// Returns whose ids the store has, which must be `wanted`; the first that wants any decides.
+fn check_format(root: &Path, format: &Path, wanted: Option<Ids>) -> Result<Ids, StoreError> {
+    let found = match (read_format(root, format)?, &wanted) {
+        (Some(found), _) => found,
+        (None, None) => Ids::Rootful,
+        (None, Some(ids)) => {
+            let _lock = NamedLock::acquire(&root.join("locks/format"))?;
+            match read_format(root, format)? {
+                Some(found) => found,
+                None => {
+                    write_format(root, format, Some(ids))?;
+                    ids.clone()
+                }
+            }
+        }
+    };
+    match wanted {
+        Some(wanted) if wanted != found => Err(StoreError::OtherIds {
+            path: root.to_owned(),
+            found: found.to_string(),
+            wanted: wanted.to_string(),
+        }),
+        _ => Ok(found),
     }
 }
 
-/// Returns whose ids the store has, which must be `wanted`.
-fn check_format(root: &Path, format: &Path, wanted: Option<Ids>) -> Result<Ids, StoreError> {
+/// Returns whose ids the store has; `None` where that is not decided.
+fn read_format(root: &Path, format: &Path) -> Result<Option<Ids>, StoreError> {
     let text = std::fs::read_to_string(format).map_err(StoreError::io("read", format))?;
     let damaged = |reason: &str| StoreError::Damaged {
         subject: format.display().to_string(),
@@ -286,20 +316,13 @@ fn check_format(root: &Path, format: &Path, wanted: Option<Ids>) -> Result<Ids, 
             known: LAYOUT,
         });
     }
-    let found = match found.split_once(' ') {
-        None if found == "rootful" => Ids::Rootful,
-        Some(("rootless", map)) => Ids::Rootless {
+    match found.split_once(' ') {
+        None if found == "rootful" => Ok(Some(Ids::Rootful)),
+        None if found == UNDECIDED => Ok(None),
+        Some(("rootless", map)) => Ok(Some(Ids::Rootless {
             map: map.to_owned(),
-        },
-        _ => return Err(damaged("it does not say whose ids there are")),
-    };
-    match wanted {
-        Some(wanted) if wanted != found => Err(StoreError::OtherIds {
-            path: root.to_owned(),
-            found: found.to_string(),
-            wanted: wanted.to_string(),
-        }),
-        _ => Ok(found),
+        })),
+        _ => Err(damaged("it does not say whose ids there are")),
     }
 }
 

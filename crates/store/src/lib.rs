@@ -6,8 +6,8 @@
 //! *Not here*: network, the meaning of keys, mounting.
 //!
 //! *On disk*, under the root:
-//! - `format`: one line, the number of the format and whose ids the files carry ("rootful", or the
-//!   id map of a rootless user);
+//! - `format`: one line, the number of the format and whose ids the files carry ("rootful", the
+//!   id map of a rootless user, or "undecided" until there are any);
 //! - `blobs/sha256/<hex>`: content, named by what it is;
 //! - `layers/<id>/fs`: one layer, as an overlay lower directory;
 //! - `mounts/<name>/fs`: a cache mount;

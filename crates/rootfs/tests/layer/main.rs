@@ -3,6 +3,7 @@
 mod compress;
 mod forms;
 mod hostile;
+mod malformed;
 mod mend;
 mod rootless;
 mod round_trip;

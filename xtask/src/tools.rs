@@ -47,6 +47,8 @@ pub(crate) const TESTS: &[Tool] = &[
     tool("nft", "nftables"),
     tool("setpriv", "util-linux"),
     tool("chromium", "chromium"),
+    tool("script", "bsdutils"),
+    tool("stty", "coreutils"),
 ];
 
 /// Installs the packages of the tools that are missing.

@@ -148,8 +148,14 @@ fn download(
         let total = response.content_length().unwrap_or(0);
         let status = running.status_of(url, "downloading", total);
         let mut blob = shared.store.blobs().writer()?;
+        let mut told = 0;
         while let Some(piece) = response.chunk().await.map_err(|error| failed(&error))? {
             blob.append(&piece)?;
+            // A megabyte at a time is often enough for eyes.
+            if blob.size() >= told + (1 << 20) {
+                told = blob.size();
+                status.update(told);
+            }
             if blob.size() > MAX_SIZE {
                 return Err(EngineError::Request(format!(
                     "{url} is larger than {MAX_SIZE} bytes"

@@ -416,3 +416,23 @@ fn git_is_asked_without_prompts() {
     assert_eq!(told.status.code(), Some(1), "{}", told.told());
     told.says("terminal prompts disabled");
 }
+
+#[test]
+fn what_is_copied_with_its_parents_has_to_be_there() {
+    let env = environment();
+    env.write_config("");
+    env.write("ctx/file", "x\n");
+    let dockerfile = |path: &str| {
+        format!(
+            "FROM scratch AS base\nCOPY file /a/b/file\nFROM scratch\nCOPY --from=base --parents {path} /out/\n"
+        )
+    };
+    env.write("ctx/Dockerfile", dockerfile("/a/missing"));
+    env.run(["build", "-o=type=cacheonly", "ctx"])
+        .fails_with(1)
+        .says("/a/missing");
+    env.write("ctx/Dockerfile", dockerfile("/a/miss*"));
+    env.ok(["build", "-o=type=cacheonly", "ctx"]);
+    env.write("ctx/Dockerfile", dockerfile("/a/b"));
+    env.ok(["build", "-o=type=cacheonly", "ctx"]);
+}

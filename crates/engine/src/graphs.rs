@@ -304,7 +304,13 @@ impl Engine {
                 .map(|failed| {
                     let vertex = failed.work.as_ref().map(|work| (&**graph, work.id));
                     let name = failed.work.as_ref().map(|work| work.name.clone());
-                    FailedVertex::new(vertex, name, failed.error)
+                    let error = match &*failed.error {
+                        EngineError::Files(rootfs::Error::NotFound { path }) => {
+                            Arc::new(not_found(path))
+                        }
+                        _ => failed.error,
+                    };
+                    FailedVertex::new(vertex, name, error)
                 })
                 .collect(),
         })?;
@@ -587,10 +593,14 @@ fn local_files(name: &str, source: &llb::SourceOp) -> Result<LocalFiles, EngineE
 
 /// Says in the reference's words that a file is not there.
 fn planning(error: EngineError) -> EngineError {
-    match error {
-        EngineError::Files(rootfs::Error::NotFound { path }) => EngineError::Request(format!(
-            "failed to calculate checksum of ref: \"{path}\": not found"
-        )),
-        error => error,
+    match &error {
+        EngineError::Files(rootfs::Error::NotFound { path }) => not_found(path),
+        _ => error,
     }
+}
+
+fn not_found(path: &str) -> EngineError {
+    EngineError::Request(format!(
+        "failed to calculate checksum of ref: \"{path}\": not found"
+    ))
 }

@@ -92,7 +92,7 @@ pub(crate) fn pin(
     }
     if !wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(EngineError::Request(format!(
-            "invalid checksum {:?} of {shown}: a commit is hexadecimal digits",
+            "invalid checksum {:?} of {shown}: expected hex commit hash",
             wanted.checksum
         )));
     }

@@ -89,7 +89,7 @@ fn build(environment: &Environment, number: usize, expected: &str) {
     let _ = fs::remove_dir_all(&path);
     let mut words = vec!["build", "-q", "-o", &out];
     let tag = format!("app{number}");
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         words.extend(["-t", &tag, "--load"]);
     }
     words.push(&context);

@@ -129,8 +129,8 @@ impl Scale {
 fn mark(nanoseconds: u64) -> String {
     match nanoseconds {
         0 => "0".to_owned(),
-        ..1_000_000_000 => format!("{}ms", nanoseconds / 1_000_000),
-        ..60_000_000_000 => {
+        1..1_000_000_000 => format!("{}ms", nanoseconds / 1_000_000),
+        1_000_000_000..60_000_000_000 => {
             let tenths = nanoseconds / 100_000_000;
             match tenths % 10 {
                 0 => format!("{}s", tenths / 10),

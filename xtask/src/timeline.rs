@@ -85,6 +85,68 @@ pub(crate) fn draw(steps: &[Step]) -> String {
     text
 }
 
+/// Height of a line of the picture.
+const LINE: usize = 24;
+/// Where the axis begins, and how wide it is.
+const AXIS: (usize, usize) = (400, 420);
+
+/// Draws the same as a picture, below a title. Steps that took no time worth seeing are left out.
+pub(crate) fn picture(title: &str, steps: &[Step]) -> String {
+    let seconds = |from: OffsetDateTime, to: OffsetDateTime| (to - from).as_seconds_f64();
+    let shown: Vec<&Step> = steps
+        .iter()
+        .filter(|step| !step.name.starts_with("[internal]"))
+        .collect();
+    let first = shown.iter().map(|step| step.started).min();
+    let last = shown.iter().map(|step| step.completed).max();
+    let (Some(first), Some(last)) = (first, last) else {
+        return String::new();
+    };
+    let whole = seconds(first, last).max(0.001);
+    let place = |time: OffsetDateTime| seconds(first, time) / whole * AXIS.1 as f64;
+    let mut rows = String::new();
+    for (row, step) in shown.iter().enumerate() {
+        let top = 48 + row * LINE;
+        let (from, to) = (place(step.started), place(step.completed));
+        let name: String = step.name.chars().take(NAME_WIDTH).collect();
+        let taken = seconds(step.started, step.completed);
+        let width = (to - from).max(2.0);
+        // Beside the bar where there is room for it, else inside.
+        let beside = from + width < AXIS.1 as f64 - 44.0;
+        let (text_at, anchor) = match beside {
+            true => (AXIS.0 as f64 + from + width + 6.0, "start"),
+            false => (AXIS.0 as f64 + from + width - 6.0, "end"),
+        };
+        let inside = if beside { "" } else { " class=\"in\"" };
+        rows.push_str(&format!(
+            "<text x=\"16\" y=\"{}\">{}</text>\n<rect x=\"{:.1}\" y=\"{}\" width=\"{width:.1}\" height=\"14\" \
+             rx=\"2\"/>\n<text x=\"{text_at:.1}\" y=\"{}\" text-anchor=\"{anchor}\"{inside}>{taken:.1}s</text>\n",
+            top + 12,
+            escaped(&name),
+            AXIS.0 as f64 + from,
+            top + 1,
+            top + 12,
+        ));
+    }
+    let height = 48 + shown.len() * LINE + 12;
+    let width = AXIS.0 + AXIS.1 + 16;
+    let title = escaped(title);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" role=\"img\" \
+         aria-label=\"{title}\">\n<style>\nsvg {{ background: #fff; font: 13px ui-monospace, monospace; }}\n\
+         text {{ fill: #222; }}\nrect {{ fill: #2b6cb0; }}\n.in {{ fill: #fff; }}\n\
+         @media (prefers-color-scheme: dark) {{\nsvg {{ background: #16181d; }}\ntext {{ fill: #ddd; }}\n\
+         rect {{ fill: #63a4e8; }}\n.in {{ fill: #111; }}\n}}\n</style>\n\
+         <text x=\"16\" y=\"26\" font-weight=\"bold\">$ {title}</text>\n{rows}</svg>\n"
+    )
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('"', "&quot;")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +166,15 @@ mod tests {
         let names: Vec<&str> = steps.iter().map(|step| &*step.name).collect();
         assert_eq!(names, ["one", "two"]);
         assert!(steps[1].cached);
+    }
+
+    #[test]
+    fn the_picture_has_a_bar_for_each_step() {
+        let picture = picture("a < b", &steps(PROGRESS));
+        assert!(picture.contains("$ a &lt; b"));
+        assert_eq!(picture.matches("<rect ").count(), 2);
+        // The second begins after a quarter of the axis, and ends with it.
+        assert!(picture.contains("<rect x=\"505.0\" y=\"73\" width=\"315.0\""));
     }
 
     #[test]

@@ -7,9 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use engine::{
-    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Context, Destination,
-    DockerfileSource, ExportTree, IgnoreCache, ImageOutput, LayerOptions, Limits, Output,
-    StepOptions,
+    AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Destination, ExportTree,
+    ImageOutput, LayerOptions, Output,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Outcome, Vertex};
@@ -286,7 +285,7 @@ impl One<'_> {
             tags: names,
             cache_to: self.build.caches.inline(),
             source_date_epoch: source_date_epoch.or(trees.iter().find_map(|tree| tree.epoch)),
-            ..empty_request()
+            ..BuildRequest::default()
         };
         let sink = &self.build.sink;
         let exported = self
@@ -457,41 +456,4 @@ impl One<'_> {
 
 fn no_room(error: std::io::Error) -> Failure {
     Failure::unknown(format!("no room for the result: {error}"))
-}
-
-/// Returns a request that asks for nothing.
-fn empty_request() -> BuildRequest {
-    BuildRequest {
-        context: Context::Empty,
-        dockerfile: DockerfileSource::Bytes {
-            name: String::new(),
-            bytes: Vec::new(),
-        },
-        target: None,
-        build_args: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        platforms: Vec::new(),
-        named_contexts: BTreeMap::new(),
-        ignore_cache: IgnoreCache::No,
-        pull: false,
-        network: String::new(),
-        add_hosts: Vec::new(),
-        shm_size: None,
-        ulimits: Vec::new(),
-        cgroup_parent: None,
-        limits: Limits::default(),
-        steps: StepOptions::default(),
-        secrets: BTreeMap::new(),
-        ssh: BTreeMap::new(),
-        entitlements: Vec::new(),
-        source_date_epoch: None,
-        jobs: None,
-        keep_going: false,
-        tags: Vec::new(),
-        outputs: Vec::new(),
-        cache_from: Vec::new(),
-        cache_to: Vec::new(),
-        squash: false,
-        provenance: None,
-    }
 }

@@ -8,7 +8,7 @@ use crate::commands;
 
 /// Builds container images from Dockerfiles: no daemon, no root, one binary.
 #[derive(Debug, Parser)]
-#[command(name = "lapstrake", version, about, propagate_version = true)]
+#[command(name = "lapstrake", version, propagate_version = true)]
 #[command(after_help = "Examples:
   lapstrake build -t app .                      build the Dockerfile here and name the image
   lapstrake build --target client -o out .      build one stage and take its files
@@ -23,6 +23,7 @@ pub(crate) struct Arguments {
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// State directory [default: $XDG_DATA_HOME/lapstrake, or /var/lib/lapstrake as root]
     #[arg(long, global = true, env = "LAPSTRAKE_ROOT", value_name = "DIR")]
@@ -38,9 +39,19 @@ pub(crate) struct Global {
         value_name = "RUNG"
     )]
     pub(crate) min_isolation: Option<String>,
-    /// Docker's debug switch; diagnostics are chosen by LAPSTRAKE_LOG
-    #[arg(long, short = 'D', global = true, hide = true)]
+    /// Log what the program does; LAPSTRAKE_LOG chooses more finely
+    #[arg(long, short = 'D', global = true, env = "LAPSTRAKE_DEBUG", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) debug: bool,
+    /// How errors, warnings and the log are written to stderr
+    #[arg(
+        long,
+        global = true,
+        env = "LAPSTRAKE_LOG_FORMAT",
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,8 +135,26 @@ pub(crate) enum Command {
     Serve(commands::serve::Serve),
     /// Show what this is and where it keeps things
     Info(commands::system::Info),
+    /// Check whether builds can work here, and say how to mend what is in the way
+    Doctor(commands::doctor::Doctor),
+    /// Explain the code of a finding or an error
+    Explain(commands::explain::Explain),
     /// Show the version
     Version(commands::system::Version),
+    /// Print the completions of a shell
+    Completions(commands::manual::Completions),
+    /// Write manual pages, one for each command
+    Man(commands::manual::Man),
+    #[command(hide = true)]
+    Reference(commands::manual::Reference),
+}
+
+/// How errors, warnings and the log are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    // Without words of their own: they would make the help of each command twice as long.
+    Text,
+    Json,
 }
 
 /// When progress is shown, and how.

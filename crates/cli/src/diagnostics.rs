@@ -6,16 +6,22 @@ use std::ops::Range;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 use dockerfile::{Diagnostic, Severity};
 use engine::{BuildFailure, EngineError, StepFailure};
+use serde_json::json;
+
+use crate::log;
 
 /// Says on stderr why a build failed.
 pub(crate) fn show_failure(failure: &BuildFailure) {
     let dockerfile = failure.dockerfile.as_ref();
     let source = dockerfile.map(|(name, text)| Source::new(name, text));
     for step in &failure.steps {
-        eprintln!("{}", failure_text(step, source.as_ref()));
+        match log::is_json() {
+            true => failure_lines(step, source.as_ref()),
+            false => eprintln!("{}", failure_text(step, source.as_ref())),
+        }
     }
     if failure.steps.len() > 1 {
-        eprintln!("error: {} steps failed", failure.steps.len());
+        log::error(&format!("{} steps failed", failure.steps.len()));
     }
 }
 
@@ -39,6 +45,11 @@ impl<'a> Source<'a> {
             text,
             lines: std::iter::once(0).chain(behind).collect(),
         }
+    }
+
+    /// Returns the name it is shown under.
+    pub(crate) fn name(&self) -> &str {
+        self.name
     }
 
     /// Returns the lines around spans as a snippet, and by how many bytes the spans lie further ahead in it.
@@ -65,6 +76,29 @@ impl<'a> Source<'a> {
         let end = start_of(last.max(1)).max(start);
         clamp(self.text, start, end)
     }
+}
+
+/// Says why a step failed as objects, a line each.
+fn failure_lines(step: &StepFailure, source: Option<&Source<'_>>) {
+    if let (EngineError::Dockerfile { diagnostics }, Some(source)) = (step.error.as_ref(), source) {
+        for found in diagnostics {
+            log::finding(found, source);
+        }
+        return;
+    }
+    let mut value = json!({"level": "error", "message": engine::chain(step.error.as_ref())});
+    if let (Some((first, last)), Some(source)) = (step.lines, source) {
+        value["file"] = source.name.into();
+        value["line"] = first.into();
+        value["last_line"] = last.into();
+    }
+    if let Some(name) = &step.name {
+        value["step"] = name.as_str().into();
+    }
+    if let Some(help) = &step.help {
+        value["helps"] = json!([help]);
+    }
+    log::line(&value);
 }
 
 fn failure_text(step: &StepFailure, source: Option<&Source<'_>>) -> String {

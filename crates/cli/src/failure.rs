@@ -2,7 +2,7 @@
 
 use engine::{Blame, BuildFailure};
 
-use crate::diagnostics;
+use crate::{diagnostics, log};
 
 /// Why the program ends with another code than 0.
 #[derive(Debug)]
@@ -14,6 +14,27 @@ pub(crate) enum Failure {
     /// What there is to say was said.
     Said(u8),
 }
+
+/// Exit codes, and what they mean; `run` and `exec` end with their command's own.
+pub(crate) const EXIT_CODES: [(&str, &str); 8] = [
+    ("0", "It worked."),
+    (
+        "1",
+        "The build failed, or what was asked for is not there. For `check`: there are findings.",
+    ),
+    (
+        "2",
+        "The command line, an option's value or the configuration is wrong.",
+    ),
+    (
+        "3",
+        "The builder itself failed: no space, no permission, a damaged store.",
+    ),
+    ("125", "`run` and `exec`: the container could not be made."),
+    ("126", "`run` and `exec`: the command cannot be executed."),
+    ("127", "`run` and `exec`: there is no such command."),
+    ("130", "It was interrupted (Ctrl-C)."),
+];
 
 /// Exit codes: 0 built, 1 the build failed, 2 usage, 3 the builder failed, 130 interrupted.
 pub(crate) mod exit {
@@ -86,7 +107,7 @@ impl Failure {
                         text.push_str(&cause);
                     }
                 }
-                eprintln!("error: {text}");
+                log::error(&text);
             }
             Failure::Build(failure) => diagnostics::show_failure(failure),
         }

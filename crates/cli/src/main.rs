@@ -12,8 +12,10 @@ mod build_request;
 mod commands;
 mod diagnostics;
 mod engines;
+mod examples;
 mod failure;
 mod glob;
+mod log;
 mod output;
 mod places;
 mod screen;
@@ -26,7 +28,7 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use arguments::{Arguments, Command};
 use failure::{Failure, exit};
@@ -34,8 +36,11 @@ use failure::{Failure, exit};
 fn main() -> ExitCode {
     // Before anything else: a helper has one thread and no open files of ours.
     sandbox::entry::run_if_requested();
-    let arguments = Arguments::parse();
-    start_log();
+    let arguments = match read_arguments() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    log::start(&arguments.global);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -88,21 +93,34 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Cache(command) => command.run(&global),
         Command::Serve(command) => command.run(&global),
         Command::Info(command) => command.run(&global),
+        Command::Doctor(command) => command.run(&global),
+        Command::Explain(command) => command.run(),
         Command::Version(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+        Command::Reference(command) => command.run(),
         Command::Rmi(remove) => remove
             .run(&settings::open_records(&global)?)
             .map_err(exit::build),
     }
 }
 
-/// Starts the log of diagnostics, if `LAPSTRAKE_LOG` asks for one.
-fn start_log() {
-    let Ok(filter) = std::env::var("LAPSTRAKE_LOG") else {
-        return;
-    };
-    let filter = tracing_subscriber::EnvFilter::new(filter);
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+fn read_arguments() -> Result<Arguments, clap::Error> {
+    let mut command = examples::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Says what is wrong with the command line; or shows the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::var_os("LAPSTRAKE_LOG_FORMAT").is_some_and(|value| value == "json")
+        || std::env::args_os().any(|word| word == "--log-format=json");
+    if error.use_stderr() && wants_json {
+        let text = error.render().to_string();
+        let message = text.trim_start_matches("error: ").trim_end();
+        log::line(&serde_json::json!({"level": "error", "code": "usage", "message": message}));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

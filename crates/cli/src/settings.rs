@@ -266,15 +266,5 @@ pub(crate) fn ca_bundle(global: &Global) -> Result<Option<CaBundle>> {
 
 /// Returns whose ids files written by this process carry.
 fn ids() -> Result<Ids> {
-    let map = std::fs::read_to_string("/proc/self/uid_map").context("failed to read the id map")?;
-    let lines: Vec<String> = map
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-        .collect();
-    Ok(match lines.as_slice() {
-        [line] if line == "0 0 4294967295" => Ids::Rootful,
-        lines => Ids::Rootless {
-            map: lines.join(","),
-        },
-    })
+    Ids::of_this_process().context("failed to read the id map")
 }

@@ -236,6 +236,28 @@ impl BuildFailure {
     }
 }
 
+impl std::fmt::Display for BuildFailure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (number, step) in self.steps.iter().enumerate() {
+            let gap = if number == 0 { "" } else { "; " };
+            let reason = match step.error.as_ref() {
+                EngineError::Dockerfile { diagnostics } => {
+                    let all: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+                    all.join("; ")
+                }
+                error => chain(error),
+            };
+            match &step.name {
+                Some(name) => write!(formatter, "{gap}{name}: {reason}")?,
+                None => write!(formatter, "{gap}{reason}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for BuildFailure {}
+
 impl From<EngineError> for BuildFailure {
     fn from(error: EngineError) -> Self {
         Self::of_steps(vec![StepFailure {

@@ -3,6 +3,8 @@
 //! *Responsibility*: [`Engine::build`] takes a request and carries it out: Dockerfile, graph, keys,
 //! sources, steps, exports. What it does on the way is told to a [`progress::Sink`].
 //!
+//! Programs of one's own find what they need in [`library`].
+//!
 //! *Not here*: arguments, terminals, exit codes.
 //!
 //! *Invariants*: a step runs only with its inputs whole and leased; a result is recorded only when
@@ -29,6 +31,7 @@ pub mod history;
 pub mod images;
 mod inspect;
 mod keys;
+pub mod library;
 mod matching;
 mod plan;
 mod request;
@@ -53,6 +56,7 @@ pub use graphs::{
 };
 pub use inspect::Inspected;
 pub use keys::KeyPart;
+pub use library::become_helper_if_asked;
 pub use request::{
     AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, CaBundle, CacheMode, CachePlace,
     CacheSource, CacheTarget, Compression, ContainerEngine, Context, Destination, DockerfileSource,

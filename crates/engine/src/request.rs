@@ -67,6 +67,45 @@ pub struct BuildRequest {
     pub provenance: Option<::attest::Provenance>,
 }
 
+/// Asks for nothing: no files, an empty Dockerfile, no outputs.
+impl Default for BuildRequest {
+    fn default() -> Self {
+        Self {
+            context: Context::Empty,
+            dockerfile: DockerfileSource::Bytes {
+                name: String::new(),
+                bytes: Vec::new(),
+            },
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            platforms: Vec::new(),
+            named_contexts: BTreeMap::new(),
+            ignore_cache: IgnoreCache::No,
+            pull: false,
+            network: String::new(),
+            add_hosts: Vec::new(),
+            shm_size: None,
+            ulimits: Vec::new(),
+            cgroup_parent: None,
+            limits: sandbox::Limits::default(),
+            steps: StepOptions::default(),
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
+            entitlements: Vec::new(),
+            source_date_epoch: None,
+            jobs: None,
+            keep_going: false,
+            tags: Vec::new(),
+            outputs: Vec::new(),
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
+            squash: false,
+            provenance: None,
+        }
+    }
+}
+
 /// Where the files of the build come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Context {

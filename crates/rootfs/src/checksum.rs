@@ -90,8 +90,10 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
         found: Mutex::default(),
     };
     let path = RootPath::new(&selection.path)?;
-    let (base, tasks) = if selection.wildcard {
-        let (base, _) = pattern::split(&path);
+    let (plain, wild) = pattern::split(&path);
+    // A path without a wildcard stands for itself, and its symlinks are followed where it is read.
+    let (base, tasks) = if selection.wildcard && !wild.is_empty() {
+        let base = plain;
         let matches = pattern::expand(tree, &path, selection.follow())?;
         // Matches are below the base with its symlinks resolved: only what follows it is part of the checksum.
         let resolved = RootPath::new(tree.resolve(&base, selection.follow())?.path())?;

@@ -22,6 +22,25 @@ pub enum Ids {
 }
 
 impl Ids {
+    /// Returns those of the files that this process writes.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc/self/uid_map` cannot be read.
+    pub fn of_this_process() -> std::io::Result<Self> {
+        let map = std::fs::read_to_string("/proc/self/uid_map")?;
+        let lines: Vec<String> = map
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        Ok(match lines.as_slice() {
+            [line] if line == "0 0 4294967295" => Ids::Rootful,
+            lines => Ids::Rootless {
+                map: lines.join(","),
+            },
+        })
+    }
+
     /// Returns whether a file may be given to this id.
     pub fn maps(&self, id: u32) -> bool {
         let Ids::Rootless { map } = self else {

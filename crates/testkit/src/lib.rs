@@ -9,6 +9,7 @@
 //! left behind, no network is used.
 
 pub mod browser;
+pub mod pages;
 pub mod soak;
 
 use std::ffi::OsStr;

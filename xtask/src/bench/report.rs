@@ -176,8 +176,8 @@ impl Report {
     pub(crate) fn page(&self) -> String {
         let mut page = String::from(
             "# Benchmarks\n\nThis page is written by `cargo xtask bench compare --docs`. To have it from your own \
-             machine:\n\n```console\n$ cargo xtask peers            # Docker (with BuildKit) and buildah, in a root of \
-             their own\n$ cargo xtask bench compare\n```\n\n## Method\n\nEvery workload runs on every builder in turn, \
+             machine:\n\n```sh\ncargo xtask peers              # Docker (with BuildKit) and buildah, in a root of \
+             their own\ncargo xtask bench compare\n```\n\n## Method\n\nEvery workload runs on every builder in turn, \
              then again; what stands here is the median in seconds of ",
         );
         match self.runs {

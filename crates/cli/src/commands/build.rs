@@ -15,7 +15,7 @@ use super::debug::{self, OnFailure};
 use super::{space, why};
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
-use crate::{build_request, diagnostics, output, settings, signals, summary};
+use crate::{build_request, diagnostics, log, output, settings, signals, summary};
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
@@ -290,10 +290,10 @@ fn with_progress<T>(
     match surplus {
         Ok(Some((policy, done))) => space::warn_of_holder(&policy, &done),
         Ok(None) => {}
-        Err(error) => eprintln!(
-            "warning: the store was not brought within its limits: {}",
+        Err(error) => log::warning(&format!(
+            "the store was not brought within its limits: {}",
             engine::chain(&error)
-        ),
+        )),
     }
     result.map_err(Failure::Build)
 }
@@ -308,11 +308,14 @@ fn renderer(build: &Build) -> Box<dyn Render + Send> {
 pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
     let stderr = std::io::stderr;
     let mode = match mode {
+        ProgressMode::Auto if log::is_json() => ProgressMode::Rawjson,
         ProgressMode::Auto if stderr().is_terminal() => ProgressMode::Tty,
         ProgressMode::Auto => ProgressMode::Plain,
         mode => mode,
     };
     match mode {
+        // The log of a step that failed is text; the error is said as an object.
+        ProgressMode::Quiet if log::is_json() => Box::new(RawJson::new(std::io::sink())),
         ProgressMode::Quiet => Box::new(Quiet::new(stderr())),
         ProgressMode::Rawjson => Box::new(RawJson::new(stderr())),
         ProgressMode::Plain | ProgressMode::Auto => {
@@ -346,7 +349,7 @@ fn conclude(build: &Build, history: &History, record: Option<&BuildRecord>) {
     let Some(record) = record.filter(|_| !quiet) else {
         return;
     };
-    let json = build.progress == ProgressMode::Rawjson;
+    let json = build.progress == ProgressMode::Rawjson || log::is_json();
     if !json {
         eprint!(
             "{}",
@@ -360,7 +363,7 @@ fn conclude(build: &Build, history: &History, record: Option<&BuildRecord>) {
                 eprintln!("{}", serde_json::json!({ "explanations": reasons }));
             }
             Ok(reasons) => eprint!("\n{}", why::text(record, &reasons)),
-            Err(error) => eprintln!("warning: the steps cannot be explained: {error:#}"),
+            Err(error) => log::warning(&format!("the steps cannot be explained: {error:#}")),
         }
     }
 }
@@ -390,7 +393,7 @@ fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Re
     {
         let source = diagnostics::Source::new(name, text);
         for warning in &result.warnings {
-            eprintln!("{}", diagnostics::draw(warning, &source));
+            log::finding(warning, &source);
         }
     }
     let id = result.image.as_ref().map(ToString::to_string);
@@ -408,8 +411,8 @@ fn finish(build: &Build, outputs: &[Output], result: &BuildResult) -> anyhow::Re
             .iter()
             .any(|output| matches!(output, Output::Docker(_)))
     {
-        eprintln!(
-            "note: --load: neither Docker nor Podman nor containerd runs here; the image is in lapstrake's store"
+        log::note(
+            "--load: neither Docker nor Podman nor containerd runs here; the image is in lapstrake's store",
         );
     }
     let taken = outputs.iter().any(|output| match output {

@@ -17,7 +17,7 @@ use super::run::{Create, Exec, Monitor, Run, Start};
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::table::{Listing, human_duration, human_size};
-use crate::{output, settings};
+use crate::{log, output, settings};
 
 /// Manage containers
 #[derive(Debug, Subcommand)]
@@ -144,7 +144,7 @@ impl Remove {
         for_each(&self.containers, |wanted| {
             let container = match container::find_container(&store, wanted) {
                 Err(error) if self.force => {
-                    eprintln!("error: {error}");
+                    log::error(&error.to_string());
                     return Ok(());
                 }
                 other => other?,
@@ -160,7 +160,7 @@ fn for_each(words: &[String], work: impl Fn(&str) -> Result<()>) -> Result<(), F
     let mut failed = false;
     for word in words {
         if let Err(error) = work(word) {
-            eprintln!("error: {error:#}");
+            log::error(&format!("{error:#}"));
             failed = true;
         }
     }

@@ -294,7 +294,7 @@ impl Remove {
         let mut failed = false;
         for wanted in &self.images {
             if let Err(error) = self.remove(store, wanted) {
-                eprintln!("error: {error:#}");
+                crate::log::error(&format!("{error:#}"));
                 failed = true;
             }
         }

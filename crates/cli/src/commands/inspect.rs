@@ -12,7 +12,7 @@ use super::images::find_subject;
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::template::Template;
-use crate::{output, settings};
+use crate::{log, output, settings};
 
 /// Show all that is known of images or containers
 #[derive(Debug, Args)]
@@ -83,7 +83,7 @@ impl Inspect {
             return Ok(());
         }
         for name in missing {
-            eprintln!("error: No such {}: {name}", kind.unwrap_or("object"));
+            log::error(&format!("No such {}: {name}", kind.unwrap_or("object")));
         }
         Err(Failure::Said(1))
     }

@@ -17,7 +17,7 @@ use sandbox::Status;
 use crate::arguments::{Global, ProgressMode};
 use crate::attach::{self, RawTerminal};
 use crate::failure::{Failure, exit};
-use crate::{build_request, output, screen, settings};
+use crate::{build_request, log, output, screen, settings};
 
 /// What a container is to be.
 #[derive(Debug, Args)]
@@ -376,7 +376,7 @@ fn create(engine: &Engine, request: &CreateRequest, quiet: bool) -> Result<Conta
         _ => ProgressMode::Quiet,
     };
     if missing && !quiet {
-        eprintln!("Unable to find image '{}' locally", request.image);
+        log::info(&format!("Unable to find image '{}' locally", request.image));
     }
     screen::show(mode, |sink, cancel| {
         engine.create_container(request, sink, cancel)
@@ -443,7 +443,7 @@ impl Run {
         };
         if !self.quiet {
             for note in engine.notes() {
-                eprintln!("WARNING: {note}");
+                log::warning(&note);
             }
         }
         follow(running, request.tty)
@@ -474,7 +474,9 @@ pub(crate) fn end_with(status: &Status) -> Result<(), Failure> {
             true => " (the image may have no shell and no tools: run what is in it by its path)",
             false => "",
         };
-        eprintln!("error: unable to start container process: {reason}{hint}");
+        log::error(&format!(
+            "unable to start container process: {reason}{hint}"
+        ));
     }
     match u8::try_from(status.shell_code()) {
         Ok(0) => Ok(()),

@@ -9,7 +9,7 @@ use engine::Cancel;
 
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
-use crate::{places, settings, signals};
+use crate::{log, places, settings, signals};
 
 /// Serve BuildKit's API, for docker buildx and other clients
 #[derive(Debug, Args)]
@@ -32,10 +32,10 @@ impl Serve {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let config = configuration(global).map_err(exit::usage)?;
         for warning in &config.warnings {
-            eprintln!(
-                "warning: the configuration's key {} is not followed",
+            log::warning(&format!(
+                "the configuration's key {} is not followed",
                 warning.key
-            );
+            ));
         }
         let address = self.address(&config).map_err(exit::usage)?;
         let mut global = global.clone();
@@ -58,7 +58,7 @@ impl Serve {
             },
         );
         server
-            .run(&stop, |address| eprintln!("serving on {address}"))
+            .run(&stop, |address| log::info(&format!("serving on {address}")))
             .map_err(exit::builder)
     }
 

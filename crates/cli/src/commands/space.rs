@@ -9,7 +9,7 @@ use super::container::stopped;
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
 use crate::table::{Listing, human_duration, human_size};
-use crate::{output, settings};
+use crate::{log, output, settings};
 
 /// Show what takes space
 #[derive(Debug, Args)]
@@ -346,12 +346,12 @@ impl BuilderPrune {
 /// Says who holds it, where what cannot be removed is more than the limit.
 pub(crate) fn warn_of_holder(policy: &CollectPolicy, done: &Collected) {
     if let (Some((bytes, holder)), Some(limit)) = (&done.held, policy.max_used) {
-        eprintln!(
-            "warning: the store takes {}, its limit is {}: {} cannot be removed, most of it because of {holder}",
+        log::warning(&format!(
+            "the store takes {}, its limit is {}: {} cannot be removed, most of it because of {holder}",
             human_size(done.used),
             human_size(limit),
             human_size(*bytes),
-        );
+        ));
     }
 }
 

@@ -393,11 +393,14 @@ pub(crate) fn worker_record(engine: &Engine) -> WorkerRecord {
     }
 }
 
+/// Returns what takes space in the store and can be given back; what is kept of builds is not among it.
 fn usage(engine: &Engine) -> Result<Vec<Usage>, Failure> {
-    engine
+    let mut all = engine
         .store()
         .usage()
-        .map_err(|error| Failure::unknown(engine::chain(&error)))
+        .map_err(|error| Failure::unknown(engine::chain(&error)))?;
+    all.retain(|usage| !matches!(usage.kind, ItemKind::Build | ItemKind::Internal));
+    Ok(all)
 }
 
 fn record(usage: &Usage) -> pbc::UsageRecord {

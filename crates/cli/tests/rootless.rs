@@ -194,7 +194,7 @@ fn steps_of_a_user_reach_the_world_but_not_the_loopback_of_the_machine() {
     environment.write(
         "ctx/Dockerfile",
         "FROM busybox\n\
-         RUN timeout 20 nc 192.0.2.2 80 < /dev/null > /world; \
+         RUN timeout 20 nc 192.0.2.2 80 < /dev/null | head -n 1 > /world; \
          for host in 127.0.0.1 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); do \
          timeout 3 nc $host 81 < /dev/null >> /loopback; done; ls /sys/class/net | wc -l > /links\n",
     );

@@ -86,7 +86,10 @@ impl StoreError {
     }
 
     pub(crate) fn database(action: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
-        move |source| StoreError::Database { action, source }
+        move |source| StoreError::Database {
+            action,
+            source: in_plain_words(source),
+        }
     }
 
     /// Returns whether the records themselves cannot be read: no file of records, or a broken one.
@@ -112,5 +115,19 @@ impl StoreError {
             }
             _ => false,
         }
+    }
+}
+
+/// Says of a failure to make the index of the write-ahead log larger what it is: the disk is full.
+fn in_plain_words(error: rusqlite::Error) -> rusqlite::Error {
+    use rusqlite::ffi;
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _)
+            if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE =>
+        {
+            let full = ffi::Error::new(ffi::SQLITE_FULL);
+            rusqlite::Error::SqliteFailure(full, Some("database or disk is full".to_owned()))
+        }
+        error => error,
     }
 }

@@ -161,6 +161,8 @@ impl<'a> Follower<'a> {
             log: None,
             skip: 0,
         };
+        // The first build of a store makes it; what is not there cannot be watched.
+        let _ = std::fs::create_dir(store.path("builds"));
         // The file may be removed and made again, so its folder is watched.
         if let Some(folder) = lock.parent() {
             follower.watch(folder, WatchFlags::CREATE | WatchFlags::MODIFY);

@@ -8,8 +8,9 @@ use engine::{Attestation, ProvenanceOf, Solved};
 use oci::{Platform, Timestamp};
 use serde_json::{Map, Value};
 
-use crate::build::{Build, FrontendResult, Tree};
+use crate::build::{Build, FrontendResult, Tree, Trees};
 use crate::error::Failure;
+use crate::history::{self, Blob};
 
 /// The version of the built-in Dockerfile frontend.
 pub(crate) const FRONTEND_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -54,7 +55,7 @@ impl Wanted {
     }
 }
 
-/// Says what is asked to be said of one tree of a result. `id` is empty where there is but one.
+/// Says what is asked to be said of one tree of a result. `platform` is `None` where there is but one.
 pub(crate) fn of_tree(
     build: &Build,
     result: &FrontendResult,
@@ -65,23 +66,93 @@ pub(crate) fn of_tree(
 ) -> Vec<Attestation> {
     let mut said = Vec::new();
     if let Some(wanted) = &build.attestations.provenance {
+        let whole = Whole {
+            build,
+            result,
+            platforms,
+        };
+        let of = whole.provenance(wanted.clone(), tree, solved, platform);
+        said.push(Attestation::of_provenance(of));
+    }
+    said
+}
+
+/// Says for the history how each tree of a result was made, asked or not.
+pub(crate) fn of_history(build: &Build, result: &FrontendResult) -> Vec<(Option<String>, Blob)> {
+    let named: Vec<(Option<&String>, &Arc<Tree>)> = match &result.trees {
+        Trees::One(tree) => tree.iter().map(|tree| (None, tree)).collect(),
+        Trees::ByPlatform(trees) => trees
+            .iter()
+            .filter_map(|(id, tree)| Some((Some(id), tree.as_ref()?)))
+            .collect(),
+    };
+    let platform = |id: Option<&String>| id.and_then(|id| id.parse::<Platform>().ok());
+    let platforms: Vec<Platform> = named.iter().filter_map(|(id, _)| platform(*id)).collect();
+    let whole = Whole {
+        build,
+        result,
+        platforms: &platforms,
+    };
+    let asked = build.attestations.provenance.as_ref();
+    let wanted = Provenance {
+        builder_id: asked.map_or_else(String::new, |asked| asked.builder_id.clone()),
+        ..Provenance::default()
+    };
+    let mut statements = Vec::new();
+    for (id, tree) in named {
+        let Ok(solved) = tree.solve(build) else {
+            continue;
+        };
+        let of = whole.provenance(wanted.clone(), tree, &solved, platform(id).as_ref());
+        let kind = of.wanted.version.predicate_type();
+        let predicate = build.engine.provenance(&of);
+        match predicate.map(|predicate| oci::json::indented(&predicate)) {
+            Ok(Ok(bytes)) => {
+                let blob = Blob::new(history::STATEMENT_TYPE, bytes);
+                let blob = blob.with_annotation("in-toto.io/predicate-type", kind);
+                statements.push((id.cloned(), blob));
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "the history has no provenance"),
+            Err(error) => tracing::warn!(%error, "the history has no provenance"),
+        }
+    }
+    statements
+}
+
+/// A result with all its platforms.
+struct Whole<'a> {
+    build: &'a Build,
+    result: &'a FrontendResult,
+    platforms: &'a [Platform],
+}
+
+impl Whole<'_> {
+    fn provenance(
+        &self,
+        wanted: Provenance,
+        tree: &Arc<Tree>,
+        solved: &Solved,
+        platform: Option<&Platform>,
+    ) -> ProvenanceOf {
+        let build = self.build;
         let scope = tree.scope().unwrap_or(&build.scope);
         let mut sources = solved.taken().sources().clone();
-        let numbers: Vec<u64> = result.trees.all().iter().map(|tree| tree.number).collect();
+        let trees = self.result.trees.all();
+        let numbers: Vec<u64> = trees.iter().map(|tree| tree.number).collect();
         scope.add_sources(&mut sources, &numbers);
         let mut asked = attest::Sources::default();
         for image in scope.images() {
             asked.add_image(image);
         }
         if let Some(platform) = platform {
-            asked.keep_platform(platform, platforms);
+            asked.keep_platform(platform, self.platforms);
         }
         sources.merge(&asked);
         sources.tidy();
         let request = build.request_with_root(scope, &sources);
         let is_ours = request.frontend == "dockerfile.v0";
-        said.push(Attestation::of_provenance(ProvenanceOf {
-            wanted: wanted.clone(),
+        ProvenanceOf {
+            wanted,
             request,
             sources,
             graph: Arc::clone(&tree.graph),
@@ -90,9 +161,8 @@ pub(crate) fn of_tree(
             started: build.started,
             frontend_version: is_ours.then(|| FRONTEND_VERSION.to_owned()),
             environment: Arc::clone(&build.attestations.environment),
-        }));
+        }
     }
-    said
 }
 
 /// Reads what an operator says of the builder: all JSON files of a folder, in the order of their names.

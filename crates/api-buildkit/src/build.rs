@@ -20,6 +20,7 @@ use crate::client::SessionClient;
 use crate::dockerfile;
 use crate::error::Failure;
 use crate::jobs::Job;
+use crate::policy::Policies;
 use crate::scope::{Produced, Producers, Scope};
 
 /// A build under way.
@@ -37,6 +38,8 @@ pub(crate) struct Build {
     pub(crate) started: Timestamp,
     pub(crate) attestations: Wanted,
     pub(crate) caches: caches::Wanted,
+    /// What may be taken from outside, and what in its place.
+    pub(crate) policies: Policies,
     /// The caches, once they were read, and the folders they are in.
     read_caches: OnceLock<(Caches, Vec<TempDir>)>,
     /// What the client itself does.
@@ -93,6 +96,8 @@ pub(crate) struct FrontendRequest {
     pub(crate) attrs: BTreeMap<String, String>,
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
     pub(crate) evaluate: bool,
+    /// For this request alone.
+    pub(crate) policies: Policies,
 }
 
 impl Tree {
@@ -152,8 +157,16 @@ impl Tree {
         if let Some(solved) = &*solved {
             return solved.clone();
         }
+        let graph = match build.policies.apply_to_graph(&self.definition) {
+            Ok(None) => Arc::clone(&self.graph),
+            Ok(Some(converted)) => Arc::new(converted),
+            Err(failure) => {
+                *solved = Some(Err(failure.clone()));
+                return Err(failure);
+            }
+        };
         let request = GraphRequest {
-            graph: Arc::clone(&self.graph),
+            graph,
             images: self.images.clone(),
             client: build.client.clone(),
             entitlements: build.entitlements.clone(),
@@ -185,6 +198,7 @@ pub(crate) struct BuildParts {
     pub(crate) frontend: String,
     pub(crate) attrs: BTreeMap<String, String>,
     pub(crate) producers: Arc<Producers>,
+    pub(crate) policies: Policies,
 }
 
 impl Build {
@@ -202,6 +216,7 @@ impl Build {
             frontend,
             attrs,
             producers,
+            policies,
         } = parts;
         let asked = producers.request(&frontend, &attrs, &inputs);
         Self {
@@ -216,6 +231,7 @@ impl Build {
             started: crate::attestations::now(),
             attestations,
             caches,
+            policies,
             read_caches: OnceLock::new(),
             scope: Scope::new(Request::default()),
             asked,
@@ -253,12 +269,22 @@ impl Build {
                 ));
             }
             (Some(definition), _) => {
+                let converted = match request.policies.is_empty() {
+                    true => None,
+                    false => request.policies.apply(&definition)?,
+                };
+                let definition = converted.unwrap_or(definition);
                 let result = FrontendResult {
                     trees: Trees::One(Tree::of_definition(definition)?),
                     metadata: BTreeMap::new(),
                 };
                 self.assign(&result, &self.scope);
                 result
+            }
+            (None, _) if !request.policies.is_empty() => {
+                return Err(Failure::unsupported(
+                    "a source policy that a frontend has for another",
+                ));
             }
             (None, "dockerfile.v0") => self.dockerfile(request.attrs, &request.inputs)?,
             (None, "gateway.v0") => {

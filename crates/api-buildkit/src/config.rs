@@ -1,17 +1,23 @@
 //! `buildkitd.toml`: the keys of it that mean something here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use crate::attestations::read_environment;
 use crate::error::ServeError;
+use crate::listen::Tls;
 
 /// What a configuration file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
     /// Where to listen (`[grpc] address`).
     pub addresses: Vec<String>,
+    /// How TCP is protected (`[grpc.tls]`).
+    pub tls: Option<Tls>,
+    /// Who owns sockets (`[grpc] uid` and `gid`).
+    pub socket_user: Option<u32>,
+    pub socket_group: Option<u32>,
     /// What clients may ask for (`insecure-entitlements`).
     pub entitlements: Vec<String>,
     /// The state directory.
@@ -51,23 +57,72 @@ impl Config {
                     config.entitlements = texts(value)
                         .ok_or_else(|| invalid(format!("{key} is no list of names")))?;
                 }
-                ("grpc", Value::Table(grpc)) => {
-                    for (inner, value) in grpc {
-                        match inner.as_str() {
-                            "address" => {
-                                config.addresses = texts(value).ok_or_else(|| {
-                                    invalid("grpc.address is no list of addresses".to_owned())
-                                })?;
-                            }
-                            inner => config.warn(format!("grpc.{inner}")),
-                        }
-                    }
-                }
+                ("grpc", Value::Table(grpc)) => config.read_grpc(grpc, &invalid)?,
                 ("worker", Value::Table(workers)) => config.read_workers(workers, &invalid)?,
                 (key, _) => config.warn(key.to_owned()),
             }
         }
         Ok(config)
+    }
+
+    fn read_grpc(
+        &mut self,
+        grpc: &Table,
+        invalid: &dyn Fn(String) -> ServeError,
+    ) -> Result<(), ServeError> {
+        let id = |name: &str, value: &Value| {
+            let number = value.as_integer().and_then(|number| number.try_into().ok());
+            number.ok_or_else(|| invalid(format!("grpc.{name} is no id")))
+        };
+        for (key, value) in grpc {
+            match (key.as_str(), value) {
+                ("address", value) => {
+                    self.addresses = texts(value).ok_or_else(|| {
+                        invalid("grpc.address is no list of addresses".to_owned())
+                    })?;
+                }
+                ("uid", value) => self.socket_user = Some(id("uid", value)?),
+                ("gid", value) => self.socket_group = Some(id("gid", value)?),
+                ("tls", Value::Table(tls)) => self.read_tls(tls, invalid)?,
+                (key, _) => self.warn(format!("grpc.{key}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_tls(
+        &mut self,
+        table: &Table,
+        invalid: &dyn Fn(String) -> ServeError,
+    ) -> Result<(), ServeError> {
+        let mut files = [None, None, None];
+        for (key, value) in table {
+            let place = match key.as_str() {
+                "cert" => 0,
+                "key" => 1,
+                "ca" => 2,
+                key => {
+                    self.warn(format!("grpc.tls.{key}"));
+                    continue;
+                }
+            };
+            let path = value.as_str();
+            let path = path.ok_or_else(|| invalid(format!("grpc.tls.{key} is no path")))?;
+            files[place] = Some(PathBuf::from(path)).filter(|_| !path.is_empty());
+        }
+        self.tls = match files {
+            [None, None, None] => None,
+            [Some(certificate), Some(key), client_authority] => Some(Tls {
+                certificate,
+                key,
+                client_authority,
+            }),
+            _ => {
+                let reason = "grpc.tls needs both cert and key";
+                return Err(invalid(reason.to_owned()));
+            }
+        };
+        Ok(())
     }
 
     fn read_workers(
@@ -119,6 +174,12 @@ mod tests {
             [grpc]
             address = ["unix:///run/x.sock"]
             uid = 0
+            gid = 7
+            debugAddress = "0.0.0.0:6060"
+            [grpc.tls]
+            cert = "/c.pem"
+            key = "/k.pem"
+            ca = "/ca.pem"
             [worker.oci]
             max-parallelism = 3
             gc = true
@@ -130,6 +191,18 @@ mod tests {
         let config = Config::parse(Path::new("x.toml"), text).unwrap();
         assert_eq!(config.entitlements, ["network.host"]);
         assert_eq!(config.addresses, ["unix:///run/x.sock"]);
+        assert_eq!(
+            (config.socket_user, config.socket_group),
+            (Some(0), Some(7))
+        );
+        assert_eq!(
+            config.tls,
+            Some(Tls {
+                certificate: "/c.pem".into(),
+                key: "/k.pem".into(),
+                client_authority: Some("/ca.pem".into()),
+            })
+        );
         assert_eq!(config.max_parallelism, Some(3));
         let mut keys: Vec<&str> = config
             .warnings
@@ -139,7 +212,12 @@ mod tests {
         keys.sort_unstable();
         assert_eq!(
             keys,
-            ["grpc.uid", "other", "worker.containerd", "worker.oci.gc"]
+            [
+                "grpc.debugAddress",
+                "other",
+                "worker.containerd",
+                "worker.oci.gc"
+            ]
         );
     }
 
@@ -149,6 +227,9 @@ mod tests {
             "insecure-entitlements = 1",
             "[grpc]\naddress = \"x\"",
             "[worker.oci]\nmax-parallelism = -1",
+            "[grpc]\nuid = -1",
+            "[grpc.tls]\ncert = \"x\"",
+            "[grpc.tls]\nca = 1",
             "= x",
         ] {
             assert!(Config::parse(Path::new("x.toml"), text).is_err(), "{text}");

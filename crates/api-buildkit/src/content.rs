@@ -28,21 +28,21 @@ const MAX_DOCUMENT: u64 = 16 << 20;
 const STORE_HEADER: &str = "buildkit-attachable-store-id";
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ReadRequest {
+pub(crate) struct ReadRequest {
     #[prost(string, tag = "1")]
-    digest: String,
+    pub(crate) digest: String,
     #[prost(int64, tag = "2")]
-    offset: i64,
+    pub(crate) offset: i64,
     #[prost(int64, tag = "3")]
-    size: i64,
+    pub(crate) size: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ReadResponse {
+pub(crate) struct ReadResponse {
     #[prost(int64, tag = "1")]
-    offset: i64,
+    pub(crate) offset: i64,
     #[prost(bytes = "vec", tag = "2")]
-    data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -24,11 +24,13 @@ use crate::build::{Build, BuildParts, FrontendRequest, FrontendResult};
 use crate::caches;
 use crate::client::SessionClient;
 use crate::error::Failure;
-use crate::export;
+use crate::export::{self, Exported};
 use crate::gateway::{Gateway, blocking, seconds};
 use crate::jobs::{JobGuard, JobReceiver, Jobs};
+use crate::policy::Policies;
 use crate::scope::Producers;
 use crate::session::Sessions;
+use crate::trace::Parent;
 
 /// What all calls share.
 pub(crate) struct Shared {
@@ -93,7 +95,9 @@ impl Control for ControlService {
         &self,
         request: Request<pbc::SolveRequest>,
     ) -> Result<Response<pbc::SolveResponse>, Status> {
+        let metadata = request.metadata().clone();
         let asked = request.into_inner();
+        let trace = Parent::of_call(&metadata, &asked.r#ref);
         let record = pbc::BuildHistoryRecord {
             r#ref: asked.r#ref.clone(),
             frontend: asked.frontend.clone(),
@@ -101,10 +105,10 @@ impl Control for ControlService {
             exporters: asked.exporters.clone(),
             ..pbc::BuildHistoryRecord::default()
         };
-        let guard = self.0.jobs.begin(record, asked.internal)?;
+        let guard = self.0.jobs.begin(record, asked.internal, trace)?;
         let result = self.0.solve(asked, &guard).await;
         guard.conclude(&result);
-        let response = result?;
+        let response = result?.response;
         Ok(Response::new(pbc::SolveResponse {
             exporter_response: response.into_iter().collect(),
         }))
@@ -116,9 +120,9 @@ impl Control for ControlService {
         &self,
         request: Request<pbc::StatusRequest>,
     ) -> Result<Response<Self::StatusStream>, Status> {
-        let job = self.0.jobs.get(&request.into_inner().r#ref).await?;
         let (listener, answers) = mpsc::channel(8);
-        tokio::spawn(job.follow(listener));
+        let build = request.into_inner().r#ref;
+        self.0.jobs.follow(&build, listener).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 
@@ -164,8 +168,8 @@ impl Control for ControlService {
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
         let asked = request.into_inner();
         refuse_filters(&asked.filter)?;
-        let (now, mut later) = self.0.jobs.history();
-        let early_exit = asked.early_exit;
+        let (mut now, mut later) = self.0.jobs.history();
+        let (early_exit, limit) = (asked.early_exit, asked.limit);
         let is_wanted = move |event: &pbc::BuildHistoryEvent| {
             let started = event.r#type == pbc::BuildHistoryEventType::Started as i32;
             let record = event.record.as_ref();
@@ -173,8 +177,12 @@ impl Control for ControlService {
             (asked.r#ref.is_empty() || named) && (started || !asked.active_only)
         };
         let (listener, answers) = mpsc::channel(8);
+        now.retain(&is_wanted);
+        if let Ok(limit @ 1..) = usize::try_from(limit) {
+            now.drain(..now.len().saturating_sub(limit));
+        }
         tokio::spawn(async move {
-            for event in now.into_iter().filter(&is_wanted) {
+            for event in now {
                 if listener.send(Ok(event)).await.is_err() {
                     return;
                 }
@@ -205,10 +213,15 @@ impl Control for ControlService {
         request: Request<pbc::UpdateBuildHistoryRequest>,
     ) -> Result<Response<pbc::UpdateBuildHistoryResponse>, Status> {
         let asked = request.into_inner();
-        if !asked.delete {
-            return Err(Failure::unsupported("pinning or finalizing a build").into());
-        }
-        self.0.jobs.forget(&asked.r#ref)?;
+        let (jobs, build) = (Arc::clone(&self.0.jobs), asked.r#ref);
+        blocking(move || {
+            Ok(match (asked.delete, asked.finalize) {
+                (true, _) => jobs.forget(&build)?,
+                (false, true) => jobs.finalize(&build)?,
+                (false, false) => jobs.pin(&build, asked.pinned)?,
+            })
+        })
+        .await?;
         Ok(Response::new(pbc::UpdateBuildHistoryResponse {}))
     }
 }
@@ -219,7 +232,7 @@ impl Shared {
         &self,
         mut asked: pbc::SolveRequest,
         guard: &JobGuard,
-    ) -> Result<export::Response, Failure> {
+    ) -> Result<Exported, Failure> {
         if asked.exporters.is_empty() && !asked.exporter_deprecated.is_empty() {
             asked.exporters.push(pbc::Exporter {
                 r#type: std::mem::take(&mut asked.exporter_deprecated),
@@ -253,6 +266,7 @@ impl Shared {
             frontend: asked.frontend.clone(),
             attrs,
             producers: Arc::clone(&self.producers),
+            policies: Policies::parse(&asked.source_policy)?,
         }));
         let _cancel = CancelOnDrop(build.cancel.clone());
         let stopping = {
@@ -281,7 +295,7 @@ impl Shared {
         &self,
         asked: pbc::SolveRequest,
         build: Arc<Build>,
-    ) -> Result<export::Response, Failure> {
+    ) -> Result<Exported, Failure> {
         let epoch = asked
             .frontend_attrs
             .get("build-arg:SOURCE_DATE_EPOCH")
@@ -298,6 +312,7 @@ impl Shared {
                 attrs: sorted(asked.frontend_attrs),
                 inputs: sorted(asked.frontend_inputs),
                 evaluate: false,
+                policies: Policies::default(),
             };
             blocking(move || build.solve(request)).await?
         };
@@ -323,12 +338,10 @@ impl Shared {
         if Wanted::parse(&attrs, Arc::default())?.sbom.is_some() {
             return Err(Failure::unsupported("the attestation \"sbom\""));
         }
-        if asked
-            .source_policy
-            .as_ref()
-            .is_some_and(|policy| !policy.rules.is_empty())
-        {
-            return Err(Failure::unsupported("a source policy"));
+        if !asked.source_policy_session.is_empty() {
+            return Err(Failure::unsupported(
+                "a source policy that the client decides by",
+            ));
         }
         Ok(())
     }

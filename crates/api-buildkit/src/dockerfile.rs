@@ -16,12 +16,14 @@ use frontend::{
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Event, Position, Range, SourceInfo, Vertex, Warning};
+use prost::Message;
 use serde_json::json;
 
 use crate::build::{Build, FrontendResult, Tree, Trees, is_builtin};
 use crate::error::Failure;
 use crate::files::{self, Files};
 use crate::options::{self, Attributes};
+use crate::policy;
 use crate::scope::Scope;
 use crate::subrequest;
 
@@ -165,6 +167,10 @@ fn load(
         *patterns = patterns_of(&ignore);
     }
     options.filename.clone_from(&name);
+    options.definition = match &files {
+        Files::Tree(tree) => Some(tree.definition.encode_to_vec()),
+        Files::Local(local) => definition_of(local, &name),
+    };
     options.named_contexts = named_contexts(build, attrs, inputs)?;
     let check = match attrs.get("build-arg:BUILDKIT_DOCKERFILE_CHECK") {
         None => None,
@@ -188,6 +194,19 @@ fn missing(name: &str) -> Failure {
     Failure::unknown(format!(
         "failed to read dockerfile: open {name}: no such file or directory"
     ))
+}
+
+/// Returns the graph that yields a Dockerfile of a client's directory.
+fn definition_of(local: &str, name: &str) -> Option<Vec<u8>> {
+    let mut graph = llb::GraphBuilder::default();
+    let follow = json!([name, format!("{name}.dockerignore")]).to_string();
+    let source = llb::Op::Source(llb::SourceOp {
+        identifier: format!("local://{local}"),
+        attrs: BTreeMap::from([(llb::attr::FOLLOW_PATHS.to_owned(), follow)]),
+    });
+    let root = graph.add(llb::Draft::new(source, Vec::new()));
+    let graph = graph.finish(Some(root)).ok()?;
+    Some(graph.encode_definition())
 }
 
 /// Reads the Dockerfile and the ignore file beside it.
@@ -246,7 +265,17 @@ fn named_contexts(
         let invalid = || Failure::unknown(format!("invalid context specifier {value} for {name}"));
         let (scheme, rest) = value.split_once(':').ok_or_else(invalid)?;
         let context = match scheme {
-            "docker-image" => NamedContext::Image(rest.trim_start_matches("//").to_owned()),
+            "docker-image" => {
+                let image = rest.trim_start_matches("//");
+                match other_than_image(build, image)? {
+                    None => NamedContext::Image(image.to_owned()),
+                    Some(identifier) => converted_context(&identifier).ok_or_else(|| {
+                        Failure::unknown(format!(
+                            "unsupported context source {identifier} for {name}"
+                        ))
+                    })?,
+                }
+            }
             "local" => {
                 let shown = format!("[context {name}] load .dockerignore");
                 let local = Files::Local(rest.to_owned());
@@ -288,6 +317,29 @@ fn named_contexts(
         named.insert(name, context);
     }
     Ok(named)
+}
+
+/// Returns what a policy has in the place of an image, if it is no image.
+fn other_than_image(build: &Build, image: &str) -> Result<Option<String>, Failure> {
+    let Ok(reference) = Reference::parse_normalized(image) else {
+        return Ok(None);
+    };
+    let identifier = policy::image(&[&build.policies], &reference.or_latest())?;
+    Ok(identifier.filter(|identifier| !identifier.starts_with("docker-image://")))
+}
+
+/// Reads the identifier of a source that stands for a named context now.
+fn converted_context(identifier: &str) -> Option<NamedContext> {
+    let (scheme, rest) = identifier.split_once("://")?;
+    match scheme {
+        "local" => Some(NamedContext::Local {
+            name: rest.to_owned(),
+            ignore: Vec::new(),
+        }),
+        "oci-layout" => oci_layout(rest).ok(),
+        "git" | "http" | "https" => Some(NamedContext::Url(identifier.to_owned())),
+        _ => None,
+    }
 }
 
 /// Reads `STORE[:TAG]@DIGEST`.
@@ -409,7 +461,7 @@ fn lower(
         let found: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = asked
                 .into_iter()
-                .map(|image| {
+                .map(|image: ImageRequest| {
                     scope.spawn(move || {
                         let found = find(build, &image);
                         (image, found)
@@ -422,14 +474,15 @@ fn lower(
                 .collect()
         });
         for (asked, found) in found {
-            let answer = found.map(|image| {
-                let (reference, platform) = (&asked.reference, &asked.platform);
+            let answer = found.map(|(other, image)| {
+                let reference = other.as_ref().unwrap_or(&asked.reference);
+                let platform = &asked.platform;
                 match &asked.store {
                     None => images.known.insert(reference, platform, &image),
                     Some(_) => images.known.insert_of_store(reference, platform, &image),
                 }
                 let resolved = ResolvedImage {
-                    reference: None,
+                    reference: other,
                     digest: Some(image.digest.clone()),
                     config: (*image.config).clone(),
                 };
@@ -444,7 +497,8 @@ fn lower(
     }
 }
 
-fn find(build: &Build, asked: &ImageRequest) -> Result<FoundImage, String> {
+/// Finds an image, and tells its name where that is another than was asked for.
+fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundImage), String> {
     let running = build.sink.vertex(Vertex::named(asked.name.clone())).start();
     let lookup = match asked.mode {
         ResolveMode::Default => ImageLookup::RegistryFirst,
@@ -455,14 +509,36 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<FoundImage, String> {
         .map_err(|error| error.to_string())
         .and_then(|reference| {
             let (engine, platform) = (&build.engine, &asked.platform);
-            match &asked.store {
-                None => engine.find(&reference, platform, lookup),
-                Some(store) => engine.find_in_store(&*build.client, store, &reference, platform),
-            }
-            .map_err(|error| engine::chain(&error))
+            let other = match asked.store {
+                None => allowed(build, &reference).map_err(|failure| failure.message)?,
+                Some(_) => None,
+            };
+            let reference = other.as_ref().unwrap_or(&reference);
+            let found = match &asked.store {
+                None => engine.find(reference, platform, lookup),
+                Some(store) => engine.find_in_store(&*build.client, store, reference, platform),
+            };
+            let found = found.map_err(|error| engine::chain(&error))?;
+            Ok((other.map(|other| other.to_string()), found))
         });
     running.conclude(&found, |error| error.clone());
     found
+}
+
+/// Returns the image that the policies have in the place of another, if they do.
+fn allowed(build: &Build, reference: &Reference) -> Result<Option<Reference>, Failure> {
+    let tagged = reference.clone().or_latest();
+    let Some(identifier) = policy::image(&[&build.policies], &tagged)? else {
+        return Ok(None);
+    };
+    let name = identifier.strip_prefix("docker-image://").ok_or_else(|| {
+        Failure::unknown(format!(
+            "ref mutated by policy to non-image: docker-image://{tagged} -> {identifier}"
+        ))
+    })?;
+    let image = Reference::parse_normalized(name)
+        .map_err(|error| Failure::unknown(format!("failed to parse {name}: {error}")))?;
+    Ok(Some(image.or_latest()))
 }
 
 /// Images for the check: those the build has asked about.

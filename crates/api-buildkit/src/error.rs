@@ -1,5 +1,6 @@
 //! What goes wrong, and how it is told to clients.
 
+use std::panic::Location;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -29,6 +30,14 @@ pub enum ServeError {
         address: String,
         source: std::io::Error,
     },
+    #[error("{} cannot be used for TLS: {reason}", path.display())]
+    Tls { path: PathBuf, reason: String },
+    #[error(
+        "{address} is open to other machines, and neither encrypted nor protected: give --tlscert, --tlskey and --tlscacert, or listen on 127.0.0.1, or ask for it with --allow-unprotected-tcp"
+    )]
+    Unprotected { address: String },
+    #[error("no socket was passed: LISTEN_FDS and LISTEN_PID are not set for this process")]
+    NothingPassed,
     #[error("failed to start the runtime")]
     Runtime { source: std::io::Error },
     #[error("the server failed")]
@@ -44,32 +53,40 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// As clients know them: type and JSON.
     details: Vec<(String, Value)>,
+    /// Where in the program it came up, and what it was passed through.
+    places: Vec<&'static Location<'static>>,
 }
 
 /// The kinds of typed errors BuildKit's clients know.
 const TYPES: &str = "github.com/moby/buildkit/";
 
 impl Failure {
+    #[track_caller]
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
             details: Vec::new(),
+            places: vec![Location::caller()],
         }
     }
 
     /// A failure without a class, as most of the reference's are.
+    #[track_caller]
     pub(crate) fn unknown(message: impl Into<String>) -> Self {
         Self::new(Code::Unknown, message)
     }
 
+    #[track_caller]
     pub(crate) fn unsupported(what: impl std::fmt::Display) -> Self {
         Self::new(Code::Unimplemented, format!("{what} is not supported"))
     }
 
     /// Puts words before the message.
     #[must_use]
+    #[track_caller]
     pub(crate) fn context(mut self, words: &str) -> Self {
+        self.places.push(Location::caller());
         self.message = format!("{words}: {}", self.message);
         self
     }
@@ -107,6 +124,7 @@ impl Failure {
     }
 
     /// Makes the failure of what is wrong with a Dockerfile.
+    #[track_caller]
     pub(crate) fn of_dockerfile(name: &str, data: &[u8], diagnostics: &[Diagnostic]) -> Self {
         let Some(first) = diagnostics.first() else {
             return Self::unknown("the Dockerfile is invalid");
@@ -123,6 +141,7 @@ impl Failure {
         }
     }
 
+    #[track_caller]
     pub(crate) fn of_engine(error: &EngineError) -> Self {
         let code = match error {
             EngineError::Canceled => Code::Cancelled,
@@ -137,6 +156,7 @@ impl Failure {
         Self::new(code, message)
     }
 
+    #[track_caller]
     pub(crate) fn of_graph(failure: &GraphFailure) -> Self {
         match failure.failed.first() {
             None => Self::new(Code::Cancelled, "context canceled"),
@@ -144,6 +164,7 @@ impl Failure {
         }
     }
 
+    #[track_caller]
     fn of_vertex(failed: &FailedVertex) -> Self {
         let mut told = Self::of_engine(&failed.error);
         if let EngineError::Step { command, ending } = &*failed.error {
@@ -164,6 +185,7 @@ impl Failure {
         Self {
             code: Code::from_i32(status.code),
             message: status.message.clone(),
+            places: Vec::new(),
             details: details
                 .filter_map(|any| {
                     Some((
@@ -182,12 +204,28 @@ impl Failure {
             details: self
                 .details
                 .iter()
+                .chain(&self.stack())
                 .map(|(kind, value)| Any {
                     type_url: kind.clone(),
                     value: value.to_string().into_bytes(),
                 })
                 .collect(),
         }
+    }
+
+    /// Returns the places as the stack that clients show when they are asked for all they know.
+    fn stack(&self) -> Option<(String, Value)> {
+        let frame = |place: &&Location<'_>| json!({"Name": "lapstrake", "File": place.file(), "Line": place.line()});
+        let frames: Vec<Value> = self.places.iter().map(frame).collect();
+        (!frames.is_empty()).then(|| {
+            let stack = json!({
+                "frames": frames,
+                "cmdline": ["lapstrake", "serve"],
+                "pid": std::process::id(),
+                "version": concat!("v", env!("CARGO_PKG_VERSION")),
+            });
+            (format!("{TYPES}stack.Stack+json"), stack)
+        })
     }
 }
 

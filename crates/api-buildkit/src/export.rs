@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
+use bollard_buildkit_proto::moby::buildkit::v1::{self as pbc, Exporter};
 use engine::{
     AnnotatedPart, Annotation, ArchiveOutput, BuildRequest, BuildResult, Destination, ExportTree,
     ImageOutput, LayerOptions, Output,
@@ -20,10 +20,21 @@ use crate::build::{Build, FrontendResult, Tree, Trees};
 use crate::content::ContentStore;
 use crate::error::Failure;
 use crate::filesend;
+use crate::history::Blob;
 use crate::options::{self, Attributes};
 
 /// What exporters answer, by BuildKit's names.
 pub(crate) type Response = BTreeMap<String, String>;
+
+/// What became of a result.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Exported {
+    pub(crate) response: Response,
+    /// The images that exporters made, by the exporters' places in the request.
+    pub(crate) images: BTreeMap<i64, pbc::Descriptor>,
+    /// How it was made, by platform if there are several.
+    pub(crate) provenance: Vec<(Option<String>, Blob)>,
+}
 
 /// Carries out the exporters of a build, in their order. Blocks.
 pub(crate) fn export(
@@ -31,8 +42,8 @@ pub(crate) fn export(
     result: &FrontendResult,
     exporters: &[Exporter],
     build_args_epoch: Option<&str>,
-) -> Result<Response, Failure> {
-    let mut response = Response::new();
+) -> Result<Exported, Failure> {
+    let (mut response, mut images) = (Response::new(), BTreeMap::new());
     let trees = trees(build, result)?;
     for (number, exporter) in exporters.iter().enumerate() {
         let mut attrs: Attributes = exporter.attrs.clone().into_iter().collect();
@@ -60,6 +71,9 @@ pub(crate) fn export(
                 )));
             }
         };
+        if let Some(image) = descriptor_in(&answer) {
+            images.insert(number as i64, image);
+        }
         response.extend(answer);
     }
     response.extend(build.caches.write(build, &trees)?);
@@ -69,7 +83,23 @@ pub(crate) fn export(
             response.insert(format!("frontend.{name}"), value);
         }
     }
-    Ok(response)
+    Ok(Exported {
+        response,
+        images,
+        provenance: attestations::of_history(build, result),
+    })
+}
+
+/// Returns what an exporter says it has made.
+fn descriptor_in(answer: &Response) -> Option<pbc::Descriptor> {
+    let json = STANDARD.decode(answer.get("containerimage.descriptor")?);
+    let image: oci::Descriptor = serde_json::from_slice(&json.ok()?).ok()?;
+    Some(pbc::Descriptor {
+        media_type: image.media_type.to_string(),
+        digest: image.digest.to_string(),
+        size: image.size as i64,
+        annotations: image.annotations.into_iter().collect(),
+    })
 }
 
 #[derive(Deserialize)]

@@ -22,6 +22,7 @@ use crate::caps;
 use crate::control::worker_record;
 use crate::error::Failure;
 use crate::files;
+use crate::policy::{self, Policies, Source};
 
 /// How long a call waits for the build it names.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -155,6 +156,23 @@ fn find_image(
             });
             Err(error.into())
         }
+    }
+}
+
+/// Returns the name of the image that the policies have in the place of another.
+fn image_name(build: &Build, more: &Policies, name: &str) -> Result<String, Failure> {
+    let Ok(reference) = Reference::parse_normalized(name) else {
+        return Ok(name.to_owned());
+    };
+    let reference = reference.or_latest();
+    match policy::image(&[more, &build.policies], &reference)? {
+        None => Ok(name.to_owned()),
+        Some(identifier) => match identifier.strip_prefix("docker-image://") {
+            Some(name) => Ok(name.to_owned()),
+            None => Err(Failure::unknown(format!(
+                "ref mutated by policy to non-image: docker-image://{reference} -> {identifier}"
+            ))),
+        },
     }
 }
 
@@ -305,8 +323,14 @@ impl LlbBridge for GatewayService {
                 0 => Lookup::Registry(&asked.resolve_mode),
                 _ => Lookup::Store(&asked.store_id),
             };
-            let (reference, image) =
-                find_image(&build, &asked.r#ref, &platform, mode, &asked.log_name)?;
+            let name = match mode {
+                Lookup::Store(_) => asked.r#ref.clone(),
+                Lookup::Registry(_) => {
+                    let more = Policies::parse(&asked.source_policies)?;
+                    image_name(&build, &more, &asked.r#ref)?
+                }
+            };
+            let (reference, image) = find_image(&build, &name, &platform, mode, &asked.log_name)?;
             Ok(pbf::ResolveImageConfigResponse {
                 digest: image.digest.to_string(),
                 config: image.raw_config,
@@ -322,9 +346,19 @@ impl LlbBridge for GatewayService {
     ) -> Result<Response<pbf::ResolveSourceMetaResponse>, Status> {
         let build = self.0.build_of(&request).await?;
         let asked = request.into_inner();
-        let Some(source) = asked.source else {
+        let Some(mut source) = asked.source else {
             return Err(Status::invalid_argument("source is required"));
         };
+        let more = Policies::parse(&asked.source_policies)?;
+        let now = Source {
+            identifier: source.identifier,
+            attrs: source.attrs.into_iter().collect(),
+        };
+        let then = policy::in_turn(&[&more, &build.policies], &now)
+            .map_err(|failure| failure.context("could not resolve image due to policy"))?;
+        let then = then.unwrap_or(now);
+        source.identifier = then.identifier;
+        source.attrs = then.attrs.into_iter().collect();
         let in_layout = source.identifier.strip_prefix("oci-layout://");
         let store = in_layout.map(|name| {
             let given = source.attrs.get(llb::attr::OCI_LAYOUT_STORE_ID);
@@ -372,6 +406,7 @@ impl LlbBridge for GatewayService {
             (asked.allow_result_return, asked.allow_result_array_ref);
         let answer = blocking(move || {
             let result = build.solve(FrontendRequest {
+                policies: Policies::parse(&asked.source_policies)?,
                 definition: asked.definition,
                 frontend: asked.frontend,
                 attrs: sorted(asked.frontend_opt),

@@ -5,40 +5,35 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
-    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, StatusResponse,
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, StatusResponse,
 };
 use progress::{Event, Receiver, system_clock};
+use prost::Message;
 use tokio::sync::{Notify, broadcast, mpsc};
 use tonic::Status;
 
 use crate::error::Failure;
-use crate::export::Response;
+use crate::export::Exported;
+use crate::history::{self, Blob, Records};
 use crate::status;
+use crate::trace::{self, Parent, Traces};
 
 /// How long a question for the status of a build waits for the build.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// Ended builds whose status can still be asked for.
-const REMEMBERED: usize = 32;
+/// Ended builds whose status is still in memory.
+const REMEMBERED: usize = 8;
 
 /// Changes of the history that a slow listener may be behind.
 const MOST_BEHIND: usize = 256;
 
-/// All builds there are, and the last that were.
+/// All builds there are, and those that were.
 #[derive(Debug)]
 pub(crate) struct Jobs {
     table: Mutex<Table>,
     changed: Notify,
     history: broadcast::Sender<BuildHistoryEvent>,
-}
-
-impl Default for Jobs {
-    fn default() -> Self {
-        Self {
-            table: Mutex::default(),
-            changed: Notify::default(),
-            history: broadcast::channel(MOST_BEHIND).0,
-        }
-    }
+    records: Arc<Records>,
+    traces: Arc<Traces>,
 }
 
 #[derive(Debug, Default)]
@@ -48,10 +43,11 @@ struct Table {
 }
 
 /// What one build has told so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Job {
     told: Mutex<Told>,
     changed: Notify,
+    trace: Parent,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +55,8 @@ struct Told {
     events: Vec<Arc<StatusResponse>>,
     ended: bool,
     record: BuildHistoryRecord,
+    /// What the record speaks of.
+    blobs: Vec<Blob>,
     /// The client said that it is nothing to remember.
     internal: bool,
 }
@@ -72,6 +70,16 @@ pub(crate) struct JobGuard {
 }
 
 impl Jobs {
+    pub(crate) fn new(records: Arc<Records>, traces: Arc<Traces>) -> Self {
+        Self {
+            table: Mutex::default(),
+            changed: Notify::default(),
+            history: broadcast::channel(MOST_BEHIND).0,
+            records,
+            traces,
+        }
+    }
+
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         self.table
             .lock()
@@ -83,11 +91,16 @@ impl Jobs {
         self: &Arc<Self>,
         mut record: BuildHistoryRecord,
         internal: bool,
+        trace: Parent,
     ) -> Result<JobGuard, Status> {
         record.created_at = Some(status::timestamp(system_clock()));
         let id = record.r#ref.clone();
         let id = id.as_str();
-        let job = Arc::new(Job::default());
+        let job = Arc::new(Job {
+            told: Mutex::default(),
+            changed: Notify::default(),
+            trace,
+        });
         {
             let mut told = job.told();
             told.record = record;
@@ -109,8 +122,26 @@ impl Jobs {
         })
     }
 
-    /// Returns a job, waiting a little for one that is about to begin.
-    pub(crate) async fn get(&self, id: &str) -> Result<Arc<Job>, Status> {
+    /// Sends what a build told and will tell; waits a little for one that is about to begin.
+    pub(crate) async fn follow(
+        &self,
+        id: &str,
+        listener: mpsc::Sender<Result<StatusResponse, Status>>,
+    ) -> Result<(), Status> {
+        let known = self.table().jobs.get(id).cloned();
+        if known.is_none()
+            && let Some(record) = self.records.find(id)
+        {
+            let told = self.records.told(&record)?;
+            tokio::spawn(async move {
+                for status in told {
+                    if listener.send(Ok(status)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            return Ok(());
+        }
         let found = async {
             loop {
                 let changed = self.changed.notified();
@@ -120,9 +151,11 @@ impl Jobs {
                 changed.await;
             }
         };
-        tokio::time::timeout(PATIENCE, found)
+        let job = tokio::time::timeout(PATIENCE, found)
             .await
-            .map_err(|_| Status::not_found(format!("no such job {id}")))
+            .map_err(|_| Status::not_found(format!("no such job {id}")))?;
+        tokio::spawn(job.follow(listener));
+        Ok(())
     }
 }
 
@@ -145,47 +178,134 @@ impl Jobs {
     ) {
         let later = self.history.subscribe();
         let table = self.table();
-        let mut events: Vec<_> = table.jobs.values().filter_map(|job| job.event()).collect();
+        let active = table.jobs.values().filter_map(|job| job.event());
+        let mut events: Vec<_> = active
+            .filter(|event| event.r#type == BuildHistoryEventType::Started as i32)
+            .collect();
         drop(table);
+        let kept = self.records.all().into_iter();
+        events.extend(kept.map(|record| event(BuildHistoryEventType::Complete, record)));
         let began = |event: &BuildHistoryEvent| {
             let record = event.record.as_ref();
-            let time = record.and_then(|record| record.created_at);
-            let time = time.map(|time| (time.seconds, time.nanos));
-            (time, record.map(|record| record.r#ref.clone()))
+            (
+                record.map(history::began),
+                record.map(|record| record.r#ref.clone()),
+            )
         };
         events.sort_by_cached_key(began);
+        // One that ended in between is in both lists.
+        events.dedup_by(|later, first| {
+            let id = |event: &BuildHistoryEvent| event.record.as_ref().map(|one| one.r#ref.clone());
+            id(later) == id(first)
+        });
         (events, later)
     }
 
-    /// Forgets a build that has ended.
+    /// Forgets a build that has ended. Blocks.
     pub(crate) fn forget(&self, id: &str) -> Result<(), Status> {
+        let gone = self.records.remove(id)?.ok_or_else(|| no_such(id))?;
         let mut table = self.table();
-        if !table.ended.iter().any(|ended| ended == id) {
-            return Err(Status::not_found(format!("no such ended build {id}")));
+        if table.ended.iter().any(|ended| ended == id) {
+            table.ended.retain(|ended| ended != id);
+            table.jobs.remove(id);
         }
-        table.ended.retain(|ended| ended != id);
-        let gone = table.jobs.remove(id);
         drop(table);
-        if let Some(mut event) = gone.and_then(|job| job.event()) {
-            event.r#type = BuildHistoryEventType::Deleted as i32;
-            let _ = self.history.send(event);
-        }
+        let _ = self
+            .history
+            .send(event(BuildHistoryEventType::Deleted, gone));
         Ok(())
+    }
+
+    /// Keeps a build for good, or no longer. Blocks.
+    pub(crate) fn pin(&self, id: &str, pinned: bool) -> Result<(), Status> {
+        self.change(id, &[], |record| record.pinned = pinned)
+    }
+
+    /// Adds to a build's trace what its client has sent since it ended. Blocks.
+    pub(crate) fn finalize(&self, id: &str) -> Result<(), Status> {
+        let record = self.records.find(id).ok_or_else(|| no_such(id))?;
+        let trace = record.trace.as_ref().map(|trace| trace.digest.parse());
+        let Some(Ok(digest)) = trace else {
+            return Ok(());
+        };
+        let mut bytes = Vec::new();
+        if let Some(mut file) = self.records.blob(&digest) {
+            std::io::Read::read_to_end(&mut file, &mut bytes)?;
+        }
+        let mut spans = trace::read(&bytes);
+        let known = spans.len();
+        let id_of = |span: &serde_json::Value| span["SpanContext"].clone();
+        let of_trace = spans.first().map(|span| id_of(span)["TraceID"].clone());
+        for span in self.traces.of(of_trace
+            .as_ref()
+            .and_then(|id| id.as_str())
+            .unwrap_or_default())
+        {
+            if !spans[..known].iter().any(|one| id_of(one) == id_of(&span)) {
+                spans.push(span);
+            }
+        }
+        if spans.len() == known {
+            return Ok(());
+        }
+        let blob = Blob::new(history::TRACE_TYPE, trace::write(&spans));
+        let descriptor = blob.descriptor.clone();
+        self.change(id, &[blob], |record| record.trace = Some(descriptor))
+    }
+
+    fn change(
+        &self,
+        id: &str,
+        blobs: &[Blob],
+        change: impl FnOnce(&mut BuildHistoryRecord),
+    ) -> Result<(), Status> {
+        let changed = self.records.update(id, blobs, change)?;
+        let record = changed.ok_or_else(|| no_such(id))?;
+        let _ = self
+            .history
+            .send(event(BuildHistoryEventType::Complete, record));
+        Ok(())
+    }
+}
+
+fn no_such(id: &str) -> Status {
+    Status::not_found(format!("no such ended build {id}"))
+}
+
+fn event(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> BuildHistoryEvent {
+    BuildHistoryEvent {
+        r#type: kind as i32,
+        record: Some(record),
     }
 }
 
 impl JobGuard {
     /// Notes what the build came to.
-    pub(crate) fn conclude(&self, result: &Result<Response, Failure>) {
+    pub(crate) fn conclude(&self, result: &Result<Exported, Failure>) {
         let mut told = self.job.told();
         match result {
-            Ok(response) => {
-                told.record.exporter_response = response.clone().into_iter().collect();
+            Ok(exported) => {
+                let response = exported.response.clone();
+                told.record.exporter_response = response.into_iter().collect();
+                let info = told.record.result.get_or_insert_default();
+                info.result_deprecated = exported.images.values().next().cloned();
+                info.results = exported.images.clone().into_iter().collect();
+                for (platform, statement) in &exported.provenance {
+                    let info = match platform {
+                        None => told.record.result.get_or_insert_default(),
+                        Some(platform) => told.record.results.entry(platform.clone()).or_default(),
+                    };
+                    info.attestations.push(statement.descriptor.clone());
+                    told.blobs.push(statement.clone());
+                }
             }
             Err(failure) => {
                 let mut error = failure.to_rpc();
+                let blob = Blob::new(history::ERROR_TYPE, error.encode_to_vec());
                 error.details.clear();
                 told.record.error = Some(error);
+                told.record.external_error = Some(blob.descriptor.clone());
+                told.blobs.push(blob);
             }
         }
     }
@@ -198,6 +318,11 @@ impl JobGuard {
 impl Drop for JobGuard {
     fn drop(&mut self) {
         self.job.end();
+        if let Some((record, blobs)) = self.job.complete(&self.jobs.traces)
+            && let Err(error) = self.jobs.records.keep(&record, &blobs)
+        {
+            tracing::warn!(%error, build = self.id, "a build is not remembered");
+        }
         self.jobs.publish(&self.job);
         let mut table = self.jobs.table();
         table.ended.push_back(self.id.clone());
@@ -219,30 +344,29 @@ impl Job {
     /// Returns how far the build has come, for the history; `None` if it is none of its business.
     fn event(&self) -> Option<BuildHistoryEvent> {
         let told = self.told();
-        if told.internal {
-            return None;
-        }
-        let mut record = told.record.clone();
-        let mut steps: HashMap<&str, (bool, bool)> = HashMap::new();
-        for event in &told.events {
-            record.num_warnings += event.warnings.len() as i32;
-            for vertex in &event.vertexes {
-                let step = steps.entry(&vertex.digest).or_default();
-                step.0 |= vertex.completed.is_some();
-                step.1 |= vertex.cached;
-            }
-        }
-        record.num_total_steps = steps.len() as i32;
-        record.num_completed_steps = steps.values().filter(|step| step.0).count() as i32;
-        record.num_cached_steps = steps.values().filter(|step| step.1).count() as i32;
         let kind = match told.ended {
             true => BuildHistoryEventType::Complete,
             false => BuildHistoryEventType::Started,
         };
-        Some(BuildHistoryEvent {
-            r#type: kind as i32,
-            record: Some(record),
-        })
+        (!told.internal).then(|| event(kind, told.counted()))
+    }
+
+    /// Returns all that is to be remembered of a build that has ended; `None` if nothing is.
+    fn complete(&self, traces: &Traces) -> Option<(BuildHistoryRecord, Vec<Blob>)> {
+        let mut told = self.told();
+        if told.internal {
+            return None;
+        }
+        let logs = history::write_statuses(&status::joined(&told.events));
+        let logs = Blob::new(history::STATUS_TYPE, logs);
+        let mut spans = trace::of_build(&told.record, &told.events, &self.trace);
+        spans.extend(traces.of(&self.trace.trace));
+        let spans = Blob::new(history::TRACE_TYPE, trace::write(&spans));
+        told.record.logs = Some(logs.descriptor.clone());
+        told.record.trace = Some(spans.descriptor.clone());
+        let mut blobs = std::mem::take(&mut told.blobs);
+        blobs.extend([logs, spans]);
+        Some((told.counted(), blobs))
     }
 
     fn end(&self) {
@@ -250,7 +374,9 @@ impl Job {
         told.ended = true;
         told.record.completed_at = Some(status::timestamp(system_clock()));
         // Clients look into it without asking whether it is there.
-        told.record.result.get_or_insert_default();
+        told.record
+            .result
+            .get_or_insert_with(BuildResultInfo::default);
         drop(told);
         self.changed.notify_waiters();
     }
@@ -267,10 +393,7 @@ impl Job {
     }
 
     /// Sends everything that was and will be told, until the job ends or nobody listens.
-    pub(crate) async fn follow(
-        self: Arc<Self>,
-        listener: mpsc::Sender<Result<StatusResponse, Status>>,
-    ) {
+    async fn follow(self: Arc<Self>, listener: mpsc::Sender<Result<StatusResponse, Status>>) {
         let mut next = 0;
         loop {
             let changed = self.changed.notified();
@@ -294,6 +417,26 @@ impl Job {
                 }
             }
         }
+    }
+}
+
+impl Told {
+    /// Returns the record with the steps counted.
+    fn counted(&self) -> BuildHistoryRecord {
+        let mut record = self.record.clone();
+        let mut steps: HashMap<&str, (bool, bool)> = HashMap::new();
+        for event in &self.events {
+            record.num_warnings += event.warnings.len() as i32;
+            for vertex in &event.vertexes {
+                let step = steps.entry(&vertex.digest).or_default();
+                step.0 |= vertex.completed.is_some();
+                step.1 |= vertex.cached;
+            }
+        }
+        record.num_total_steps = steps.len() as i32;
+        record.num_completed_steps = steps.values().filter(|step| step.0).count() as i32;
+        record.num_cached_steps = steps.values().filter(|step| step.1).count() as i32;
+        record
     }
 }
 

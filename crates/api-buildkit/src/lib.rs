@@ -12,7 +12,7 @@
 //! - A capability that is announced works; what is not possible is refused by its name.
 //!
 //! *On disk*: `sync/` in the state directory keeps the files of clients' directories, so that only what changed is
-//! sent again. Whoever uses such a directory holds a lock on it.
+//! sent again. Whoever uses such a directory holds a lock on it. `served/` remembers builds that have ended.
 
 #![forbid(unsafe_code)]
 
@@ -32,16 +32,22 @@ mod files;
 mod filesend;
 mod filesync;
 mod gateway;
+mod history;
 mod info;
 mod jobs;
+mod listen;
 mod options;
+mod policy;
+mod reading;
 mod scope;
 mod serve;
 mod session;
 mod status;
 mod subrequest;
+mod trace;
 mod wire;
 
 pub use config::{Config, Warning};
 pub use error::ServeError;
-pub use serve::{Address, Server, Settings};
+pub use listen::{Access, Address, Tls};
+pub use serve::{Server, Settings};

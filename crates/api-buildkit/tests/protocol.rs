@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 
 use bollard_buildkit_proto::google::rpc;
@@ -413,6 +413,104 @@ fn what_is_not_there_is_refused_by_its_name() {
             let status = client.solve(request).await.expect_err("a refusal");
             assert!(status.message().contains(said), "{}", status.message());
         }
+    });
+}
+
+#[test]
+fn a_source_policy_says_what_a_build_takes() {
+    use pbc::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
+    with_server(|server| async move {
+        let offer = offer(
+            "FROM busybox AS base\nFROM scratch\nCOPY --from=base foo /\n",
+            Directory::default().file("foo", "replaced"),
+        );
+        let mut client = Client::connect(&server, offer, "").await;
+        let rule =
+            |action: PolicyAction, kind: MatchType, identifier: &str, to: Option<&str>| Rule {
+                action: action as i32,
+                selector: Some(Selector {
+                    identifier: identifier.to_owned(),
+                    match_type: kind as i32,
+                    constraints: Vec::new(),
+                }),
+                updates: to.map(|to| Update {
+                    identifier: to.to_owned(),
+                    attrs: HashMap::new(),
+                }),
+            };
+        let image = "docker-image://docker.io/library/busybox:latest";
+        let request = |client: &Client, rules: Vec<Rule>| pbc::SolveRequest {
+            source_policy: Some(Policy { version: 1, rules }),
+            ..client.request()
+        };
+        let deny = rule(
+            PolicyAction::Deny,
+            MatchType::Wildcard,
+            "docker-image://*",
+            None,
+        );
+        let denied = request(&client, vec![deny]);
+        let status = client.solve(denied).await.expect_err("a refusal");
+        let said = format!("source \"{image}\" denied by policy");
+        assert!(status.message().contains(&said), "{}", status.message());
+
+        let convert = |to| rule(PolicyAction::Convert, MatchType::Exact, image, Some(to));
+        let to_url = request(&client, vec![convert("https://example.com/")]);
+        let status = client.solve(to_url).await.expect_err("a refusal");
+        let said = "ref mutated by policy to non-image";
+        assert!(status.message().contains(said), "{}", status.message());
+
+        // A context by another name may become a directory of the client.
+        let named = pbc::SolveRequest {
+            frontend_attrs: HashMap::from([(
+                "context:base".to_owned(),
+                "docker-image://busybox".to_owned(),
+            )]),
+            ..request(&client, vec![convert("local://context")])
+        };
+        client.solve(named).await.expect("a build");
+        assert_eq!(client.files()["foo"], "replaced");
+
+        let graph = |identifier: &str| {
+            let source = pb::Op {
+                op: Some(pb::op::Op::Source(pb::SourceOp {
+                    identifier: identifier.to_owned(),
+                    attrs: BTreeMap::new(),
+                })),
+                ..pb::Op::default()
+            };
+            let digest = oci::Digest::sha256_of(&source.encode_to_vec()).to_string();
+            let end = pb::Op {
+                inputs: vec![pb::Input { digest, index: 0 }],
+                ..pb::Op::default()
+            };
+            pb::Definition {
+                def: vec![source.encode_to_vec(), end.encode_to_vec()],
+                ..pb::Definition::default()
+            }
+        };
+        let solved = pbc::SolveRequest {
+            frontend: String::new(),
+            definition: Some(graph("local://nowhere")),
+            ..request(
+                &client,
+                vec![rule(
+                    PolicyAction::Convert,
+                    MatchType::Regex,
+                    "^local://.*$",
+                    Some("local://context"),
+                )],
+            )
+        };
+        client.solve(solved).await.expect("a build");
+        assert_eq!(client.files()["foo"], "replaced");
+
+        let by_client = pbc::SolveRequest {
+            source_policy_session: "x".to_owned(),
+            ..client.request()
+        };
+        let status = client.solve(by_client).await.expect_err("a refusal");
+        assert_eq!(status.code(), Code::Unimplemented);
     });
 }
 

@@ -356,6 +356,7 @@ impl Engine {
                 sink,
             )),
             failed: Mutex::default(),
+            renewed: Mutex::default(),
         });
         let policy = match request.keep_going {
             true => FailurePolicy::KeepGoing,

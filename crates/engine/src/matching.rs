@@ -40,8 +40,9 @@ impl InputUse {
     fn of_exec(op: &ExecOp, uses: &mut [Vec<InputUse>]) {
         for mount in &op.mounts {
             let Some(input) = mount.input else { continue };
-            let part =
-                mount.kind == MountKind::Bind && mount.read_only && !mount.selector.is_empty();
+            // What a step writes to a mount without an output is dropped: it matters as little as what it cannot write.
+            let is_source = mount.read_only || (mount.output.is_none() && mount.dest != "/");
+            let part = mount.kind == MountKind::Bind && is_source && !mount.selector.is_empty();
             uses[input].push(match part {
                 true => InputUse::Path(mount.selector.clone()),
                 false => InputUse::Whole,

@@ -18,7 +18,7 @@ use crate::matching::{InputUse, content_key, same_input};
 use crate::snapshot::{Snapshot, StepOutput};
 use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
-use crate::step::{Shared, StepContext, exec, file, merge};
+use crate::step::{Shared, StepContext, cache_mount, exec, file, merge};
 use crate::{Cancel, EngineError};
 
 /// A vertex and all it needs.
@@ -304,6 +304,9 @@ impl VertexWork {
                     let mut usage = None;
                     let name = &self.name;
                     self.notes().root = root_of(op, trees);
+                    let forced: Vec<bool> =
+                        self.inputs.iter().map(|(input, _)| input.forced).collect();
+                    cache_mount::renew(&self.context, op, trees, &forced, cancel)?;
                     let result =
                         exec::run(&self.context, op, trees, running, name, cancel, &mut usage);
                     self.notes().usage = usage.map(UsageRecord::from);

@@ -13,6 +13,8 @@ use crate::error::nowhere;
 pub struct Options {
     /// The name of the Dockerfile, for messages.
     pub filename: String,
+    /// The graph that yields the Dockerfile, in wire form, where one is known.
+    pub definition: Option<Vec<u8>>,
     /// The stage to build, by name; `None` is the last one.
     pub target: Option<String>,
     /// Build arguments. `SOURCE_DATE_EPOCH` and the proxy variables among them have their own meaning.

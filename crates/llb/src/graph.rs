@@ -250,8 +250,18 @@ pub(crate) struct Pending {
 }
 
 impl GraphBuilder {
-    /// Adds a source file and returns its number for [`crate::Location::source`].
+    /// Adds a source file, unless it is there, and returns its number for [`crate::Location::source`].
     pub fn source(&mut self, file: SourceFile) -> usize {
+        // Where it came from is written in more than one way.
+        let same = |known: &SourceFile| {
+            (&known.filename, &known.language, &known.data)
+                == (&file.filename, &file.language, &file.data)
+        };
+        if let Some(number) = self.sources.iter().position(same) {
+            let known = &mut self.sources[number].definition;
+            *known = known.take().or(file.definition);
+            return number;
+        }
         self.sources.push(file);
         self.sources.len() - 1
     }
@@ -271,8 +281,8 @@ impl GraphBuilder {
 
     /// Adds all vertices of a graph and returns its root; `None` is an empty tree.
     pub fn import(&mut self, graph: &Graph) -> Option<Output> {
-        let first_source = self.sources.len();
-        self.sources.extend(graph.sources.iter().cloned());
+        let files = graph.sources.iter().cloned();
+        let sources: Vec<usize> = files.map(|file| self.source(file)).collect();
         let mut placed = Vec::with_capacity(graph.vertices.len());
         for vertex in &graph.vertices {
             let output = |edge: &Edge| -> Output {
@@ -282,7 +292,8 @@ impl GraphBuilder {
             let inputs = vertex.inputs.iter().map(output).collect();
             let mut metadata = vertex.metadata.clone();
             for location in &mut metadata.locations {
-                location.source += first_source;
+                // One that names no file goes on naming none.
+                location.source = sources.get(location.source).copied().unwrap_or(usize::MAX);
             }
             let draft = Draft {
                 op: vertex.op.clone(),

@@ -3,6 +3,9 @@
 use crate::settings::{ProxyUse, TlsSettings, is_loopback};
 use crate::{RegistryError, Settings, tls};
 
+/// What servers that treat image builders in some way of their own look for in the name of a client.
+const LIKE: &str = "(like buildkit/v0.29)";
+
 impl Settings {
     /// Returns a client for plain downloads from the server of `url`; it follows redirects.
     pub fn download_client(&self, url: &str) -> Result<reqwest::Client, RegistryError> {
@@ -16,7 +19,7 @@ impl Settings {
         let config = tls::client_config(&TlsSettings::default())?;
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(config)
-            .user_agent(&self.user_agent)
+            .user_agent(format!("{} {LIKE}", self.user_agent))
             .connect_timeout(self.timeouts.connect);
         let local = url.host_str().is_some_and(is_loopback);
         if local || self.proxy == ProxyUse::None {

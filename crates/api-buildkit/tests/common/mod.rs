@@ -1,5 +1,8 @@
 //! A server of its own, and a client that speaks as `buildctl` does.
 
+// Each file of tests uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -7,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
-use api_buildkit::{Address, Server, Settings};
+use api_buildkit::{Access, Address, Server, Settings};
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::{Secrets, SecretsServer};
@@ -36,6 +39,24 @@ pub(crate) struct TestServer {
 impl TestServer {
     pub(crate) fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
+        let socket = Address::Unix(folder.path().join("socket"));
+        Self::listen(folder, socket, Access::default()).0
+    }
+
+    /// Ends, and begins again with the same state.
+    pub(crate) fn restart(mut self) -> Self {
+        self.stop();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a directory"));
+        let socket = Address::Unix(folder.path().join("socket"));
+        Self::listen(folder, socket, Access::default()).0
+    }
+
+    /// Serves on an address, and returns where that is.
+    pub(crate) fn listen(
+        folder: tempfile::TempDir,
+        address: Address,
+        access: Access,
+    ) -> (Self, String) {
         let engine = Engine::open(EngineSettings {
             root: folder.path().join("root"),
             ids: Ids::Rootful,
@@ -47,7 +68,8 @@ impl TestServer {
         })
         .expect("an engine");
         let settings = Settings {
-            address: Address::Unix(folder.path().join("socket")),
+            addresses: vec![address],
+            access,
             entitlements: Vec::new(),
             environment: serde_json::Map::new(),
         };
@@ -56,15 +78,18 @@ impl TestServer {
         let stopping = stop.clone();
         let thread = std::thread::spawn(move || {
             Server::new(engine, settings)
-                .run(&stopping, |_| ready.send(()).expect("a test that waits"))
+                .run(&stopping, |addresses| {
+                    ready.send(addresses[0].clone()).expect("a test that waits");
+                })
                 .expect("a server that ends well");
         });
-        is_ready.recv().expect("a server that starts");
-        Self {
+        let address = is_ready.recv().expect("a server that starts");
+        let server = Self {
             folder,
             stop,
             thread: Some(thread),
-        }
+        };
+        (server, address)
     }
 
     pub(crate) fn root(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use api_buildkit::{Address, Config, Server, Settings};
+use api_buildkit::{Access, Address, Config, Server, Settings, Tls};
 use clap::Args;
 use engine::Cancel;
 
@@ -17,12 +17,28 @@ use crate::{log, places, settings, signals};
   lapstrake serve --addr unix:///run/lapstrake.sock
   docker buildx create --driver remote --name lap unix:///run/lapstrake.sock
   docker buildx build --builder lap .
+  lapstrake serve --addr tcp://0.0.0.0:1234 --tlscert server.pem --tlskey server-key.pem --tlscacert ca.pem
 
 --config is read as buildkitd.toml is; keys that mean nothing here are named and passed over.")]
 pub(crate) struct Serve {
-    /// Where to listen: unix:///PATH or tcp://HOST:PORT
+    /// Where to listen, any number of times: unix:///PATH, tcp://HOST:PORT, or fd:// for sockets of a service manager
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) addr: Option<String>,
+    pub(crate) addr: Vec<String>,
+    /// Let this group use the socket, by name or number
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// Certificate of this server for tcp, in PEM
+    #[arg(long, value_name = "FILE", requires = "tlskey")]
+    pub(crate) tlscert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "tlscert")]
+    pub(crate) tlskey: Option<PathBuf>,
+    /// Let in only clients whose certificates this authority has signed
+    #[arg(long, value_name = "FILE", requires = "tlscert")]
+    pub(crate) tlscacert: Option<PathBuf>,
+    /// Let everybody who reaches a tcp port use it, without TLS
+    #[arg(long)]
+    pub(crate) allow_unprotected_tcp: bool,
     /// Let clients ask for this: network.host or security.insecure
     #[arg(long = "allow-insecure-entitlement", value_name = "ENTITLEMENT")]
     pub(crate) entitlements: Vec<String>,
@@ -37,7 +53,8 @@ impl Serve {
                 warning.key
             ));
         }
-        let address = self.address(&config).map_err(exit::usage)?;
+        let addresses = self.addresses(&config).map_err(exit::usage)?;
+        let access = self.access(&config).map_err(exit::usage)?;
         let mut global = global.clone();
         if global.root.is_none() {
             global.root = config.root.map(PathBuf::from);
@@ -52,26 +69,65 @@ impl Serve {
         let server = Server::new(
             engine,
             Settings {
-                address,
+                addresses,
+                access,
                 entitlements,
                 environment: config.provenance_environment,
             },
         );
         server
-            .run(&stop, |address| log::info(&format!("serving on {address}")))
+            .run(&stop, |addresses| {
+                for address in addresses {
+                    log::info(&format!("serving on {address}"));
+                }
+            })
             .map_err(exit::builder)
     }
 
-    fn address(&self, config: &Config) -> anyhow::Result<Address> {
-        let given = self.addr.as_deref();
-        let address = match given.or(config.addresses.first().map(String::as_str)) {
-            Some(address) => address,
-            None => anyhow::bail!(
-                "--addr is missing: where to listen, such as unix:///run/lapstrake.sock"
-            ),
+    fn addresses(&self, config: &Config) -> anyhow::Result<Vec<Address>> {
+        let addresses = match self.addr.is_empty() {
+            true => &config.addresses,
+            false => &self.addr,
         };
-        Ok(address.parse()?)
+        if addresses.is_empty() {
+            anyhow::bail!("--addr is missing: where to listen, such as unix:///run/lapstrake.sock");
+        }
+        let addresses = addresses.iter().map(|address| Ok(address.parse()?));
+        addresses.collect()
     }
+
+    fn access(&self, config: &Config) -> anyhow::Result<Access> {
+        let tls = match (&self.tlscert, &self.tlskey) {
+            (Some(certificate), Some(key)) => Some(Tls {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_authority: self.tlscacert.clone(),
+            }),
+            _ => config.tls.clone(),
+        };
+        let group = self.group.as_deref().map(group_id).transpose()?;
+        Ok(Access {
+            tls,
+            unprotected_tcp: self.allow_unprotected_tcp,
+            socket_user: config.socket_user,
+            socket_group: group.or(config.socket_group),
+        })
+    }
+}
+
+/// Finds a group of this machine.
+fn group_id(group: &str) -> anyhow::Result<u32> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let path = "/etc/group";
+    let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
+    let mut groups = text.lines().map(|line| line.split(':'));
+    let id = groups.find_map(|mut fields| {
+        let named = fields.next() == Some(group);
+        fields.nth(1).filter(|_| named)?.parse().ok()
+    });
+    id.with_context(|| format!("--group {group}: {path} has no such group"))
 }
 
 fn configuration(global: &Global) -> anyhow::Result<Config> {

@@ -12,11 +12,11 @@ use rootfs::{Kind, RootPath, Tree};
 use store::{Layer, LayerId};
 
 use super::{Attestation, AttestationContent, ProvenanceOf};
-use crate::EngineError;
 use crate::build::Built;
 use crate::export::layers::EncodedLayer;
 use crate::step::Shared;
 use crate::vertex::RecordInfo;
+use crate::{Engine, EngineError};
 
 /// Makes the manifest of what is said of an image; `None` where nothing is.
 pub(crate) fn manifest_of(
@@ -77,6 +77,13 @@ fn statement(
         subjects,
         predicate,
     })
+}
+
+impl Engine {
+    /// Says how a result was made, without the layers it came to.
+    pub fn provenance(&self, of: &ProvenanceOf) -> Result<serde_json::Value, EngineError> {
+        of.predicate(&self.shared, &HashMap::new())
+    }
 }
 
 impl ProvenanceOf {

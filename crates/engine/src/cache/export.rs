@@ -80,13 +80,19 @@ pub(crate) fn inline_records(
     }
     let ids: Vec<LayerId> = layers.iter().map(Layer::id).collect();
     for work in works {
-        let Some(info) = info_of(shared, work)? else {
-            continue;
+        let output = match info_of(shared, work)? {
+            Some(info) => match <[_; 1]>::try_from(info.outputs) {
+                Ok([output]) => output,
+                Err(_) => continue,
+            },
+            // Steps below one that was found in another image were not looked up: that image has their records.
+            None if !matches!(work.action, VertexAction::Operation(_)) => continue,
+            None => match work.context.imports.present(shared, &work.record_key)? {
+                Some(output) => output,
+                None => continue,
+            },
         };
-        let [output] = info.outputs.as_slice() else {
-            continue;
-        };
-        if ids.starts_with(output) {
+        if ids.starts_with(&output) {
             records.push(InlineRecord {
                 key: Digest::from_sha256(work.record_key).to_string(),
                 operation: Digest::from_sha256(work.operation).to_string(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oci::media_type::{self, Kind};
 use oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
 use progress::{Outcome, RunningVertex, Sink, Vertex};
-use store::{Key, Layer};
+use store::{Key, Layer, LayerId};
 
 use super::config::{MEDIA_TYPE, MOST_BYTES, PortableCache, PortableRecord};
 use super::{inline, layout};
@@ -106,6 +106,26 @@ impl Imports {
     /// Returns whether there is something for an operation on this content.
     pub(crate) fn has_content(&self, content: &Key) -> bool {
         self.by_content.contains_key(content)
+    }
+
+    /// Returns the layers of what has one output and is here, though nobody may have asked for it.
+    pub(crate) fn present(
+        &self,
+        shared: &Shared,
+        key: &Key,
+    ) -> Result<Option<Vec<LayerId>>, EngineError> {
+        let Some((imported, record)) = self.found.get(key) else {
+            return Ok(None);
+        };
+        let [Some(top)] = record.outputs.as_slice() else {
+            return Ok(None);
+        };
+        let chain = imported.cache.chain(*top).into_iter();
+        let pairs: Vec<(Descriptor, Digest)> = chain
+            .map(|layer| (layer.descriptor.clone(), layer.diff_id.clone()))
+            .collect();
+        let layers = pull::present(shared, &pairs)?;
+        Ok(layers.map(|layers| layers.iter().map(Layer::id).collect()))
     }
 
     /// Brings in what there is: blobs are checked on their way, and unpacked like those of images.

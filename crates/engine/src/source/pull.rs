@@ -150,6 +150,21 @@ fn find(shared: &Shared, diff_id: &Digest, chain_key: &str) -> Result<Option<Lay
     }
 }
 
+/// Returns the layers if all are unpacked.
+pub(crate) fn present(
+    shared: &Shared,
+    layers: &[(Descriptor, Digest)],
+) -> Result<Option<Vec<Layer>>, EngineError> {
+    let mut found = Vec::with_capacity(layers.len());
+    for ((_, diff_id), chain_key) in layers.iter().zip(chain_keys(layers)) {
+        match find(shared, diff_id, &chain_key)? {
+            Some(layer) => found.push(layer),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(found))
+}
+
 /// Returns the bytes of the layers that are neither unpacked nor kept as they came.
 pub(crate) fn missing_bytes(
     shared: &Shared,

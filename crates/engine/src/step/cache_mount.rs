@@ -8,12 +8,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use llb::{ExecOp, MountKind};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock};
 use rustix::io::Errno;
 use store::Layer;
 
 use crate::keys::KeyBuilder;
 use crate::matching::content_id;
+use crate::snapshot::Snapshot;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
 
@@ -46,15 +48,8 @@ impl CacheMount {
         claim: Claim,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        let mut key = KeyBuilder::new("cache mount").part("id", id.as_bytes());
-        // By content, so that the name is the same in every store.
-        for layer in base {
-            key = key.part("base", &content_id(&context.shared, layer)?);
-        }
-        let name = crate::keys::hex(&key.finish());
         let store = &context.shared.store;
-        let mounts = store.root().join("mounts");
-        std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;
+        let (mounts, name) = place(context, id, base)?;
         let mount = match claim {
             Claim::Shared => Self::wait(&mounts.join(&name), SHARED, cancel)?,
             Claim::Locked => Self::wait(&mounts.join(&name), EXCLUSIVE, cancel)?,
@@ -182,6 +177,59 @@ impl CacheMount {
             result => result.map_err(EngineError::io("rename to", &path)),
         }
     }
+}
+
+/// Returns the folder of all directories, made if it is not there, and the name in it of one of them.
+fn place(
+    context: &StepContext,
+    id: &str,
+    base: &[Layer],
+) -> Result<(PathBuf, String), EngineError> {
+    let mut key = KeyBuilder::new("cache mount").part("id", id.as_bytes());
+    // By content, so that the name is the same in every store.
+    for layer in base {
+        key = key.part("base", &content_id(&context.shared, layer)?);
+    }
+    let mounts = context.shared.store.root().join("mounts");
+    std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;
+    Ok((mounts, crate::keys::hex(&key.finish())))
+}
+
+/// Empties the directories whose base is made anew in this build, as BuildKit does: once, before the first use.
+///
+/// `forced` says of each input of the step whether recorded results of it do not count.
+pub(crate) fn renew(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &[Snapshot],
+    forced: &[bool],
+    cancel: &Cancel,
+) -> Result<(), EngineError> {
+    for mount in &op.mounts {
+        let (MountKind::Cache { id, .. }, Some(input)) = (&mount.kind, mount.input) else {
+            continue;
+        };
+        let (Some(true), Some(Snapshot::Layers(base))) = (forced.get(input), inputs.get(input))
+        else {
+            continue;
+        };
+        let (mounts, name) = place(context, id, base)?;
+        let folder = mounts.join(&name);
+        // Held until it is empty: whoever else of this build wants it waits for that.
+        let mut renewed = context
+            .renewed
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        if renewed.contains(&name) {
+            continue;
+        }
+        if folder.join("fs").exists() {
+            let directory = CacheMount::wait(&folder, EXCLUSIVE, cancel)?;
+            directory.replace(id, |tree| context.copy_whole(base, tree))?;
+        }
+        renewed.insert(name);
+    }
+    Ok(())
 }
 
 /// Returns whether a folder is still where it was opened: a collector may have removed it meanwhile.

@@ -1,6 +1,6 @@
 //! What vertices do when they run, and what they need for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -148,6 +148,8 @@ pub(crate) struct StepContext {
     pub(crate) imports: Arc<Imports>,
     /// What is left of the first step that failed, where [`StepOptions::keep_failed`] asks for it.
     pub(crate) failed: Mutex<Option<Box<StepState>>>,
+    /// Cache mounts that were begun anew for this build, by their folders.
+    pub(crate) renewed: Mutex<BTreeSet<String>>,
 }
 
 impl std::ops::Deref for StepContext {
@@ -218,6 +220,7 @@ impl StepContext {
             client: None,
             imports: Arc::default(),
             failed: Mutex::default(),
+            renewed: Mutex::default(),
         }
     }
 

@@ -331,7 +331,7 @@ impl Pass<'_> {
         if selected != "/" {
             made.selector.clone_from(&selected);
         } else if mount.uid.is_some() || mount.gid.is_some() || mount.mode.is_some() {
-            made.source = Some(self.owned_cache(made.source, mount));
+            made.source = Some(self.owned_cache(made.source, mount, stage.ignore_cache));
             made.selector = "/cache".to_owned();
         }
         spec.mounts.push(made);
@@ -355,7 +355,9 @@ impl Pass<'_> {
     }
 
     /// Returns a tree with a directory that has the owner and mode of a cache mount.
-    fn owned_cache(&mut self, tree: Option<Output>, mount: &Mount) -> Output {
+    ///
+    /// It is made anew where recorded results do not count, and the cache mount with it.
+    fn owned_cache(&mut self, tree: Option<Output>, mount: &Mount, ignore_cache: bool) -> Output {
         let id = |number: Option<u32>| Some(UserRef::Id(number.unwrap_or(0)));
         let mut file = FileSpec::new(tree);
         file.action(Action::MakeDirectory(MakeDirectory {
@@ -368,7 +370,10 @@ impl Pass<'_> {
             ..MakeDirectory::default()
         }));
         let name = "[internal] setting cache mount permissions";
-        self.graph.add(file.into_draft(Metadata::named(name)))
+        self.graph.add(file.into_draft(Metadata {
+            ignore_cache,
+            ..Metadata::named(name)
+        }))
     }
 }
 

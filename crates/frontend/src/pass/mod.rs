@@ -186,7 +186,7 @@ impl<'a> Pass<'a> {
             filename: options.filename.clone(),
             language: "Dockerfile".to_owned(),
             data: ast.source.as_bytes().into(),
-            definition: None,
+            definition: options.definition.clone(),
         });
         Self {
             stages,

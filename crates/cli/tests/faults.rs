@@ -270,6 +270,15 @@ fn built(environment: &Environment) {
     environment.ok(["build", "-t", "app", "ctx"]);
 }
 
+/// Returns a store with a build, and a copy of it to start from.
+fn built_twice() -> (Environment, PathBuf, PathBuf) {
+    let environment = environment();
+    built(&environment);
+    let (root, whole) = (environment.root(), environment.work().join("whole"));
+    copy(&root, &whole);
+    (environment, root, whole)
+}
+
 fn is_right(environment: &Environment, told: &str) {
     environment.ok(["build", "-t", "app", "ctx"]);
     let outcome = environment.ok([
@@ -292,11 +301,7 @@ fn is_right(environment: &Environment, told: &str) {
 #[test]
 fn records_that_were_cut_are_recovered_or_named() {
     testkit::require_fixtures!("busybox:latest");
-    let environment = environment();
-    built(&environment);
-    let root = environment.root();
-    let whole = environment.work().join("whole");
-    copy(&root, &whole);
+    let (environment, root, whole) = built_twice();
     for name in ["records.db", "records.db-wal"] {
         let length = fs::metadata(whole.join(name)).map_or(0, |meta| meta.len());
         assert!(length > 0, "{name} is there");
@@ -339,11 +344,7 @@ fn records_that_were_cut_are_recovered_or_named() {
 #[test]
 fn small_files_of_the_store_that_were_cut_cost_at_most_their_use() {
     testkit::require_fixtures!("busybox:latest");
-    let environment = environment();
-    built(&environment);
-    let root = environment.root();
-    let whole = environment.work().join("whole");
-    copy(&root, &whole);
+    let (environment, root, whole) = built_twice();
     let mut cut = 0;
     for folder in ["memos", "builds"] {
         let mut work = vec![PathBuf::from(folder)];

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::SystemTime;
 
+use testkit::times::{set_times, times_of};
 use testkit::{Environment, Outcome};
 
 /// Waits until the file system's clock has passed the times of everything made so far: only then is anything
@@ -22,21 +23,9 @@ fn let_files_settle(environment: &Environment) {
     }
 }
 
-fn times(path: &Path) -> fs::FileTimes {
-    let meta = fs::metadata(path).expect("a file");
-    fs::FileTimes::new()
-        .set_modified(meta.modified().expect("a time"))
-        .set_accessed(meta.accessed().expect("a time"))
-}
-
-fn set_times(path: &Path, times: fs::FileTimes) {
-    let file = fs::File::open(path).expect("a file");
-    file.set_times(times).expect("times can be set");
-}
-
 /// Writes a file and gives it back the times it had.
 fn write_unseen(path: &Path, text: &str) {
-    let before = times(path);
+    let before = times_of(path);
     fs::write(path, text).expect("a file");
     set_times(path, before);
 }
@@ -118,7 +107,7 @@ fn content_counts_whatever_size_and_times_say() {
     check_text("touch -r", "part/one", "longer than it was", |context| {
         let (file, reference) = (context.join("part/one"), context.join("part/two"));
         fs::write(&file, "longer than it was").expect("a file");
-        set_times(&file, times(&reference));
+        set_times(&file, times_of(&reference));
     });
     check_text(
         "another file in its place",
@@ -127,14 +116,14 @@ fn content_counts_whatever_size_and_times_say() {
         |context| {
             let (file, fresh) = (context.join("part/one"), context.join("fresh"));
             fs::write(&fresh, "part/ONE").expect("a file");
-            set_times(&fresh, times(&file));
+            set_times(&fresh, times_of(&file));
             fs::rename(&fresh, &file).expect("a rename");
         },
     );
     check_text("a byte in the middle", "part/one", "part-one", |context| {
         use std::os::unix::fs::FileExt;
         let file = context.join("part/one");
-        let before = times(&file);
+        let before = times_of(&file);
         let opened = fs::File::options().write(true).open(&file).expect("a file");
         opened.write_all_at(b"-", 4).expect("room");
         drop(opened);

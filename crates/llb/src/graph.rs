@@ -143,7 +143,7 @@ impl Vertex {
         let (count, none) = (self.inputs.len(), std::iter::empty());
         let platform = self.platform.as_deref();
         let plain = match &self.op {
-            Op::Exec(exec) => Some(Op::Exec(Box::new(without_ways(exec)))),
+            Op::Exec(exec) if has_ways(exec) => Some(Op::Exec(Box::new(without_ways(exec)))),
             _ => None,
         };
         let op = plain.as_ref().unwrap_or(&self.op);
@@ -152,6 +152,16 @@ impl Vertex {
     }
 }
 
+fn has_ways(exec: &ExecOp) -> bool {
+    exec.meta.proxy_env.is_some()
+        || !exec.meta.extra_hosts.is_empty()
+        || exec
+            .mounts
+            .iter()
+            .any(|mount| matches!(mount.kind, MountKind::Cache { .. }))
+}
+
+/// Returns the step with nothing in it that only says by which way it gets at something.
 fn without_ways(exec: &ExecOp) -> ExecOp {
     let mut exec = exec.clone();
     exec.meta.proxy_env = None;

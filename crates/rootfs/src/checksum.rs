@@ -93,31 +93,20 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
     let (plain, wild) = pattern::split(&path);
     // A path without a wildcard stands for itself, and its symlinks are followed where it is read.
     let (base, tasks) = if selection.wildcard && !wild.is_empty() {
-        let base = plain;
         let matches = pattern::expand(tree, &path, selection.follow())?;
         // Matches are below the base with its symlinks resolved: only what follows it is part of the checksum.
-        let resolved = RootPath::new(tree.resolve(&base, selection.follow())?.path())?;
-        let length = resolved.relative().len() + usize::from(!resolved.is_root());
+        let resolved = RootPath::new(tree.resolve(&plain, selection.follow())?.path())?;
+        let length = led_in(&resolved).len();
         let tasks: Result<Vec<Task>> = matches
             .iter()
-            .map(|found| {
-                let below = found.as_bytes()[length..].to_vec();
-                scan.start(tree, found, below, selection)
-            })
+            .map(|found| scan.start(tree, found, &led_in(found)[length..], selection))
             .collect();
-        (base, tasks?)
+        (plain, tasks?)
     } else {
-        (
-            path.clone(),
-            vec![scan.start(tree, &path, Vec::new(), selection)?],
-        )
+        let task = scan.start(tree, &path, b"", selection)?;
+        (path, vec![task])
     };
-    pool::run(tasks, pool::threads(), |task, queue| scan.work(task, queue))?;
-    let mut records = scan
-        .found
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    records.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut records = scan.run(tasks)?;
     keep_parents_of_included(&mut records);
     if !selection.required.is_empty() {
         let full: Vec<Vec<u8>> = records
@@ -126,11 +115,7 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
             .collect();
         selection.check_required(|required| full.iter().any(|path| path.starts_with(required)))?;
     }
-    let mut sum = Sum::new();
-    for record in &records {
-        sum.add(&record.path, &record.header);
-    }
-    Ok(sum.finish())
+    Ok(sum(&records))
 }
 
 /// Returns the checksum of one layer directory as it is, with overlay's whiteouts and opaque marks.
@@ -143,33 +128,25 @@ pub fn layer(path: &Path, xattrs: OverlayXattrs) -> Result<[u8; 32]> {
         memo: CarefulMemo::new(&NoMemo),
         found: Mutex::default(),
     };
-    let start = scan.start(&tree, &RootPath::root(), Vec::new(), &Selection::path("/"))?;
-    pool::run(vec![start], pool::threads(), |task, queue| {
-        scan.work(task, queue)
-    })?;
-    let mut records = scan
-        .found
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    records.sort_by(|a, b| a.path.cmp(&b.path));
+    let start = scan.start(&tree, &RootPath::root(), b"", &Selection::path("/"))?;
+    Ok(sum(&scan.run(vec![start])?))
+}
+
+fn sum(records: &[Record]) -> [u8; 32] {
     let mut sum = Sum::new();
-    for record in &records {
+    for record in records {
         sum.add(&record.path, &record.header);
     }
-    Ok(sum.finish())
+    sum.finish()
+}
+
+/// A path whose components are each led in by a separator: nothing for the root.
+fn led_in(path: &RootPath) -> &[u8] {
+    if path.is_root() { b"" } else { path.as_bytes() }
 }
 
 fn full_path(base: &RootPath, below: &[u8]) -> Vec<u8> {
-    let mut path = if base.is_root() {
-        Vec::new()
-    } else {
-        base.as_bytes().to_vec()
-    };
-    // Below a root that a pattern has found the names begin with one separator more.
-    let below = match below {
-        [0, rest @ ..] if rest.first() == Some(&0) => rest,
-        below => below,
-    };
+    let mut path = led_in(base).to_vec();
     path.extend(
         below
             .iter()
@@ -373,12 +350,12 @@ impl Scan<'_> {
         &self,
         tree: &Tree,
         path: &RootPath,
-        below: Vec<u8>,
+        below: &[u8],
         selection: &Selection,
     ) -> Result<Task> {
         let below = below
-            .into_iter()
-            .map(|byte| if byte == b'/' { 0 } else { byte })
+            .iter()
+            .map(|byte| if *byte == b'/' { 0 } else { *byte })
             .collect();
         let found = tree.resolve(path, selection.follow())?;
         match (&found.rest[..], found.leaf) {
@@ -401,6 +378,17 @@ impl Scan<'_> {
                 path: path.to_string(),
             }),
         }
+    }
+
+    /// Does the tasks and what follows from them; returns what was found, sorted.
+    fn run(self, tasks: Vec<Task>) -> Result<Vec<Record>> {
+        pool::run(tasks, pool::threads(), |task, queue| self.work(task, queue))?;
+        let mut records = self
+            .found
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        records.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(records)
     }
 
     fn work(&self, task: Task, queue: &Queue<Task>) -> Result<()> {

@@ -46,10 +46,11 @@ impl LockNote {
         // They become names of files.
         let is_name =
             |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let skip = skip.parse().ok()?;
         (is_name(build) && is_name(log) && words.next().is_none()).then(|| Self {
             build: build.to_owned(),
             log: log.to_owned(),
-            skip: skip.parse().unwrap_or(0),
+            skip,
         })
     }
 
@@ -289,13 +290,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::OpenOptions;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().expect("a directory");
-        let store = Store::open(&folder.path().join("root"), OpenOptions::new(None));
-        (folder, store.expect("a store"))
-    }
+    use crate::testing::store;
 
     fn note(build: &str, skip: u64) -> LockNote {
         LockNote {

@@ -261,13 +261,8 @@ fn is_held(path: &std::path::Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ItemKind, OpenOptions};
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().expect("a directory");
-        let store = Store::open(&folder.path().join("root"), OpenOptions::new(None));
-        (folder, store.expect("a store"))
-    }
+    use crate::ItemKind;
+    use crate::testing::store;
 
     fn finish(store: &Store, id: &str, started: i64, bytes: u64) {
         if bytes > 0 {

@@ -38,6 +38,8 @@ mod mount;
 mod policy;
 mod record;
 mod root;
+#[cfg(test)]
+mod testing;
 mod usage;
 
 pub use blob::{BlobWriter, Blobs};

@@ -11,6 +11,7 @@
 pub mod browser;
 pub mod pages;
 pub mod soak;
+pub mod times;
 
 use std::ffi::OsStr;
 use std::fs;

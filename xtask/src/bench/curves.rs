@@ -20,6 +20,7 @@ pub(super) struct Curve {
 }
 
 const MEGABYTES: Option<f64> = Some(150.0);
+const FILES: &[u64] = &[1000, 5000, 20_000, 50_000, 100_000, 200_000];
 const INTO_STORE: &[&str] = &["-t", "grown"];
 
 pub(super) const CURVES: &[Curve] = &[
@@ -27,7 +28,7 @@ pub(super) const CURVES: &[Curve] = &[
         name: "files-cold",
         about: "a context of small files, first build",
         unit: "files",
-        sizes: &[1000, 5000, 20_000, 50_000, 100_000, 200_000],
+        sizes: FILES,
         megabytes: MEGABYTES,
         measure: |bench, size| {
             files(bench, size)?;
@@ -38,7 +39,7 @@ pub(super) const CURVES: &[Curve] = &[
         name: "files-warm",
         about: "a context of small files, nothing changed",
         unit: "files",
-        sizes: &[1000, 5000, 20_000, 50_000, 100_000, 200_000],
+        sizes: FILES,
         megabytes: MEGABYTES,
         measure: |bench, size| {
             files(bench, size)?;

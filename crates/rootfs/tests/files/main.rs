@@ -2,6 +2,7 @@
 
 mod checksum;
 mod copy;
+mod make;
 mod rootless;
 mod support;
 mod unpack;

@@ -248,3 +248,45 @@ pub(crate) fn can_mount() -> bool {
         }
     }
 }
+
+/// Makes a tree of its own.
+pub(crate) fn source(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), text);
+    dir
+}
+
+/// Runs an operation on each form of a destination that starts out as `layers`: a plain directory, a mounted overlay, and
+/// layers with an upper directory that are merged in user space. All three must come out the same.
+pub(crate) fn on_each_form(
+    layers: &[&str],
+    operation: impl Fn(&Tree) -> rootfs::Result<()>,
+) -> Result<String, String> {
+    let mut results = Vec::new();
+
+    let plain = tempfile::tempdir().unwrap();
+    layers.iter().for_each(|layer| build(plain.path(), layer));
+    let result = operation(&Tree::open(plain.path()).unwrap());
+    results.push(("plain", result.map(|()| describe(plain.path()))));
+
+    if can_mount() {
+        let stack = Stack::new(layers);
+        let overlay = stack.overlay();
+        let mounted = overlay.mount_detached().unwrap();
+        let path = path_of(&mounted);
+        let result = operation(&Tree::plain(mounted.try_clone().unwrap()));
+        results.push(("mounted", result.map(|()| describe(&path))));
+
+        let stack = Stack::new(layers);
+        let result = operation(&stack.writable());
+        results.push(("merged", result.map(|()| stack.describe())));
+    }
+    let mut results = results
+        .into_iter()
+        .map(|(form, result)| (form, result.map_err(|error| error.to_string())));
+    let (_, first) = results.next().unwrap();
+    for (form, result) in results {
+        assert_eq!(result, first, "{form}");
+    }
+    first
+}

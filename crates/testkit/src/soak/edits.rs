@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{Chance, Trial};
+use crate::times::{set_times, times_of};
 use crate::{Environment, Outcome};
 
 const DOCKERFILE: &str = "FROM busybox AS parts
@@ -180,18 +181,6 @@ fn regular(context: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
-}
-
-fn times_of(path: &Path) -> fs::FileTimes {
-    let meta = fs::metadata(path).expect("a file");
-    fs::FileTimes::new()
-        .set_modified(meta.modified().expect("a time"))
-        .set_accessed(meta.accessed().expect("a time"))
-}
-
-fn set_times(path: &Path, times: fs::FileTimes) {
-    let file = fs::File::open(path).expect("a file");
-    file.set_times(times).expect("times can be set");
 }
 
 /// Makes one edit and says what it was.

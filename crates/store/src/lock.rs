@@ -43,10 +43,11 @@ impl NamedLock {
     /// Says to who waits where the log is of what is done under the lock.
     pub fn note(&mut self, note: &LockNote) -> Result<(), StoreError> {
         let line = note.line();
-        // One call, so that nobody reads half of it; what an earlier holder left may be longer.
-        rustix::io::pwrite(&self.file, line.as_bytes(), 0)
-            .and_then(|_| rustix::fs::ftruncate(&self.file, line.len() as u64))
-            .map_err(|errno| StoreError::io("write the lock", &self.path)(errno.into()))
+        // What an earlier holder left may be longer; no note is read in between.
+        rustix::fs::ftruncate(&self.file, 0)
+            .and_then(|()| rustix::io::pwrite(&self.file, line.as_bytes(), 0))
+            .map_err(|errno| StoreError::io("write the lock", &self.path)(errno.into()))?;
+        Ok(())
     }
 
     /// The last holder removes the file; whoever waited on the removed one must begin again.

@@ -20,7 +20,8 @@ const BLOCK: usize = 256 << 10;
 /// The largest block that is read: larger ones were written by nobody.
 const MOST: usize = 64 << 20;
 const LEVEL: i32 = 1;
-/// Nanoseconds after which pieces wait no longer, so that who reads along is not left behind.
+/// Nanoseconds after which pieces wait no longer for others, so that who reads along is not left behind; only what
+/// comes just before a silence waits for its end.
 const LONGEST_WAIT: i64 = 1_000_000_000;
 
 const HELD_PLAIN: u8 = 0;

@@ -7,6 +7,9 @@ use oci::Digest;
 
 use crate::{LayerId, Store, StoreError};
 
+/// How old the time of use of a remembered value may be before it is renewed, in seconds.
+const MEMO_RENEWAL: i64 = 86_400;
+
 /// A cache key, definition or content: a SHA-256.
 pub type Key = [u8; 32];
 
@@ -213,17 +216,33 @@ impl Store {
 
     /// Returns a remembered value.
     pub fn recall(&self, space: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.database()
-            .prepare_cached("SELECT value FROM memo WHERE space = ?1 AND key = ?2")
+        let found: Option<(Vec<u8>, i64)> = self
+            .database()
+            .prepare_cached("SELECT value, used FROM memo WHERE space = ?1 AND key = ?2")
             .and_then(|mut statement| {
                 statement
-                    .query_row(rusqlite::params![space, key], |row| row.get(0))
+                    .query_row(rusqlite::params![space, key], |row| {
+                        Ok((row.get(0)?, row.get(1)?))
+                    })
                     .optional()
             })
-            .map_err(StoreError::database("recall a value"))
+            .map_err(StoreError::database("recall a value"))?;
+        let now = self.now();
+        if let Some((_, used)) = found
+            && now.saturating_sub(used) > MEMO_RENEWAL
+        {
+            self.write("renew a value", |transaction| {
+                transaction.execute(
+                    "UPDATE memo SET used = ?3 WHERE space = ?1 AND key = ?2",
+                    rusqlite::params![space, key, now],
+                )?;
+                Ok(())
+            })?;
+        }
+        Ok(found.map(|(value, _)| value))
     }
 
-    /// Remembers values that can be computed again.
+    /// Remembers values; those that nobody recalls for long are forgotten.
     pub fn remember<'a>(
         &self,
         space: &str,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use oci::{Digest, Reference};
 use store::{
@@ -334,7 +334,16 @@ fn a_collector_with_a_wrong_clock_takes_no_layer_from_who_makes_it() {
     let (store, _) = with_clock(root.path(), 1000);
     let (ahead, _) = with_clock(root.path(), 1000 + 3_000_000_000);
     let stop = std::sync::atomic::AtomicBool::new(false);
+    let collections = AtomicUsize::new(0);
+    /// Ends the collector however the scope is left.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     std::thread::scope(|scope| {
+        let end = Stop(&stop);
         scope.spawn(|| {
             let policy = CollectPolicy {
                 max_used: Some(u64::MAX),
@@ -342,12 +351,16 @@ fn a_collector_with_a_wrong_clock_takes_no_layer_from_who_makes_it() {
             };
             while !stop.load(Ordering::SeqCst) {
                 ahead.collect(&policy).expect("a collection");
+                collections.fetch_add(1, Ordering::SeqCst);
             }
         });
+        while collections.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         let made: Vec<_> = (0..200)
             .map(|number| layer(&store, &number.to_string(), 10))
             .collect();
-        stop.store(true, Ordering::SeqCst);
+        drop(end);
         for (number, layer) in made.iter().enumerate() {
             assert!(layer.path().join(number.to_string()).exists());
         }

@@ -196,22 +196,14 @@ impl BuildClient for SessionClient {
         digest: &Digest,
         into: &mut dyn Write,
     ) -> Result<(), EngineError> {
-        // The pieces are written on this thread: what takes them need not be sent to another.
         let id = format!("oci:{store}");
-        let mut file = self.own_file().map_err(engine_error)?;
         let content = ContentStore {
             session: &self.session,
             id: &id,
         };
         self.runtime
-            .block_on(content.read(digest, file.as_file_mut()))
-            .map_err(engine_error)?;
-        let failed = |error: std::io::Error| {
-            EngineError::Request(format!("failed to take {digest} of {store}: {error}"))
-        };
-        let mut file = file.reopen().map_err(failed)?;
-        std::io::copy(&mut file, into).map_err(failed)?;
-        Ok(())
+            .block_on(content.read(digest, into))
+            .map_err(engine_error)
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, EngineError> {

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use http::uri::PathAndQuery;
-use oci::{Digest, Manifest};
+use oci::{Descriptor, Digest, Manifest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
@@ -98,11 +98,7 @@ impl ContentStore<'_> {
     }
 
     /// Writes a blob to `into`, unchecked.
-    pub(crate) async fn read(
-        &self,
-        digest: &Digest,
-        into: &mut (dyn Write + Send),
-    ) -> Result<(), Failure> {
+    pub(crate) async fn read(&self, digest: &Digest, into: &mut dyn Write) -> Result<(), Failure> {
         let mut grpc = self.grpc("Read").await?;
         let mut request = Request::new(ReadRequest {
             digest: digest.to_string(),
@@ -123,10 +119,11 @@ impl ContentStore<'_> {
 
     /// Reads a document and checks it.
     async fn document(&self, digest: &Digest) -> Result<Vec<u8>, Failure> {
-        let mut bytes = AtMost(Vec::new());
-        self.read(digest, &mut bytes).await?;
-        match Digest::sha256_of(&bytes.0) == *digest {
-            true => Ok(bytes.0),
+        let mut bytes = Vec::new();
+        self.read(digest, &mut AtMost::new(&mut bytes, MAX_DOCUMENT))
+            .await?;
+        match Digest::sha256_of(&bytes) == *digest {
+            true => Ok(bytes),
             false => Err(Failure::unknown(format!("{digest} is something else"))),
         }
     }
@@ -204,17 +201,19 @@ impl ContentStore<'_> {
         let named = named_in(&raw)
             .map_err(|error| Failure::unknown(format!("the manifest {root}: {error}")))?;
         let place = |digest: &Digest| layout.join(oci::layout::blob_path(digest));
-        std::fs::create_dir_all(layout.join("blobs/sha256")).map_err(no_room)?;
-        for digest in named {
-            let mut file = File::create(place(&digest)).map_err(no_room)?;
-            self.read(&digest, &mut file).await?;
+        let folder = layout.join(oci::layout::BLOBS_DIRECTORY).join("sha256");
+        std::fs::create_dir_all(folder).map_err(no_room)?;
+        for blob in named {
+            let mut file = File::create(place(&blob.digest)).map_err(no_room)?;
+            self.read(&blob.digest, &mut AtMost::new(&mut file, blob.size))
+                .await?;
         }
         std::fs::write(place(root), raw).map_err(no_room)
     }
 }
 
 /// Returns the blobs that a manifest, or an index in its place, names.
-fn named_in(raw: &[u8]) -> serde_json::Result<Vec<Digest>> {
+fn named_in(raw: &[u8]) -> serde_json::Result<Vec<Descriptor>> {
     let blobs = match serde_json::from_slice::<Manifest>(raw) {
         Ok(manifest) => {
             let mut blobs = manifest.layers;
@@ -223,24 +222,32 @@ fn named_in(raw: &[u8]) -> serde_json::Result<Vec<Digest>> {
         }
         Err(_) => serde_json::from_slice::<oci::Index>(raw)?.manifests,
     };
-    let is_sha256 = |digest: &Digest| digest.algorithm() == oci::Algorithm::Sha256;
-    let blobs = blobs.into_iter().map(|blob| blob.digest);
-    Ok(blobs.filter(is_sha256).collect())
+    let is_sha256 = |blob: &Descriptor| blob.digest.algorithm() == oci::Algorithm::Sha256;
+    Ok(blobs.into_iter().filter(is_sha256).collect())
 }
 
-struct AtMost(Vec<u8>);
+/// Refuses what is more than was announced.
+struct AtMost<'a> {
+    into: &'a mut dyn Write,
+    left: u64,
+}
 
-impl Write for AtMost {
+impl<'a> AtMost<'a> {
+    fn new(into: &'a mut dyn Write, most: u64) -> Self {
+        Self { into, left: most }
+    }
+}
+
+impl Write for AtMost<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if (self.0.len() + bytes.len()) as u64 > MAX_DOCUMENT {
-            return Err(std::io::Error::other("it is too large"));
-        }
-        self.0.extend_from_slice(bytes);
+        let left = self.left.checked_sub(bytes.len() as u64);
+        self.left = left.ok_or_else(|| std::io::Error::other("it is too large"))?;
+        self.into.write_all(bytes)?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+        self.into.flush()
     }
 }
 
@@ -254,12 +261,16 @@ mod tests {
         let manifest = format!(
             r#"{{"schemaVersion":2,"config":{{"digest":"{a}","size":1}},"layers":[{{"digest":"{b}","size":1}}]}}"#
         );
+        let named_in = |raw: &[u8]| {
+            let blobs = super::named_in(raw).ok()?.into_iter();
+            Some(blobs.map(|blob| blob.digest).collect::<Vec<_>>())
+        };
         assert_eq!(
             named_in(manifest.as_bytes()).unwrap(),
             [b.clone(), a.clone()]
         );
         let index = format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{a}","size":1}}]}}"#);
         assert_eq!(named_in(index.as_bytes()).unwrap(), [a]);
-        assert!(named_in(b"[").is_err());
+        assert!(named_in(b"[").is_none());
     }
 }

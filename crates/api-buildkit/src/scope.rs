@@ -10,6 +10,10 @@ use engine::Taken;
 use llb::{Graph, VertexId};
 use prost::Message;
 
+/// Bytes of what is told of the inputs of a request: inputs have inputs, and a client that hands over what it got
+/// doubles them each time.
+const MOST_OF_INPUTS: usize = 1 << 20;
+
 /// One request to a frontend, or all that a client's own frontend does.
 #[derive(Debug)]
 pub(crate) struct Scope {
@@ -125,9 +129,14 @@ impl Producers {
             let first = records.next()?;
             records.all(|record| record == first).then_some(first)
         };
+        let mut left = MOST_OF_INPUTS;
         let found = inputs.iter();
         found
-            .filter_map(|(name, definition)| Some((name.clone(), find(definition)?)))
+            .filter_map(|(name, definition)| {
+                let record = find(definition)?;
+                left = left.checked_sub(record.weight())?;
+                Some((name.clone(), record))
+            })
             .collect()
     }
 

@@ -127,7 +127,7 @@ impl Provenance {
                 "complete-materials" => {
                     provenance.complete_materials = truth(WHAT, &name, &value)?;
                 }
-                "filename" if value.is_empty() || value.contains('/') => {
+                "filename" if matches!(value.as_str(), "" | "." | "..") || value.contains('/') => {
                     return Err(invalid("it is the name of a file"));
                 }
                 "filename" => provenance.filename = value,

@@ -48,7 +48,8 @@ pub fn filter_arguments(arguments: &BTreeMap<String, String>) -> BTreeMap<String
     });
     arguments
         .map(|(name, value)| {
-            let value = match name == key || name.starts_with("context:") {
+            let is_url = name == key || name == "vcs:source" || name.starts_with("context:");
+            let value = match is_url {
                 true => without_credentials(value),
                 false => value.clone(),
             };
@@ -115,11 +116,7 @@ impl Request {
                 return true;
             };
             if !value.is_empty() {
-                let value = match kind {
-                    "source" => without_credentials(value),
-                    _ => value.clone(),
-                };
-                vcs.insert(kind.to_owned(), value);
+                vcs.insert(kind.to_owned(), value.clone());
             }
             false
         });
@@ -166,6 +163,20 @@ impl Request {
 }
 
 impl RequestRecord {
+    /// Returns how much is told, in bytes: about what it takes in memory, with all requests within.
+    pub fn weight(&self) -> usize {
+        let arguments = self.request.arguments.iter();
+        let own: usize = arguments
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        let within = self
+            .request
+            .inputs
+            .values()
+            .chain(self.request.root.as_deref());
+        size_of::<Self>() + own + within.map(Self::weight).sum::<usize>()
+    }
+
     fn to_json(&self) -> Value {
         json!({
             "configSource": self.config_source.to_json("path"),
@@ -253,11 +264,13 @@ mod tests {
             ("platform", "linux/amd64"),
             ("attest:provenance", "mode=max"),
             ("context:foo", "https://u:p@h/x"),
+            ("vcs:source", "https://u:p@h/r"),
             ("target", "t"),
         ]);
         let left = filter_arguments(&given.arguments);
-        assert_eq!(left.len(), 2);
+        assert_eq!(left.len(), 3);
         assert_eq!(left["context:foo"], "https://xxxxx:xxxxx@h/x");
+        assert_eq!(left["vcs:source"], "https://xxxxx:xxxxx@h/r");
     }
 
     #[test]
@@ -266,9 +279,9 @@ mod tests {
         inner.root = Some(Box::new(
             request(&[("label:x", "1")]).record(&Sources::default()),
         ));
-        let mut outer = request(&[("vcs:source", "https://u:p@h/"), ("vcs:revision", "")]);
+        let mut outer = request(&[("vcs:source", "https://h/"), ("vcs:revision", "")]);
         let vcs = outer.take_vcs();
-        assert_eq!(vcs["source"], "https://xxxxx:xxxxx@h/");
+        assert_eq!(vcs["source"], "https://h/");
         assert_eq!(vcs.len(), 1);
         outer
             .inputs

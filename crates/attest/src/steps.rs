@@ -11,6 +11,8 @@ use llb::{
 use oci::Digest;
 use serde_json::{Map, Value, json};
 
+use crate::url::without_credentials;
+
 /// Returns the numbers of the steps: depth first, inputs before what uses them.
 pub fn step_numbers(graph: &Graph) -> BTreeMap<VertexId, usize> {
     let order = order(graph);
@@ -152,7 +154,7 @@ fn operation(vertex: &Vertex) -> Value {
     let (kind, op) = match vertex.op() {
         Op::Source(source) => {
             let mut op = Members::default();
-            op.text("identifier", &source.identifier);
+            op.text("identifier", &without_credentials(&source.identifier));
             // These differ from one client's session to the next.
             let kept = |name: &&String| {
                 !matches!(
@@ -160,8 +162,12 @@ fn operation(vertex: &Vertex) -> Value {
                     attr::LOCAL_SESSION_ID | attr::LOCAL_UNIQUE_ID
                 )
             };
-            let attrs: BTreeMap<&String, &String> =
-                source.attrs.iter().filter(|(name, _)| kept(name)).collect();
+            let attrs: BTreeMap<&String, String> = source
+                .attrs
+                .iter()
+                .filter(|(name, _)| kept(name))
+                .map(|(name, value)| (name, without_credentials(value)))
+                .collect();
             if !attrs.is_empty() {
                 op.value("attrs", json!(attrs));
             }
@@ -503,4 +509,28 @@ fn point(position: &llb::Position) -> Value {
     shown.number("line", i64::from(position.line));
     shown.number("character", i64::from(position.character));
     shown.done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llb::{Draft, GraphBuilder, SourceOp};
+
+    #[test]
+    fn sources_lose_their_credentials() {
+        let url = "https://u:p@h/r.git";
+        let mut builder = GraphBuilder::default();
+        let source = SourceOp {
+            identifier: url.to_owned(),
+            attrs: BTreeMap::from([("git.fullurl".to_owned(), url.to_owned())]),
+        };
+        let output = builder.add(Draft::new(Op::Source(source), Vec::new()));
+        let graph = builder.finish(Some(output)).unwrap();
+        let source = &operation(&graph.vertices()[0])["Op"]["source"];
+        assert_eq!(source["identifier"], "https://xxxxx:xxxxx@h/r.git");
+        assert_eq!(
+            source["attrs"]["git.fullurl"],
+            "https://xxxxx:xxxxx@h/r.git"
+        );
+    }
 }

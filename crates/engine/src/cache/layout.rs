@@ -181,13 +181,17 @@ pub(crate) fn read(
         }
     };
     let raw = read_blob(directory, &digest, MOST_MANIFEST)?;
-    let manifest: Manifest =
-        serde_json::from_slice(&raw).map_err(|error| wrong(&error.to_string()))?;
     // BuildKit's older form is an index with the config among its entries.
-    let index: Option<Index> = serde_json::from_slice(&raw).ok();
-    let entries = index.iter().flat_map(|index| &index.manifests);
-    let config = std::iter::once(&manifest.config)
-        .chain(entries)
+    let entries = match serde_json::from_slice::<Manifest>(&raw) {
+        Ok(manifest) => vec![manifest.config],
+        Err(_) => {
+            let index: Index =
+                serde_json::from_slice(&raw).map_err(|error| wrong(&error.to_string()))?;
+            index.manifests
+        }
+    };
+    let config = entries
+        .iter()
         .find(|entry| entry.media_type == MEDIA_TYPE)
         .ok_or_else(|| wrong("it is no cache"))?;
     let document = read_blob(directory, &config.digest, MOST_BYTES)?;

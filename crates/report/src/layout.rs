@@ -210,15 +210,18 @@ impl Grid {
         } else {
             usize::MAX
         };
-        for sweep in 0..SWEEPS {
+        // Of sweeps that cannot be compared the first two help most.
+        let sweeps = if counted { SWEEPS } else { 2 };
+        let mut position = vec![0.0; self.cells.len()];
+        for sweep in 0..sweeps {
             let forward = sweep % 2 == 0;
             let count = self.columns.len();
             for step in 0..count {
                 let column = if forward { step } else { count - 1 - step };
-                self.sort_column(column, forward);
+                self.sort_column(column, forward, &mut position);
             }
             let crossings = if counted { self.crossings() } else { 0 };
-            if crossings < fewest {
+            if crossings < fewest || !counted {
                 fewest = crossings;
                 best.clone_from(&self.columns);
             }
@@ -226,9 +229,8 @@ impl Grid {
         self.columns = best;
     }
 
-    /// Sorts a column by where the neighbours on one side are.
-    fn sort_column(&mut self, column: usize, forward: bool) {
-        let mut position = vec![0.0; self.cells.len()];
+    /// Sorts a column by where the neighbours on one side are; `position` has room for the place of every cell.
+    fn sort_column(&mut self, column: usize, forward: bool, position: &mut [f64]) {
         let neighbours = match forward {
             true => column.checked_sub(1),
             false => Some(column + 1).filter(|next| *next < self.columns.len()),

@@ -25,7 +25,7 @@ mod text;
 mod words;
 
 pub use log::LogText;
-pub use page::{Earlier, Facts, Image, ImageFile, ImageLayer, Page, page};
+pub use page::{Earlier, Facts, Image, ImageFile, ImageLayer, LayerContent, Page, page};
 pub use picture::{Edge, EdgeKind, Node, NodeKind, Picture, Role, Row};
 pub use stages::{StageOptions, UnknownTarget, stage_picture};
 pub use svg::svg;

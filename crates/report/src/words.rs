@@ -66,6 +66,17 @@ pub(crate) fn short_name(name: &str) -> String {
     }
 }
 
+/// Says how many things of a list are not shown; nothing where all are.
+pub(crate) fn rest(left: usize, what: &str) -> String {
+    match left {
+        0 => String::new(),
+        left => format!(
+            "<p class=\"quiet\">and {}</p>\n",
+            count(left, &format!("more {what}"))
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

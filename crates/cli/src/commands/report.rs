@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::report::{Earlier, Facts, Image, ImageFile, ImageLayer, LogText, Page, page};
+use ::report::{Earlier, Facts, Image, ImageFile, ImageLayer, LayerContent, LogText, Page, page};
 use anyhow::{Context, Result};
 use clap::Args;
 use engine::Engine;
@@ -141,11 +141,7 @@ fn image(engine: &Engine, output: &OutputRecord) -> Image {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             size: layer.size,
-            files: 0,
-            largest: Vec::new(),
-            hidden: 0,
-            wasted: 0,
-            wasteful: Vec::new(),
+            content: None,
         });
         told.layers = layers.collect();
     }
@@ -172,11 +168,13 @@ fn read_image(engine: &Engine, id: &str, told: &mut Image) -> Result<()> {
             ImageLayer {
                 made_by,
                 size: content.size,
-                files: files.files,
-                largest: largest.collect(),
-                hidden: content.hidden.len(),
-                wasted: content.wasted(),
-                wasteful: wasteful(&content.hidden),
+                content: Some(LayerContent {
+                    files: files.files,
+                    largest: largest.collect(),
+                    hidden: content.hidden.len(),
+                    wasted: content.wasted(),
+                    wasteful: wasteful(&content.hidden),
+                }),
             }
         })
         .collect();

@@ -140,7 +140,7 @@ fn step_diff(
 fn sources(build: &BuildRecord) -> BTreeMap<String, String> {
     let sources = build.sources.iter().filter_map(|source| {
         // The name without its digest, which is what changes.
-        let name = source.uri.split('@').next().unwrap_or(&source.uri);
+        let name = source.name();
         let digest = source.digest.as_ref()?;
         Some((name.to_owned(), digest.to_string()))
     });

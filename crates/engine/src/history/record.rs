@@ -110,6 +110,16 @@ pub struct SourceRecord {
     pub config: Option<Digest>,
 }
 
+impl SourceRecord {
+    /// Returns the URI without the digest of an image, which may differ from build to build.
+    pub fn name(&self) -> &str {
+        match self.uri.split_once("@sha256:") {
+            Some((name, _)) => name,
+            None => &self.uri,
+        }
+    }
+}
+
 /// One step of a build.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -130,6 +140,9 @@ pub struct StepRecord {
     /// The steps it uses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<Digest>,
+    /// The one of them whose files it changes; none where it began with nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupRecord>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -366,6 +379,7 @@ impl StepRecord {
             command: String::new(),
             lines: None,
             inputs: Vec::new(),
+            base: None,
             group: None,
             started: None,
             completed: None,

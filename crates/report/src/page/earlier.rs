@@ -6,12 +6,24 @@ use super::{Page, Section, outcome};
 use crate::escape::{cut, markup};
 use crate::words;
 
+/// More lines of one kind than that are not shown.
+const MOST_LINES: usize = 200;
+/// More steps than that are not shown.
+const MOST_CHANGED: usize = 500;
+
 pub(super) fn section(page: &Page<'_>) -> Option<Section> {
     let earlier = page.earlier.as_ref()?;
     let diff = earlier.diff;
     let lines = |changes: &[Change]| -> Vec<String> {
-        let lines = changes.iter().flat_map(|change| (earlier.words)(change));
-        lines.take(200).collect()
+        let mut lines: Vec<String> = changes
+            .iter()
+            .flat_map(|change| (earlier.words)(change))
+            .collect();
+        if let Some(more) = lines.len().checked_sub(MOST_LINES + 1) {
+            lines.truncate(MOST_LINES);
+            lines.push(format!("and {}", words::count(more + 1, "more change")));
+        }
+        lines
     };
     let mut body = String::new();
     let mut rows = vec![(
@@ -50,7 +62,7 @@ pub(super) fn section(page: &Page<'_>) -> Option<Section> {
         }
     }
     if !diff.steps.is_empty() {
-        let steps = diff.steps.iter().take(500).map(|step| {
+        let steps = diff.steps.iter().take(MOST_CHANGED).map(|step| {
             let mut told = lines(&step.changes);
             if step.inputs_changed {
                 told.push("what it builds on has changed".to_owned());
@@ -72,8 +84,9 @@ pub(super) fn section(page: &Page<'_>) -> Option<Section> {
             )
         });
         body.push_str(&format!(
-            "<h3>Steps</h3>\n<ul class=\"changes\">{}</ul>\n",
-            steps.collect::<String>()
+            "<h3>Steps</h3>\n<ul class=\"changes\">{}</ul>\n{}",
+            steps.collect::<String>(),
+            words::rest(diff.steps.len().saturating_sub(MOST_CHANGED), "step")
         ));
     }
     if diff.equal > 0 {

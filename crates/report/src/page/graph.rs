@@ -54,7 +54,7 @@ fn of_dockerfile(page: &Page<'_>) -> Option<(Picture, Marks)> {
         target: request.target.as_deref(),
         build_args: &request.build_args,
         named_contexts: &named,
-        build_platform: &target,
+        build_platform: &Platform::host(),
         target_platform: &target,
     };
     let picture = stage_picture(&tree.stages().ok()?, tree.escape, &options).ok()?;

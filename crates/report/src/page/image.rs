@@ -2,19 +2,25 @@
 
 use serde_json::Value;
 
-use super::{Image, ImageFile, ImageLayer, Page, Section};
+use super::{Image, ImageFile, LayerContent, Page, Section};
 use crate::escape::{cut, markup};
 use crate::words;
 
 /// More layers than that are not shown; an image has at most about 120.
 const MOST_LAYERS: usize = 300;
 
+/// More things from outside than that are not shown, and no more arguments.
+const MOST_INPUTS: usize = 200;
+
 pub(super) fn layers(page: &Page<'_>) -> Option<Section> {
     let images = page.images.iter().filter(|image| !image.layers.is_empty());
     let mut body = String::new();
-    let mut wasted = 0;
+    let (mut wasted, mut is_known) = (0, true);
     for image in images {
-        wasted += image.layers.iter().map(|layer| layer.wasted).sum::<u64>();
+        for layer in &image.layers {
+            wasted += layer.content.as_ref().map_or(0, |content| content.wasted);
+            is_known &= layer.content.is_some();
+        }
         if page.images.len() > 1 {
             body.push_str(&format!("<h3>{}</h3>\n", markup(&image.platform)));
         }
@@ -24,6 +30,7 @@ pub(super) fn layers(page: &Page<'_>) -> Option<Section> {
         return None;
     }
     let aside = match wasted {
+        0 if !is_known => String::new(),
         0 => "<p>Nothing is carried for nothing</p>".to_owned(),
         wasted => format!(
             "<p class=\"waste\">{} are carried for nothing</p>",
@@ -50,7 +57,8 @@ fn layer_list(image: &Image) -> String {
     let layers = image.layers.iter().take(MOST_LAYERS).enumerate();
     let layers = layers.map(|(number, layer)| {
         let share = |bytes: u64| bytes as f64 * 100.0 / most as f64;
-        let waste = match layer.wasted {
+        let wasted = layer.content.as_ref().map_or(0, |content| content.wasted);
+        let waste = match wasted {
             0 => String::new(),
             wasted => format!("<span class=\"chip waste\">{} wasted</span>", words::size(wasted)),
         };
@@ -64,14 +72,17 @@ fn layer_list(image: &Image) -> String {
             markup(&cut(&crate::escape::one_line(&layer.made_by), 400)),
             words::size(layer.size),
             share(layer.size),
-            share(layer.wasted),
-            files(layer),
+            share(wasted),
+            match &layer.content {
+                Some(content) => files(content),
+                None => "<p class=\"quiet\">It is not in the store any more.</p>".to_owned(),
+            },
         )
     });
     format!("<ol class=\"layers\">{}</ol>\n", layers.collect::<String>())
 }
 
-fn files(layer: &ImageLayer) -> String {
+fn files(layer: &LayerContent) -> String {
     let table = |caption: String, files: &[ImageFile], all: usize| {
         if files.is_empty() {
             return String::new();
@@ -126,12 +137,13 @@ pub(super) fn configuration(page: &Page<'_>) -> Option<Section> {
         body.push_str(&one_configuration(image));
     }
     let mut inputs: Vec<(String, String)> = Vec::new();
-    for source in record.sources.iter().take(200) {
-        let name = source.uri.split('@').next().unwrap_or_default();
+    for source in record.sources.iter().take(MOST_INPUTS) {
+        let name = source.name();
         let digest = source.digest.as_ref().map(ToString::to_string);
         inputs.push((cut(name, 200), code(&digest.unwrap_or_default())));
     }
-    for (name, value) in record.request.build_args.iter().take(200) {
+    let arguments = &record.request.build_args;
+    for (name, value) in arguments.iter().take(MOST_INPUTS) {
         let value = match value.starts_with("hidden:") {
             true => "(hidden)",
             false => value,
@@ -141,6 +153,8 @@ pub(super) fn configuration(page: &Page<'_>) -> Option<Section> {
     if !inputs.is_empty() {
         body.push_str("<h3>What it was made from</h3>\n");
         body.push_str(&definitions(&inputs));
+        let all = record.sources.len() + arguments.len();
+        body.push_str(&words::rest(all - inputs.len(), "input"));
     }
     if body.is_empty() {
         return None;

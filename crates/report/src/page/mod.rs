@@ -59,6 +59,13 @@ pub struct ImageLayer {
     /// The instruction that made it, where the image's history tells.
     pub made_by: String,
     pub size: u64,
+    /// What is in it; `None` where the layer is gone.
+    pub content: Option<LayerContent>,
+}
+
+/// The files of a layer.
+#[derive(Debug)]
+pub struct LayerContent {
     /// How many files it has, and the largest of them, the largest first.
     pub files: usize,
     pub largest: Vec<ImageFile>,

@@ -2,7 +2,7 @@
 
 use engine::history::{BuildStatus, Totals};
 
-use super::{Page, outcome, status};
+use super::{MOST_STEPS, Page, outcome, status};
 use crate::escape::{cut, markup};
 use crate::words;
 
@@ -150,14 +150,18 @@ fn share(page: &Page<'_>) -> String {
     )
 }
 
+const MOST_ERRORS: usize = 20;
+const MOST_WARNINGS: usize = 100;
+
 /// Returns why it failed, and what it warned of.
 pub(super) fn problems(page: &Page<'_>) -> String {
     let record = page.record;
     let mut html = String::new();
-    for error in record.errors.iter().take(20) {
+    for error in record.errors.iter().take(MOST_ERRORS) {
         let step = record
             .steps
             .iter()
+            .take(MOST_STEPS)
             .position(|step| Some(&step.name) == error.step.as_ref() && !step.error.is_empty());
         let place = match (&error.step, step) {
             (Some(name), Some(number)) => format!(
@@ -176,8 +180,12 @@ pub(super) fn problems(page: &Page<'_>) -> String {
             markup(&cut(&error.message, 4000))
         ));
     }
+    html.push_str(&words::rest(
+        record.errors.len().saturating_sub(MOST_ERRORS),
+        "error",
+    ));
     if !record.warnings.is_empty() {
-        let lines = record.warnings.iter().take(100).map(|warning| {
+        let lines = record.warnings.iter().take(MOST_WARNINGS).map(|warning| {
             let line = match warning.line {
                 Some(line) => format!(" <span>line {line}</span>"),
                 None => String::new(),
@@ -185,9 +193,13 @@ pub(super) fn problems(page: &Page<'_>) -> String {
             format!("<li>{}{line}</li>", markup(&cut(&warning.text, 400)))
         });
         html.push_str(&format!(
-            "<details class=\"problem canceled\"><summary>{}</summary><ul>{}</ul></details>\n",
+            "<details class=\"problem canceled\"><summary>{}</summary><ul>{}</ul>{}</details>\n",
             words::count(record.warnings.len(), "warning"),
-            lines.collect::<String>()
+            lines.collect::<String>(),
+            words::rest(
+                record.warnings.len().saturating_sub(MOST_WARNINGS),
+                "warning"
+            )
         ));
     }
     html

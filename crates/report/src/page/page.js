@@ -40,13 +40,15 @@
   const buttons = all('[data-show]');
   const MOST_MARKS = 2000;
   let kind = 'all';
+  // Of each match the elements that mark it: it may begin in one element of the page and end in the next.
   let marks = [];
   let now = -1;
+  let applied = '';
   // What a search may mark, with its text as it was.
   const places = new Map(steps.map((step) => [step, all('summary code, .log', step)]));
 
   const unmark = () => {
-    for (const mark of marks) {
+    for (const mark of marks.flat()) {
       const parent = mark.parentNode;
       mark.replaceWith(mark.firstChild);
       parent.normalize();
@@ -57,28 +59,41 @@
 
   const markIn = (place, wanted) => {
     const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
-    const texts = [];
-    while (walker.nextNode()) texts.push(walker.currentNode);
-    for (const node of texts) {
-      let text = node;
-      const lower = node.data.toLowerCase();
-      // Where lower case has another length, positions are not those of the text.
-      const haystack = lower.length === node.data.length ? lower : node.data;
-      let base = 0;
-      for (let at = haystack.indexOf(wanted); at >= 0 && marks.length < MOST_MARKS; at = haystack.indexOf(wanted, at + wanted.length)) {
-        const match = text.splitText(at - base);
-        text = match.splitText(wanted.length);
-        base = at + wanted.length;
+    const nodes = [];
+    let text = '';
+    while (walker.nextNode()) {
+      const node = walker.currentNode;
+      nodes.push({ node, start: text.length, end: text.length + node.data.length });
+      text += node.data;
+    }
+    const lower = text.toLowerCase();
+    // Where lower case has another length, positions are not those of the text.
+    const haystack = lower.length === text.length ? lower : text;
+    const matches = [];
+    for (let at = haystack.indexOf(wanted); at >= 0 && marks.length + matches.length < MOST_MARKS; at = haystack.indexOf(wanted, at + wanted.length)) matches.push(at);
+    // From the end, so that what is still to be marked stays where it is.
+    let last = nodes.length - 1;
+    const found = matches.reverse().map((at) => {
+      const end = at + wanted.length;
+      while (nodes[last].start >= end) last -= 1;
+      const pieces = [];
+      for (let number = last; number >= 0 && nodes[number].end > at; number -= 1) {
+        const { node, start } = nodes[number];
+        const match = node.splitText(Math.max(at - start, 0));
+        match.splitText(Math.min(end, nodes[number].end) - Math.max(at, start));
         const mark = document.createElement('mark');
         match.replaceWith(mark);
         mark.append(match);
-        marks.push(mark);
+        pieces.unshift(mark);
       }
-    }
+      return pieces;
+    });
+    marks.push(...found.reverse());
   };
 
   const apply = () => {
     const wanted = search.value.trim().toLowerCase();
+    applied = search.value;
     unmark();
     let shown = 0;
     for (const step of steps) {
@@ -97,12 +112,12 @@
     by('next').disabled = by('previous').disabled = marks.length === 0;
   };
 
-  const go = (by) => {
+  const go = (step) => {
     if (marks.length === 0) return;
-    if (now >= 0) marks[now].classList.remove('now');
-    now = (now + by + marks.length + (now < 0 && by < 0 ? 1 : 0)) % marks.length;
-    const mark = marks[now];
-    mark.classList.add('now');
+    if (now >= 0) marks[now].forEach((mark) => mark.classList.remove('now'));
+    now = (now + step + marks.length + (now < 0 && step < 0 ? 1 : 0)) % marks.length;
+    marks[now].forEach((mark) => mark.classList.add('now'));
+    const mark = marks[now][0];
     mark.closest('.step').open = true;
     mark.scrollIntoView({ block: 'center' });
     found.textContent = (now + 1) + ' of ' + marks.length;
@@ -117,7 +132,7 @@
   let waiting = 0;
   search.addEventListener('input', () => { clearTimeout(waiting); waiting = setTimeout(apply, 90); });
   search.addEventListener('keydown', (event) => {
-    if (event.key === 'Enter') { clearTimeout(waiting); if (now < 0) apply(); go(event.shiftKey ? -1 : 1); event.preventDefault(); }
+    if (event.key === 'Enter') { clearTimeout(waiting); if (search.value !== applied) apply(); go(event.shiftKey ? -1 : 1); event.preventDefault(); }
     if (event.key === 'Escape') { search.value = ''; apply(); }
   });
   by('next').addEventListener('click', () => go(1));

@@ -219,10 +219,14 @@ fn slow(page: &Page<'_>, path: &[&StepRecord]) -> String {
     let list = |steps: &[&StepRecord], most: u64| -> String {
         let rows = steps.iter().map(|step| {
             let share = step.nanoseconds() as f64 * 100.0 / most.max(1) as f64;
+            // Beyond these the page has no steps to go to.
+            let link = match number(step).filter(|number| *number < MOST_STEPS) {
+                Some(number) => format!(" href=\"#step-{number}\""),
+                None => String::new(),
+            };
             format!(
-                "<li><a href=\"#step-{}\"><b>{}</b> <code>{}</code></a><span class=\"time\">{}</span>\
+                "<li><a{link}><b>{}</b> <code>{}</code></a><span class=\"time\">{}</span>\
                  <svg width=\"100%\" height=\"4\" aria-hidden=\"true\"><rect width=\"{share:.2}%\" height=\"4\" rx=\"2\"/></svg></li>",
-                number(step).unwrap_or_default(),
                 markup(&cut(&stage(step), 40)),
                 markup(&cut(&instruction(step), 120)),
                 words::duration(step.nanoseconds()),

@@ -212,7 +212,7 @@ fn pretty(record: &BuildRecord) -> String {
     table("NAMED CONTEXT", pairs(&request.named_contexts));
     let materials = record.sources.iter().map(|source| {
         let digest = source.digest.as_ref().map(ToString::to_string);
-        let name = source.uri.split('@').next().unwrap_or_default();
+        let name = source.name();
         (name.to_owned(), digest.unwrap_or_default())
     });
     table("MATERIAL", materials.collect());

@@ -2,11 +2,13 @@
 
 use engine::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 
-/// Asks `cancel` at the first signal to end; ends the process at the second.
-pub(crate) fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
+/// Asks `cancel` at the first signal to end; ends the process at the second. Closing what is returned gives signals back
+/// their usual meaning.
+pub(crate) fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<Handle> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let handle = signals.handle();
     let cancel = cancel.clone();
     std::thread::Builder::new()
         .name("signals".to_owned())
@@ -19,5 +21,5 @@ pub(crate) fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
                 cancel.request();
             }
         })?;
-    Ok(())
+    Ok(handle)
 }

@@ -96,7 +96,9 @@ impl Engine {
         let (mut record, printed) = recorder.finish();
         history::complete(store, &mut record, &known, &built);
         history::conclude(&mut record, &result);
-        if let Err(error) = history::keep(store, &record, printed, &self.history) {
+        if let Err(error) = history::keep(store, &record)
+            .and_then(|()| history::trim(store, &record, printed, &self.history))
+        {
             tracing::warn!(%error, "the build is not recorded");
         }
         recorder.close();

@@ -88,6 +88,16 @@ impl Engine {
         let disk = store.disk()?;
         let limits = limits.unwrap_or_else(|| SpaceLimits::usual(disk.size));
         let policy = limits.policy(disk.size);
+        if let Some(limit) = policy.max_used
+            && store.used_bytes()? > limit
+        {
+            // So that there is room for layers, whatever was printed.
+            let history = HistoryLimits {
+                log_bytes: self.history.log_bytes.min(limit / 10),
+                ..self.history
+            };
+            store.trim_builds(&history)?;
+        }
         let done = store.collect_surplus(&policy, disk)?;
         Ok(done.map(|done| (policy, done)))
     }

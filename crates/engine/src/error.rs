@@ -45,6 +45,9 @@ pub enum EngineError {
     /// An image's own parts do not fit together.
     #[error("image {subject} is invalid: {reason}")]
     Image { subject: String, reason: String },
+    /// There is nothing to bring cache mounts in from.
+    #[error("there are no cache mounts in {place}")]
+    NoCacheMounts { place: String },
     /// A layer's tar is not the one its image names.
     #[error("layer {digest} unpacks to {actual}, the image says {expected}")]
     LayerMismatch {
@@ -118,9 +121,13 @@ impl EngineError {
         }
     }
 
-    /// Returns whether a registry has nothing of the name.
+    /// Returns whether there is nothing where something was looked for.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, EngineError::Registry(error) if error.is_not_found())
+        match self {
+            EngineError::Registry(error) => error.is_not_found(),
+            EngineError::NoCacheMounts { .. } => true,
+            _ => false,
+        }
     }
 
     /// Returns whose failure it is.
@@ -176,9 +183,15 @@ pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<Str
     {
         return None;
     }
-    // The database has errors of its own for it.
-    let told = chain(error).to_lowercase();
-    let is_full = told.contains("no space left") || told.contains("disk is full");
+    let is_full = match error {
+        // What a step prints and is called may have any words in it.
+        EngineError::Step { .. } => !fullness(store).is_empty(),
+        // The database has errors of its own for it.
+        error => {
+            let told = chain(error).to_lowercase();
+            told.contains("no space left") || told.contains("disk is full")
+        }
+    };
     is_full.then(|| {
         format!(
             "make room on the disk of {}: `lapstrake system df` shows what takes space, `lapstrake system prune` \

@@ -122,7 +122,7 @@ impl Engine {
         sink: Sink,
     ) -> Result<BuildResult, BuildFailure> {
         let cancel = Cancel::default();
-        let stop = StopWhenDropped(cancel.clone());
+        let _stop = StopWhenDropped(cancel.clone());
         let (sender, receiver) = oneshot::channel();
         let engine = self.clone();
         let started = std::thread::Builder::new()
@@ -136,8 +136,6 @@ impl Engine {
             return Err(EngineError::Thread { source }.into());
         }
         let result = receiver.await;
-        // It is over: nothing is left to be stopped.
-        std::mem::forget(stop);
         result.unwrap_or_else(|_| {
             Err(
                 EngineError::Panic("the thread of a build ended without a result".to_owned())

@@ -169,7 +169,11 @@ pub(crate) fn content_id(shared: &Shared, layer: &Layer) -> Result<[u8; 32], Eng
 }
 
 /// Returns the checksum of what a copy selects; remembered, as layers never change.
-fn checksum(shared: &Shared, layers: &[Layer], copy: &llb::Copy) -> Result<Vec<u8>, EngineError> {
+pub(crate) fn checksum(
+    shared: &Shared,
+    layers: &[Layer],
+    copy: &llb::Copy,
+) -> Result<Vec<u8>, EngineError> {
     let mut key = KeyBuilder::new("selection");
     for layer in layers {
         key = key.part("layer", &layer.id().0.to_be_bytes());

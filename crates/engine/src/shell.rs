@@ -241,17 +241,13 @@ impl Engine {
                 step.name
             )));
         }
-        let first = step.inputs.first();
-        let input = record
-            .steps
-            .iter()
-            .find(|other| Some(&other.vertex) == first);
-        match input {
-            Some(input) if input.is_instruction() => {
-                self.layers_after(input, input.process.as_ref())
-            }
-            // Nothing lies below: FROM scratch.
-            _ => Ok(Some(Vec::new())),
+        // Nothing lies below the first instruction on FROM scratch.
+        let Some(base) = &step.base else {
+            return Ok(Some(Vec::new()));
+        };
+        match record.steps.iter().find(|other| other.vertex == *base) {
+            Some(base) => self.layers_after(base, base.process.as_ref()),
+            None => Ok(None),
         }
     }
 

@@ -504,7 +504,7 @@ impl Work for VertexWork {
             }
         }
         let imports = &self.context.imports;
-        if imports.knows_operation(&self.operation) && !self.forced {
+        if imports.knows_operation(&self.operation) {
             let content = content()?;
             if imports.has_content(&content) {
                 return self.bring_in(Wanted::Content(&content), &trees, cancel);

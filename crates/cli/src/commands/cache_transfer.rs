@@ -69,7 +69,7 @@ impl Export {
         let engine = settings::open_engine(global)?;
         let found = cache::mounts(engine.store()).map_err(exit::builder)?;
         let names = self.names(&found).map_err(exit::build)?;
-        let moved = screen::show(self.progress, |sink, cancel| {
+        let moved = screen::show(&engine, self.progress, |sink, cancel| {
             engine.export_mounts(&names, &place, &options, sink, cancel)
         })?;
         match place {
@@ -118,7 +118,7 @@ impl Import {
         let moved = match is_missing {
             true if self.missing_ok => None,
             true => return Err(exit::build(anyhow!("there is nothing at {place}"))),
-            false => screen::show(self.progress, |sink, cancel| {
+            false => screen::show(&engine, self.progress, |sink, cancel| {
                 let moved = engine.import_mounts(&place, &is_wanted, self.replace, sink, cancel);
                 match moved {
                     Err(error) if self.missing_ok && error.is_not_found() => Ok(None),
@@ -158,19 +158,22 @@ fn place(text: &str, path: &str) -> Result<(MountsPlace, LayerOptions)> {
         compression: Compression::Zstd,
         ..LayerOptions::default()
     };
-    if !text.contains('=') {
+    let is_path = ["/", "./", "../"].iter().any(|top| text.starts_with(top));
+    if is_path || !text.contains('=') {
         return Ok((place_in_short(text)?, zstd));
     }
     let wrong = || format!("invalid place {text:?}");
     let mut fields = fields(text).with_context(wrong)?;
     let kind = fields.remove("type");
     let kind = kind.with_context(|| format!("{}: it has no type", wrong()))?;
-    let options = match fields.contains_key("compression") || path != "dest" {
-        true => layer_options(&mut fields).with_context(wrong)?,
-        false => LayerOptions {
-            compression: Compression::Zstd,
-            ..layer_options(&mut fields).with_context(wrong)?
-        },
+    let options = match path {
+        "dest" => {
+            let zstd = || "zstd".to_owned();
+            fields.entry("compression".to_owned()).or_insert_with(zstd);
+            layer_options(&mut fields).with_context(wrong)?
+        }
+        // How layers are compressed is a question only where they are written.
+        _ => zstd,
     };
     let tag = fields.remove("tag");
     let mut take = |name: &str| {

@@ -57,7 +57,7 @@ fn explanation(sections: &[Section<'_>], code: &str) -> anyhow::Result<String> {
     let is_it = |known: &&str| known.eq_ignore_ascii_case(wanted);
     let Some(section) = sections
         .iter()
-        .find(|section| section.codes.iter().any(|known| is_it(known)))
+        .find(|section| section.codes.iter().any(&is_it))
     else {
         let all = sections
             .iter()

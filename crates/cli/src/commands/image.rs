@@ -321,7 +321,7 @@ impl Load {
             None => Box::new(std::io::stdin().lock()),
         };
         let engine = settings::open_engine(global)?;
-        let loaded = screen::show(ProgressMode::Quiet, |sink, cancel| {
+        let loaded = screen::show(&engine, ProgressMode::Quiet, |sink, cancel| {
             engine.load(input, platform.as_ref(), sink, cancel)
         })?;
         let mut out = String::new();
@@ -377,7 +377,7 @@ impl Pull {
         if reference.is_name_only() && !self.quiet {
             output::print("Using default tag: latest\n").map_err(exit::builder)?;
         }
-        let pulled = screen::show(mode, |sink, cancel| {
+        let pulled = screen::show(&engine, mode, |sink, cancel| {
             engine.pull(&self.image, &platform, sink, cancel)
         })?;
         let mut out = String::new();
@@ -430,7 +430,8 @@ impl Push {
                 let line = format!("The push refers to repository [{repository}]\n");
                 output::print(&line).map_err(exit::builder)?;
             }
-            let (digest, size) = screen::show(mode, |sink, _| engine.push(&subject, &name, sink))?;
+            let (digest, size) =
+                screen::show(&engine, mode, |sink, _| engine.push(&subject, &name, sink))?;
             let line = match self.quiet {
                 true => format!("{name}\n"),
                 false => format!(

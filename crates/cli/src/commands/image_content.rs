@@ -328,7 +328,7 @@ impl Import {
         let request = self.request().map_err(exit::usage)?;
         let input = self.input().map_err(exit::build)?;
         let engine = settings::open_engine(global)?;
-        let image = screen::show(ProgressMode::Quiet, |sink, cancel| {
+        let image = screen::show(&engine, ProgressMode::Quiet, |sink, cancel| {
             engine.import(input, &request, sink, cancel)
         })?;
         output::print(&format!("{}\n", image.id)).map_err(exit::builder)

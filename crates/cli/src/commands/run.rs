@@ -378,7 +378,7 @@ fn create(engine: &Engine, request: &CreateRequest, quiet: bool) -> Result<Conta
     if missing && !quiet {
         log::info(&format!("Unable to find image '{}' locally", request.image));
     }
-    screen::show(mode, |sink, cancel| {
+    screen::show(engine, mode, |sink, cancel| {
         engine.create_container(request, sink, cancel)
     })
 }

@@ -292,7 +292,7 @@ fn push_merged(
 ) -> Result<(), EngineError> {
     let images = &shared.images;
     let head = || {
-        let head = images.runtime().block_on(images.client().head(reference));
+        let head = images.wait(images.client().head(reference));
         head.ok().map(|descriptor| descriptor.digest)
     };
     // Set where the registry has lost what it says it has.

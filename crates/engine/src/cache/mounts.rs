@@ -222,7 +222,7 @@ fn pack(
     cancel: &Cancel,
 ) -> Result<(Descriptor, Digest), EngineError> {
     let folder = shared.store.root().join("mounts").join(name);
-    let mount = CacheMount::try_lock(&folder, EXCLUSIVE)?.ok_or_else(|| in_use(id))?;
+    let mount = CacheMount::acquire(&folder, EXCLUSIVE)?.ok_or_else(|| in_use(id))?;
     let dir = LayerDir::open(mount.path())?;
     let (compression, _) = compression_of(options)?;
     let blob = File::create(path).map_err(EngineError::io("create", path))?;
@@ -323,7 +323,7 @@ impl Incoming<'_> {
             let mut layers = manifest.layers.iter();
             let layer = layers.find(|layer| layer.digest == entry.layer);
             let layer = layer.ok_or_else(|| self.wrong(format!("{} is not in it", entry.layer)))?;
-            let mount = CacheMount::try_lock(&mounts.join(&entry.name), EXCLUSIVE)?;
+            let mount = CacheMount::acquire(&mounts.join(&entry.name), EXCLUSIVE)?;
             let mount = mount.ok_or_else(|| in_use(&entry.id))?;
             let kept = mount.path().exists() && !replace;
             if !kept {
@@ -349,14 +349,17 @@ impl Incoming<'_> {
             MountsPlace::Registry(reference) => {
                 let images = &self.shared.images;
                 let resolve = images.client().resolve(reference);
-                let raw = images.runtime().block_on(resolve)?.raw;
+                let raw = images.wait(resolve)?.raw;
                 let manifest = serde_json::from_slice::<Manifest>(&raw).ok();
                 let is_ours = |manifest: &Manifest| manifest.config.media_type == MEDIA_TYPE;
-                return manifest.filter(is_ours).ok_or_else(|| self.wrong(NONE));
+                return manifest.filter(is_ours).ok_or_else(|| self.nothing());
             }
             MountsPlace::Directory { path, .. } => {
                 let path = path.join(oci::layout::INDEX_FILE);
-                read_file(&path, MOST_MANIFEST).map_err(EngineError::io("read", &path))?
+                read_file(&path, MOST_MANIFEST).map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => self.nothing(),
+                    _ => EngineError::io("read", &path)(error),
+                })?
             }
             MountsPlace::Archive(_) => self.small(self.files.need(oci::layout::INDEX_FILE)?)?,
         };
@@ -378,7 +381,7 @@ impl Incoming<'_> {
                 return Ok(manifest);
             }
         }
-        Err(self.wrong(NONE))
+        Err(self.nothing())
     }
 
     /// Returns a small blob, checked.
@@ -390,7 +393,7 @@ impl Incoming<'_> {
                 let images = &self.shared.images;
                 let client = images.client();
                 let fetch = client.fetch_blob_bytes(reference, wanted, MOST_MANIFEST);
-                Ok(images.runtime().block_on(fetch)?.to_vec())
+                Ok(images.wait(fetch)?.to_vec())
             }
         }
     }
@@ -460,6 +463,12 @@ impl Incoming<'_> {
         }
     }
 
+    fn nothing(&self) -> EngineError {
+        EngineError::NoCacheMounts {
+            place: self.place.to_string(),
+        }
+    }
+
     fn wrong(&self, reason: impl std::fmt::Display) -> EngineError {
         EngineError::Image {
             subject: self.place.to_string(),
@@ -467,8 +476,6 @@ impl Incoming<'_> {
         }
     }
 }
-
-const NONE: &str = "it has no cache mounts";
 
 /// Reads and checks a document that came from outside.
 fn parse(bytes: &[u8]) -> Result<Document, String> {

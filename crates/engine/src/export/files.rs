@@ -29,10 +29,6 @@ pub(crate) fn to_directory(
             false => destination.to_owned(),
         };
         std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
-        attest(shared, built, several && !split, &folder)?;
-        if built.layers.is_empty() {
-            continue;
-        }
         let mut wanted = Copy::new("/", "/");
         wanted.dir_contents = true;
         wanted.replace = true;
@@ -41,12 +37,16 @@ pub(crate) fn to_directory(
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
         });
-        copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
+        if !built.layers.is_empty() {
+            copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
+        }
+        attest(shared, built, several && !split, &folder)?;
     }
     Ok(Exported::default())
 }
 
-/// Writes what is said of a result beside its files.
+/// Writes what is said of a result beside its files, which have nothing to say to it: a file of the same name is
+/// replaced, a link is not followed.
 fn attest(
     shared: &Shared,
     built: &Built,
@@ -55,16 +55,11 @@ fn attest(
 ) -> Result<(), EngineError> {
     for (name, bytes) in crate::attest::beside_files(shared, built, platform_in_name)? {
         let path = folder.join(name);
-        let file = std::os::unix::fs::OpenOptionsExt::mode(
-            std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true),
-            0o600,
-        )
-        .open(&path);
-        let mut file = file.map_err(EngineError::io("create", &path))?;
-        file.write_all(&bytes)
+        tempfile::NamedTempFile::new_in(folder)
+            .and_then(|mut file| {
+                file.write_all(&bytes)?;
+                file.persist(&path).map_err(|failed| failed.error)
+            })
             .map_err(EngineError::io("write", &path))?;
     }
     Ok(())
@@ -88,15 +83,14 @@ pub(crate) fn to_tar(
             _ => merged.path().join(folder_of(one)),
         };
         std::fs::create_dir_all(&folder).map_err(EngineError::io("create", &folder))?;
-        attest(shared, one, false, &folder)?;
-        if one.layers.is_empty() {
-            continue;
-        }
         let mut wanted = Copy::new("/", "/");
         wanted.dir_contents = true;
         // The copy is read once and thrown away: links to the layers' files do as well.
         wanted.link = rootfs::copy::LinkPolicy::Allowed;
-        copy(&shared.tree(&one.layers)?, &Tree::open(&folder)?, &wanted)?;
+        if !one.layers.is_empty() {
+            copy(&shared.tree(&one.layers)?, &Tree::open(&folder)?, &wanted)?;
+        }
+        attest(shared, one, false, &folder)?;
     }
     let dir = LayerDir::open(merged.path())?;
     let options = DiffOptions::new(Form::Plain);
@@ -136,11 +130,15 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
-    /// Begins a file beside its place; `None` where something stands that cannot be replaced by one.
+    /// Begins a file beside its place, which a link leads to; `None` where something stands that cannot be replaced by
+    /// a file.
     pub(crate) fn begin(path: &Path) -> Result<Option<Self>, EngineError> {
-        if path.exists() && !path.is_file() {
+        // What these name is open already, under whatever name.
+        let is_open = ["/dev", "/proc"].iter().any(|top| path.starts_with(top));
+        if is_open || path.exists() && !path.is_file() {
             return Ok(None);
         }
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),

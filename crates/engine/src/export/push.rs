@@ -161,7 +161,7 @@ pub(crate) fn push_blobs(
                     let push = images
                         .client()
                         .push_blob(name, descriptor, source, &options);
-                    if let Err(error) = images.runtime().block_on(push) {
+                    if let Err(error) = images.wait(push) {
                         let mut failure =
                             failure.lock().unwrap_or_else(|poison| poison.into_inner());
                         failure.get_or_insert(error);
@@ -177,7 +177,7 @@ pub(crate) fn push_blobs(
         .into_inner()
         .unwrap_or_else(|poison| poison.into_inner())
     {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None => {
             status.finish(total);
             Ok(())
@@ -208,7 +208,7 @@ pub(crate) fn push_manifests(
         let push = images
             .client()
             .push_manifest(&target, &descriptor.media_type, bytes);
-        images.runtime().block_on(push)?;
+        images.wait(push)?;
         status.finish(0);
     }
     Ok(())

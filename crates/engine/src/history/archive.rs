@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use store::{HistoryLimits, LogReader};
+use store::LogReader;
 
 use super::record::BuildRecord;
 use super::{FileList, History, RECORD_VERSION, files, unhex};
@@ -80,10 +80,8 @@ impl History {
             return Ok(record);
         }
         let folder = self.store.begin_build(&record.id, b"")?;
-        let printed = self.import_rest(entries, folder.path());
-        let kept = printed.and_then(|printed| {
-            super::keep(&self.store, &record, printed, &HistoryLimits::default())
-        });
+        let rest = self.import_rest(entries, folder.path());
+        let kept = rest.and_then(|()| super::keep(&self.store, &record));
         drop(folder);
         if kept.is_err() {
             self.store.remove_build(&record.id)?;
@@ -91,14 +89,13 @@ impl History {
         kept.map(|()| record)
     }
 
-    /// Takes the logs and lists that follow a record; returns how much was printed.
+    /// Takes the logs and lists that follow a record.
     fn import_rest<R: Read>(
         &self,
         entries: tar::Entries<'_, R>,
         folder: &Path,
-    ) -> Result<u64, EngineError> {
+    ) -> Result<(), EngineError> {
         let unreadable = |error: std::io::Error| invalid(&error.to_string());
-        let mut printed = 0;
         for entry in entries {
             let entry = entry.map_err(unreadable)?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -107,7 +104,7 @@ impl History {
             {
                 let path = folder.join(vertex);
                 keep_log(entry, &path).map_err(EngineError::io("write", &path))?;
-                printed += check_log(&path)?;
+                check_log(&path)?;
             } else if let Some(checksum) = name
                 .strip_prefix("files/")
                 .and_then(|rest| rest.strip_suffix(".json"))
@@ -118,7 +115,7 @@ impl History {
                 files::put(&self.store, &checksum, &list)?;
             }
         }
-        Ok(printed)
+        Ok(())
     }
 }
 
@@ -165,11 +162,9 @@ fn keep_log(entry: impl Read, path: &Path) -> std::io::Result<()> {
 }
 
 /// Reads a log that was brought in, to its end; returns how much was printed.
-fn check_log(path: &Path) -> Result<u64, EngineError> {
-    let mut printed = 0;
-    let log = LogReader::open(path)?;
-    for piece in log.into_iter().flatten() {
-        printed += piece?.data.len() as u64;
+fn check_log(path: &Path) -> Result<(), EngineError> {
+    for piece in LogReader::open(path)?.into_iter().flatten() {
+        piece?;
     }
-    Ok(printed)
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use frontend::PlatformBuild;
-use llb::{NetworkMode, Op};
+use llb::{ActionInput, NetworkMode, Op};
 use oci::Digest;
 use store::Store;
 
@@ -60,8 +60,8 @@ pub(crate) fn complete(store: &Store, record: &mut BuildRecord, known: &Known, b
             .or_insert((build, vertex));
     }
     for step in &mut record.steps {
-        if let Some((_, vertex)) = vertices.get(&step.vertex) {
-            from_graph(step, vertex);
+        if let Some((build, vertex)) = vertices.get(&step.vertex) {
+            from_graph(step, &build.graph, vertex);
             if let Some(work) = works.get(&step.vertex) {
                 from_work(store, &hidden, known, step, vertex, work);
             }
@@ -180,8 +180,11 @@ fn sources(known: &Known) -> Vec<SourceRecord> {
     sources
 }
 
-fn from_graph(step: &mut StepRecord, vertex: &llb::Vertex) {
+fn from_graph(step: &mut StepRecord, graph: &llb::Graph, vertex: &llb::Vertex) {
     let metadata = vertex.metadata();
+    step.base = base_of(vertex)
+        .and_then(|number| vertex.inputs().get(number))
+        .map(|input| graph.vertices()[input.vertex].id().digest());
     step.kind = match vertex.op() {
         Op::Exec(_) => StepKind::Exec,
         Op::Source(source) => match source.identifier.split_once("://") {
@@ -199,6 +202,19 @@ fn from_graph(step: &mut StepRecord, vertex: &llb::Vertex) {
     let range = metadata.locations.last();
     let range = range.and_then(|location| location.ranges.first());
     step.lines = range.map(|range| (range.start.line, range.end.line));
+}
+
+/// Returns which input has the files that a step changes.
+fn base_of(vertex: &llb::Vertex) -> Option<usize> {
+    match vertex.op() {
+        Op::Exec(exec) => exec.mounts.iter().find(|mount| mount.dest == "/")?.input,
+        Op::File(file) => match file.actions.first()?.input? {
+            ActionInput::Vertex(number) => Some(number),
+            ActionInput::Action(_) => None,
+        },
+        Op::Merge(merge) => *merge.inputs.first()?,
+        Op::Diff(_) | Op::Source(_) | Op::Build(_) => None,
+    }
 }
 
 fn from_work(

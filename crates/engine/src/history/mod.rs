@@ -254,12 +254,7 @@ impl History {
 }
 
 /// Writes the record of a build that has ended.
-pub(crate) fn keep(
-    store: &Store,
-    record: &BuildRecord,
-    printed: u64,
-    limits: &HistoryLimits,
-) -> Result<(), EngineError> {
+pub(crate) fn keep(store: &Store, record: &BuildRecord) -> Result<(), EngineError> {
     let summary = serde_json::to_string(&record.summary()).expect("a summary can be written");
     store.finish_build(&store::FinishedBuild {
         id: &record.id,
@@ -267,6 +262,16 @@ pub(crate) fn keep(
         summary: &summary,
         record: &encode(record)?,
     })?;
+    Ok(())
+}
+
+/// Removes the oldest builds, after one that printed so much.
+pub(crate) fn trim(
+    store: &Store,
+    record: &BuildRecord,
+    printed: u64,
+    limits: &HistoryLimits,
+) -> Result<(), EngineError> {
     // Builds that only find what they need leave little, and are not to read a list of all builds each time.
     let looks = printed > 0 || record.started.nanoseconds().is_multiple_of(16);
     if looks {

@@ -93,11 +93,12 @@ impl Recorder {
         &self.sink
     }
 
-    /// Returns the build's id.
+    /// Returns when the build began.
     pub(crate) fn started(&self) -> oci::Timestamp {
         self.listener.opening.started
     }
 
+    /// Returns the build's id.
     pub(crate) fn id(&self) -> &str {
         &self.listener.opening.id
     }

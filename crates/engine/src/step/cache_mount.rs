@@ -77,7 +77,7 @@ impl CacheMount {
                 0 => mounts.join(name),
                 number => mounts.join(format!("{name}.{number}")),
             };
-            if let Some(mount) = Self::try_lock(&folder, EXCLUSIVE)? {
+            if let Some(mount) = Self::acquire(&folder, EXCLUSIVE)? {
                 return Ok(mount);
             }
         }
@@ -89,7 +89,7 @@ impl CacheMount {
         operation: FlockOperation,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
-        if let Some(mount) = Self::try_lock(folder, operation)? {
+        if let Some(mount) = Self::acquire(folder, operation)? {
             return Ok(mount);
         }
         let blocking = match operation {
@@ -97,16 +97,12 @@ impl CacheMount {
             _ => FlockOperation::LockExclusive,
         };
         let folder = folder.to_owned();
-        let taken = cancel.wait_for(move || Self::try_lock(&folder, blocking))?;
-        match taken {
-            Some(Ok(Some(mount))) => Ok(mount),
-            Some(Err(error)) => Err(error),
-            Some(Ok(None)) | None => Err(EngineError::Canceled),
-        }
+        let taken = cancel.wait_for(move || Self::acquire(&folder, blocking))?;
+        taken.transpose()?.flatten().ok_or(EngineError::Canceled)
     }
 
-    /// Locks a folder, made if it is not there; `None` where somebody has it.
-    pub(crate) fn try_lock(
+    /// Locks a folder, made if it is not there; `None` where somebody has it and the operation does not wait.
+    pub(crate) fn acquire(
         folder: &Path,
         operation: FlockOperation,
     ) -> Result<Option<Self>, EngineError> {
@@ -169,12 +165,12 @@ impl CacheMount {
         }
         let (begun, tree) = self.begin(id)?;
         context.copy_whole(base, &tree)?;
-        let renamed = std::fs::rename(&tree, &path);
+        let renamed = rustix::fs::renameat_with(CWD, &tree, CWD, &path, RenameFlags::NOREPLACE);
         drop(begun);
         match renamed {
-            // Another of the sharers was faster.
-            Err(_) if path.exists() => Ok(()),
-            result => result.map_err(EngineError::io("rename to", &path)),
+            // Another of the sharers was faster, and may use it by now.
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(EngineError::io("rename to", &path)(errno.into())),
         }
     }
 }

@@ -8,7 +8,7 @@ use rootfs::copy as request;
 use rootfs::{RootPath, Tree};
 use store::{Layer, MutLayer};
 
-use crate::context::{Patterns, selection_checksum, selections_of_file};
+use crate::context::{Patterns, selections_of_file};
 use crate::snapshot::Snapshot;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
@@ -232,7 +232,14 @@ fn copy_from(
         wanted.owner = Some(request::Owner { uid: 0, gid: 0 });
     }
     let tree = match source {
-        Secondary::Layers(layers) => context.tree(layers)?,
+        Secondary::Layers(layers) => {
+            if !copy.required_paths.is_empty() {
+                // What is selected is only known by a walk, which the checksum is; for a context it was made when it
+                // was captured.
+                crate::matching::checksum(&context.shared, layers, copy)?;
+            }
+            context.tree(layers)?
+        }
         Secondary::Staged { layer, last } => {
             // The copy was made for this step alone: its files can become the layer's.
             wanted.link = match last {
@@ -242,10 +249,6 @@ fn copy_from(
             Tree::open(&layer.path())?
         }
     };
-    if !copy.required_paths.is_empty() {
-        // What is selected is only known by a walk, which the checksum is.
-        selection_checksum(&tree, copy)?;
-    }
     request::copy(&tree, dest, &wanted)?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask dist`: the static program, an archive, a Debian package, checksums.
 
+mod trial;
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,10 +10,16 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
 use crate::command::{command, output, run as run_command};
-use crate::{program, workspace};
+use crate::{program, tools, workspace};
+
+/// The version of cargo-deb that is compiled where there is none.
+const CARGO_DEB: &str = "3.8.0";
 
 /// How the packages are made.
 #[derive(Debug, clap::Args)]
@@ -59,6 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Another program may run from the old file: it is replaced, not written to.
     let _ = fs::remove_file(&program);
     fs::copy(&built, &program).with_context(|| format!("failed to copy {}", built.display()))?;
+    trial::run(&program)?;
     let version = version(&program)?;
     let time = commit_time()?;
     let entries = entries(&program)?;
@@ -68,12 +77,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         &out.join(&archive),
         &format!("lapstrake-{version}"),
         &entries,
-        time,
+        time.unix_timestamp().unsigned_abs(),
     )?;
-    let package = format!("lapstrake_{version}_{}.deb", debian_machine(machine));
-    write_package(&out.join(&package), &version, &entries, time)?;
+    // Debian's version: that of the program, and how often it was packaged.
+    let revised = format!("{version}-1");
+    let package = format!("lapstrake_{revised}_{}.deb", debian_machine(machine));
+    write_package(&out.join(&package), &revised, &entries, time)?;
     write_checksums(&out, &["lapstrake", &archive, &package])
 }
+
+/// What the compiler is told for a program without a loader.
+///
+/// The `getrandom` crate looks for the C library's function of that name at run time, which a static program does not
+/// find: it would open `/dev/urandom` instead, and fail in a root that has none. It is linked.
+const STATIC_FLAGS: &str =
+    "-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"";
 
 /// Builds the program for release without anything that is loaded when it starts.
 fn build() -> anyhow::Result<PathBuf> {
@@ -83,7 +101,7 @@ fn build() -> anyhow::Result<PathBuf> {
     cargo
         .args(["build", "--release", "--locked", "--package", "cli"])
         .args(["--features", "cli/in-process-names", "--target", &machine])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", STATIC_FLAGS)
         .env("CARGO_TARGET_DIR", &folder);
     run_command(&mut cargo)?;
     Ok(folder.join(machine).join("release/lapstrake"))
@@ -134,10 +152,11 @@ fn version(program: &Path) -> anyhow::Result<String> {
 }
 
 /// Returns the time of the last commit, which everything in the packages carries.
-fn commit_time() -> anyhow::Result<u64> {
+fn commit_time() -> anyhow::Result<OffsetDateTime> {
     let mut git = command("git", ["log", "-1", "--format=%ct"]);
     let told = output(git.current_dir(workspace::root()))?;
-    told.trim().parse().context("git tells no time")
+    let seconds = told.trim().parse().context("git tells no time")?;
+    OffsetDateTime::from_unix_timestamp(seconds).context("git tells no time")
 }
 
 /// Returns what is installed, in the order of its paths.
@@ -149,9 +168,14 @@ fn entries(program: &Path) -> anyhow::Result<Vec<Entry>> {
     let mut entries = vec![
         Entry::new("usr/bin/lapstrake", 0o755, fs::read(program)?),
         Entry::new(
-            "etc/apparmor.d/lapstrake",
+            "usr/share/lapstrake/apparmor/lapstrake",
             0o644,
             read("packaging/apparmor/lapstrake")?,
+        ),
+        Entry::new(
+            "usr/share/lintian/overrides/lapstrake",
+            0o644,
+            read("packaging/debian/lintian-overrides")?,
         ),
         Entry::new(
             "usr/share/doc/lapstrake/README.md",
@@ -159,11 +183,10 @@ fn entries(program: &Path) -> anyhow::Result<Vec<Entry>> {
             read("README.md")?,
         ),
         Entry::new(
-            "usr/share/doc/lapstrake/CHANGELOG.md",
+            "usr/share/doc/lapstrake/changelog",
             0o644,
             read("CHANGELOG.md")?,
         ),
-        Entry::new("usr/share/doc/lapstrake/copyright", 0o644, read("LICENSE")?),
     ];
     for (shell, path) in [
         ("bash", "usr/share/bash-completion/completions/lapstrake"),
@@ -229,14 +252,15 @@ fn write_tar<W: std::io::Write>(to: W, entries: &[Entry], time: u64) -> anyhow::
 }
 
 fn write_archive(path: &Path, folder: &str, entries: &[Entry], time: u64) -> anyhow::Result<()> {
-    let short = |entry: &Entry| {
-        let path = entry.path.strip_prefix("usr/").unwrap_or(&entry.path);
-        Entry {
-            path: format!("{folder}/{path}"),
-            ..entry.clone()
-        }
+    let short = |entry: &Entry| Entry {
+        path: entry.path.replacen("usr", folder, 1),
+        ..entry.clone()
     };
     let mut entries: Vec<Entry> = entries.iter().map(short).collect();
+    let licence = workspace::root().join("LICENSE");
+    let licence =
+        fs::read(&licence).with_context(|| format!("failed to read {}", licence.display()))?;
+    entries.push(Entry::new(format!("{folder}/LICENSE"), 0o644, licence));
     entries.sort();
     let file = File::create(path).with_context(|| format!("failed to write {}", path.display()))?;
     write_tar(GzEncoder::new(file, Compression::best()), &entries, time)?.finish()?;
@@ -251,72 +275,113 @@ fn debian_machine(machine: &str) -> &str {
     }
 }
 
-/// Writes a Debian package (deb(5)): an `ar` of a version, a tar about the package, and a tar of its files.
-fn write_package(path: &Path, version: &str, entries: &[Entry], time: u64) -> anyhow::Result<()> {
-    let bytes: usize = entries.iter().map(|entry| entry.content.len()).sum();
-    let about = control(version, bytes.div_ceil(1024));
-    let configuration = |entry: &&Entry| entry.path.starts_with("etc/");
-    let files: Vec<String> = entries
-        .iter()
-        .filter(configuration)
-        .map(|entry| format!("/{}\n", entry.path))
-        .collect();
-    let control = [
-        Entry::new("conffiles", 0o644, files.concat()),
-        Entry::new("control", 0o644, about),
-        Entry::new("postinst", 0o755, POST_INSTALL),
-    ];
-    let packed = |entries: &[Entry]| -> anyhow::Result<Vec<u8>> {
-        Ok(write_tar(
-            GzEncoder::new(Vec::new(), Compression::best()),
-            entries,
-            time,
-        )?
-        .finish()?)
-    };
-    let mut package = b"!<arch>\n".to_vec();
-    for (name, content) in [
-        ("debian-binary", b"2.0\n".to_vec()),
-        ("control.tar.gz", packed(&control)?),
-        ("data.tar.gz", packed(entries)?),
-    ] {
-        let header = format!(
-            "{name:<16}{time:<12}{:<6}{:<6}{:<8}{:<10}`\n",
-            0,
-            0,
-            100_644,
-            content.len()
+/// Has cargo-deb write a Debian package, as `crates/cli/Cargo.toml` says, of the entries laid out as files.
+fn write_package(
+    path: &Path,
+    version: &str,
+    entries: &[Entry],
+    time: OffsetDateTime,
+) -> anyhow::Result<()> {
+    let left_out = left_out(&assets()?, entries);
+    if !left_out.is_empty() {
+        bail!(
+            "crates/cli/Cargo.toml does not take into the package: {}",
+            left_out.join(", ")
         );
-        package.extend_from_slice(header.as_bytes());
-        package.extend_from_slice(&content);
-        if content.len() % 2 == 1 {
-            package.push(b'\n');
-        }
     }
-    fs::write(path, package).with_context(|| format!("failed to write {}", path.display()))
+    let staged = workspace::root().join("target/package");
+    match fs::remove_dir_all(&staged) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("failed to remove {}", staged.display()));
+        }
+        _ => {}
+    }
+    for entry in entries {
+        let file = staged.join("root").join(&entry.path);
+        let folder = file.parent().expect("an entry lies in a folder");
+        fs::create_dir_all(folder)
+            .with_context(|| format!("failed to make {}", folder.display()))?;
+        fs::write(&file, &entry.content)
+            .with_context(|| format!("failed to write {}", file.display()))?;
+    }
+    fs::write(staged.join("changelog"), changelog(version, time)?)?;
+    let mut deb = command(
+        &cargo_deb()?,
+        ["--package", "cli", "--no-build", "--no-strip"],
+    );
+    // Two threads or ten: the bytes are the same.
+    deb.args(["--quiet", "--deb-version", version, "--output"])
+        .arg(path)
+        .current_dir(workspace::root())
+        .env("CARGO", program::cargo().get_program())
+        .env("SOURCE_DATE_EPOCH", time.unix_timestamp().to_string());
+    run_command(&mut deb)
 }
 
-fn control(version: &str, kilobytes: usize) -> String {
-    let machine = debian_machine(std::env::consts::ARCH);
-    format!(
-        "Package: lapstrake\nVersion: {version}\nArchitecture: {machine}\n\
-         Maintainer: lapstrake maintainers <maintainers@users.noreply.github.com>\n\
-         Installed-Size: {kilobytes}\nSection: admin\nPriority: optional\n\
-         Recommends: uidmap, passt | slirp4netns, nftables, ca-certificates\nSuggests: git, qemu-user-static\n\
-         Description: builds container images from Dockerfiles\n \
-         No daemon, no root, one program: Dockerfiles in, OCI images out. The command line is\n \
-         that of docker build.\n"
-    )
+/// Returns what the package is made of: where each file is found, where it goes, its mode.
+fn assets() -> anyhow::Result<Vec<[String; 3]>> {
+    let told = output(program::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let about: Value = serde_json::from_str(&told).context("failed to read cargo's metadata")?;
+    let packages = about["packages"].as_array().into_iter().flatten();
+    let cli = packages
+        .into_iter()
+        .find(|package| package["name"] == "cli");
+    let assets = cli.map(|package| package["metadata"]["deb"]["assets"].clone());
+    serde_json::from_value(assets.unwrap_or_default())
+        .context("crates/cli/Cargo.toml has no assets")
 }
 
-/// Loads the profile where AppArmor is in use and knows the rule.
-const POST_INSTALL: &str = "#!/bin/sh
-set -e
-if [ \"$1\" = configure ] && [ -d /sys/kernel/security/apparmor ] && command -v apparmor_parser >/dev/null; then
-    # AppArmor before 4.0 knows no rule about user namespaces, and restricts none.
-    apparmor_parser --replace --write-cache /etc/apparmor.d/lapstrake 2>/dev/null || true
-fi
-";
+/// Returns the entries that no asset takes into the package, or with another mode.
+fn left_out<'a>(assets: &[[String; 3]], entries: &'a [Entry]) -> Vec<&'a str> {
+    let takes = |asset: &[String; 3], entry: &Entry| {
+        let (folder, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
+        let [source, place, mode] = asset;
+        let staged = source.strip_prefix("../../target/package/root/");
+        let from = staged.and_then(|source| source.rsplit_once('/'));
+        from.is_some_and(|(from, pattern)| from == folder && (pattern == "*" || pattern == name))
+            && place.strip_suffix('/') == Some(folder)
+            && *mode == format!("{:o}", entry.mode)
+    };
+    let is_left_out = |entry: &&Entry| !assets.iter().any(|asset| takes(asset, entry));
+    let paths = entries.iter().filter(is_left_out);
+    paths.map(|entry| entry.path.as_str()).collect()
+}
+
+/// Returns what Debian's tools read as the changes of this version.
+fn changelog(version: &str, time: OffsetDateTime) -> anyhow::Result<String> {
+    let date = time.format(&Rfc2822)?;
+    Ok(format!(
+        "lapstrake ({version}) unstable; urgency=medium\n\n  * What has changed is told in CHANGELOG.md.\n\n \
+         -- lapstrake maintainers <maintainers@users.noreply.github.com>  {date}\n"
+    ))
+}
+
+/// Returns cargo-deb; where the machine has none, it is compiled once and kept with the target.
+fn cargo_deb() -> anyhow::Result<String> {
+    if tools::is_there("cargo-deb") {
+        return Ok("cargo-deb".to_owned());
+    }
+    let folder = workspace::root().join("target/tools");
+    let program = folder.join("bin/cargo-deb");
+    if !program.is_file() {
+        eprintln!("compiling cargo-deb {CARGO_DEB}");
+        let mut install = program::cargo();
+        install
+            .args([
+                "install",
+                "cargo-deb",
+                "--locked",
+                "--version",
+                CARGO_DEB,
+                "--root",
+            ])
+            .arg(&folder)
+            .env("CARGO_TARGET_DIR", folder.join("target"));
+        run_command(&mut install)?;
+        fs::remove_dir_all(folder.join("target"))?;
+    }
+    Ok(program.display().to_string())
+}
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -338,31 +403,67 @@ fn write_checksums(out: &Path, names: &[&str]) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    fn entries() -> [Entry; 2] {
+        [
+            Entry::new("usr/bin/lapstrake", 0o755, "odd"),
+            Entry::new("usr/share/man/man1/lapstrake.1", 0o644, "page"),
+        ]
+    }
+
     #[test]
-    fn packages_are_read_by_the_tools_of_debian() {
-        if command("dpkg-deb", ["--version"]).output().is_err() {
-            println!("skipped: no dpkg-deb on this machine");
+    fn an_archive_is_the_same_for_the_same_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, entries: &[Entry]| {
+            let path = folder.path().join(name);
+            write_archive(&path, "lapstrake-1.2.3", entries, 1_700_000_000).unwrap();
+            path
+        };
+        let [one, two] = entries();
+        let first = write("first", &[one.clone(), two.clone()]);
+        let second = write("second", &[two, one]);
+        assert_eq!(fs::read(&first).unwrap(), fs::read(second).unwrap());
+        let listed = output(command("tar", ["tvzf"]).arg(first)).unwrap();
+        let lines: Vec<&str> = listed.lines().collect();
+        assert_eq!(lines.len(), 8, "{listed}");
+        assert!(lines.iter().all(|line| line.contains(" 0/0 ")), "{listed}");
+        assert!(listed.contains("lapstrake-1.2.3/LICENSE\n"), "{listed}");
+        assert!(lines.iter().any(|line| {
+            line.starts_with("-rwxr-xr-x") && line.ends_with(" lapstrake-1.2.3/bin/lapstrake")
+        }));
+    }
+
+    #[test]
+    fn no_file_is_left_out_of_the_package() {
+        let assets = assets().unwrap();
+        assert_eq!(left_out(&assets, &entries()), Vec::<&str>::new());
+        let [mut one, two] = entries();
+        one.path = "usr/lib/lapstrake/one".to_owned();
+        assert_eq!(left_out(&assets, &[one, two]), ["usr/lib/lapstrake/one"]);
+        let [mut one, _] = entries();
+        one.mode = 0o644;
+        assert_eq!(left_out(&assets, &[one]), ["usr/bin/lapstrake"]);
+    }
+
+    #[test]
+    fn what_is_built_in_is_allowed() {
+        if !tools::is_there("cargo-deny") {
+            println!("skipped: no cargo-deny on this machine");
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("one.deb");
-        let entries = [
-            Entry::new("etc/apparmor.d/lapstrake", 0o644, "profile\n"),
-            Entry::new("usr/bin/lapstrake", 0o755, "odd"),
-        ];
-        write_package(&path, "1.2.3", &entries, 1_700_000_000).unwrap();
-        let shown = path.to_str().unwrap();
-        let listed = output(&mut command("dpkg-deb", ["--contents", shown])).unwrap();
+        // What is known of weaknesses comes over a network.
+        let checks = ["deny", "--offline", "check", "licenses", "bans", "sources"];
+        output(program::cargo().args(checks)).unwrap();
+    }
+
+    #[test]
+    fn what_has_changed_is_told_as_debian_reads_it() {
+        let time = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let text = changelog("1.2.3", time).unwrap();
+        assert!(text.starts_with("lapstrake (1.2.3) unstable; urgency=medium\n\n  * "));
         assert!(
-            listed.contains("-rwxr-xr-x root/root") || listed.contains("-rwxr-xr-x 0/0"),
-            "{listed}"
+            text.ends_with(">  Tue, 14 Nov 2023 22:13:20 +0000\n"),
+            "{text}"
         );
-        assert!(listed.contains("usr/bin/lapstrake"), "{listed}");
-        let field = output(&mut command("dpkg-deb", ["--field", shown, "Version"])).unwrap();
-        assert_eq!(field, "1.2.3\n");
-        let again = folder.path().join("two.deb");
-        write_package(&again, "1.2.3", &entries, 1_700_000_000).unwrap();
-        assert_eq!(fs::read(path).unwrap(), fs::read(again).unwrap());
     }
 
     #[test]

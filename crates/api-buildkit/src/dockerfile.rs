@@ -12,7 +12,7 @@ use dockerfile::{Ast, Diagnostic, Stages, detect_syntax};
 use engine::{BuildClient, FoundImage, ImageLookup, KnownImages};
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, MainContext, NamedContext, Options, Request,
-    ResolveMode, ResolvedImage, Step,
+    ResolveMode, ResolvedImage, Step, Unresolved,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Event, Position, Range, SourceInfo, Vertex, Warning};
@@ -498,7 +498,7 @@ fn lower(
 }
 
 /// Finds an image, and tells its name where that is another than was asked for.
-fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundImage), String> {
+fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundImage), Unresolved> {
     let running = build.sink.vertex(Vertex::named(asked.name.clone())).start();
     let lookup = match asked.mode {
         ResolveMode::Default => ImageLookup::RegistryFirst,
@@ -506,11 +506,17 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundIma
         ResolveMode::Local => ImageLookup::StoreFirst,
     };
     let found = Reference::parse_normalized(&asked.reference)
-        .map_err(|error| error.to_string())
+        .map_err(|error| Unresolved {
+            reason: error.to_string(),
+            help: None,
+        })
         .and_then(|reference| {
             let (engine, platform) = (&build.engine, &asked.platform);
             let other = match asked.store {
-                None => allowed(build, &reference).map_err(|failure| failure.message)?,
+                None => allowed(build, &reference).map_err(|failure| Unresolved {
+                    reason: failure.message,
+                    help: None,
+                })?,
                 Some(_) => None,
             };
             let reference = other.as_ref().unwrap_or(&reference);
@@ -518,10 +524,13 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundIma
                 None => engine.find(reference, platform, lookup),
                 Some(store) => engine.find_in_store(&*build.client, store, reference, platform),
             };
-            let found = found.map_err(|error| engine::chain(&error))?;
+            let found = found.map_err(|error| Unresolved {
+                reason: engine::chain(&error),
+                help: engine::resolve_help(&error),
+            })?;
             Ok((other.map(|other| other.to_string()), found))
         });
-    running.conclude(&found, |error| error.clone());
+    running.conclude(&found, |error| error.reason.clone());
     found
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
             (false, stages) => IgnoreCache::Stages(stages.to_vec()),
         },
         pull: build.pull.unwrap_or(false),
-        network: build.network.clone(),
+        network: network(&build.network)?,
         add_hosts: build.add_hosts.clone(),
         shm_size: build
             .shm_size
@@ -85,6 +85,14 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         provenance,
     };
     Ok((request, spool))
+}
+
+/// Reads `--network` as the engine knows it.
+fn network(mode: &str) -> Result<String> {
+    match mode {
+        "" | "default" | "none" | "host" => Ok(mode.to_owned()),
+        _ => bail!("invalid --network {mode:?}: there are default, none and host"),
+    }
 }
 
 /// Returns the proxies that the user's Docker configuration gives to every build, as build arguments.
@@ -186,6 +194,9 @@ fn sources(build: &Build) -> Result<(Context, DockerfileSource, Option<TempPath>
             bytes: read_stdin()?,
         },
         (Some(file), _) if is_url(file) => DockerfileSource::Url(file.to_owned()),
+        (Some(file), Context::Directory(_)) if Path::new(file).is_dir() => {
+            bail!("invalid --file {file:?}: it is a directory; name the file in it")
+        }
         (Some(file), Context::Directory(_)) => DockerfileSource::File(named_file(file)),
         // What is absolute is meant on this machine, as docker has it.
         (Some(file), Context::Git(_) | Context::Http(_)) if file.starts_with('/') => {
@@ -234,10 +245,25 @@ fn context(text: &str) -> Result<Context> {
     }
     let meta = std::fs::metadata(&path)
         .with_context(|| format!("failed to prepare the context: path {text:?}"))?;
-    match meta.is_file() {
-        true => Ok(Context::Tar(path)),
-        false => bail!("the context {text:?} is neither a directory nor an archive"),
+    if !meta.is_file() {
+        bail!("the context {text:?} is neither a directory nor an archive");
     }
+    let mut head = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(HEAD).read_to_end(&mut head))
+        .with_context(|| format!("failed to read the context {text:?}"))?;
+    if !engine::looks_like_archive(&head) {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        bail!(
+            "the context {text:?} is a file, and no archive; give the directory, and name a Dockerfile with --file: \
+             lapstrake build --file {text} {}",
+            folder.display()
+        );
+    }
+    Ok(Context::Tar(path))
 }
 
 fn is_url(text: &str) -> bool {
@@ -465,8 +491,13 @@ fn secrets(values: &[String]) -> Result<BTreeMap<String, SecretSource>> {
         if let SecretSource::File(path) = &source
             && !path.exists()
         {
+            // Without a source the id is the name of a variable or of a file.
+            let instead = match path.as_os_str() == id.as_str() {
+                true => ", and no variable of that name; say src=FILE or env=NAME",
+                false => "",
+            };
             bail!(
-                "invalid --secret {value:?}: there is no file {}",
+                "invalid --secret {value:?}: there is no file {}{instead}",
                 path.display()
             );
         }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::ops::Range;
 
-use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use dockerfile::{Diagnostic, Severity};
 use engine::{BuildFailure, EngineError, StepFailure};
 use serde_json::json;
@@ -164,23 +164,14 @@ pub(crate) fn draw(diagnostic: &Diagnostic, source: &Source<'_>) -> String {
         let lines = diagnostic.lines.iter().take(MOST_LABELS);
         marked.extend(lines.map(|lines| (source.lines(lines.first, lines.last), None)));
     }
-    let spans: Vec<Range<usize>> = marked.iter().map(|(span, _)| span.clone()).collect();
-    let (mut snippet, ahead) = source.excerpt(&spans);
-    for (number, (span, label)) in marked.into_iter().enumerate() {
-        let kind = match number == 0 || label.is_none() {
-            true => AnnotationKind::Primary,
-            false => AnnotationKind::Context,
-        };
-        let annotation = kind.span(span.start - ahead..span.end - ahead);
-        snippet = snippet.annotation(match label {
-            Some(label) => annotation.label(label),
-            None => annotation,
-        });
-    }
     let title = level
         .primary_title(diagnostic.message.as_str())
         .id(diagnostic.code);
-    let mut group: Group<'_> = title.element(snippet);
+    let mut group: Group<'_> = match marked.is_empty() {
+        // It is about the file, or about what was asked of it.
+        true => title.element(Origin::path(source.name)),
+        false => title.element(snippet(marked, source)),
+    };
     let more = diagnostic.labels.len().saturating_sub(MOST_LABELS);
     let more = format!("there are {more} more places like these");
     if diagnostic.labels.len() > MOST_LABELS {
@@ -203,6 +194,27 @@ pub(crate) fn draw(diagnostic: &Diagnostic, source: &Source<'_>) -> String {
         group = group.element(Level::HELP.message(text.as_str()));
     }
     renderer().render(&[group])
+}
+
+/// Returns the lines around what is marked.
+fn snippet<'a>(
+    marked: Vec<(Range<usize>, Option<&'a str>)>,
+    source: &Source<'a>,
+) -> Snippet<'a, Annotation<'a>> {
+    let spans: Vec<Range<usize>> = marked.iter().map(|(span, _)| span.clone()).collect();
+    let (mut snippet, ahead) = source.excerpt(&spans);
+    for (number, (span, label)) in marked.into_iter().enumerate() {
+        let kind = match number == 0 || label.is_none() {
+            true => AnnotationKind::Primary,
+            false => AnnotationKind::Context,
+        };
+        let annotation = kind.span(span.start - ahead..span.end - ahead);
+        snippet = snippet.annotation(match label {
+            Some(label) => annotation.label(label),
+            None => annotation,
+        });
+    }
+    snippet
 }
 
 fn renderer() -> Renderer {

@@ -1,7 +1,8 @@
 //! Failures and the exit codes they mean.
 
-use engine::{Blame, BuildFailure};
+use engine::{Blame, BuildFailure, EngineError};
 
+use crate::table::WrongFormat;
 use crate::{diagnostics, log};
 
 /// Why the program ends with another code than 0.
@@ -76,6 +77,8 @@ pub(crate) mod exit {
 impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
+            // Whoever lists something says what becomes of a failure; a wrong format is the command line's.
+            Failure::Plain { error, .. } if error.is::<WrongFormat>() => 2,
             Failure::Plain { code, .. } | Failure::Said(code) => *code,
             Failure::Build(failure) => match failure.blame() {
                 Blame::Build => 1,
@@ -106,6 +109,13 @@ impl Failure {
                         text.push_str(": ");
                         text.push_str(&cause);
                     }
+                }
+                let engine = error
+                    .chain()
+                    .find_map(|cause| cause.downcast_ref::<EngineError>());
+                if let Some(help) = engine.and_then(engine::resolve_help) {
+                    text.push_str("\n  help: ");
+                    text.push_str(&help);
                 }
                 log::error(&text);
             }

@@ -9,6 +9,7 @@ mod arguments;
 mod attach;
 mod build_cache;
 mod build_request;
+mod command_line;
 mod commands;
 mod diagnostics;
 mod engines;
@@ -28,15 +29,13 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
-
 use arguments::{Arguments, Command};
 use failure::{Failure, exit};
 
 fn main() -> ExitCode {
     // Before anything else: a helper has one thread and no open files of ours.
     sandbox::entry::run_if_requested();
-    let arguments = match read_arguments() {
+    let arguments = match command_line::read(std::env::args_os().collect()) {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
@@ -99,16 +98,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Reference(command) => command.run(),
-        Command::Rmi(remove) => remove
-            .run(&settings::open_records(&global)?)
-            .map_err(exit::build),
+        Command::Rmi(remove) => remove.run(&settings::open_records(&global)?),
     }
-}
-
-fn read_arguments() -> Result<Arguments, clap::Error> {
-    let mut command = examples::command();
-    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
-    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// Says what is wrong with the command line; or shows the help that was asked for.

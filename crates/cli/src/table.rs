@@ -15,9 +15,19 @@ pub(crate) struct Listing<'a> {
     pub(crate) rows: Vec<Map<String, Value>>,
 }
 
+/// A format that cannot be read, or asks for what the rows do not have.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongFormat(String);
+
 impl Listing<'_> {
     /// Renders in the form `--format` asks for: `table`, `json`, or a template.
     pub(crate) fn render(&self, format: Option<&str>) -> Result<String> {
+        let rendered = self.rendered(format);
+        rendered.map_err(|error| WrongFormat(format!("{error:#}")).into())
+    }
+
+    fn rendered(&self, format: Option<&str>) -> Result<String> {
         match format.unwrap_or("table") {
             "table" | "" => {
                 let cells = self

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, PlatformBuild, Request, ResolvedImage, Step,
+    Unresolved,
 };
 use llb::SourceOp;
 use oci::{Descriptor, Digest, Platform, PlatformMatcher, Reference};
@@ -56,7 +57,7 @@ pub struct BuildResult {
 
 /// The answer to a question of the lowering.
 enum Answer {
-    Image(Result<Box<PinnedImage>, String>),
+    Image(Result<Box<PinnedImage>, Unresolved>),
     /// In seconds since 1970.
     Time(Result<Option<i64>, String>),
 }
@@ -254,16 +255,18 @@ impl Engine {
         loaded: &Loaded,
         sink: &Sink,
     ) -> Answer {
-        fn told<T>(running: RunningVertex, found: Result<T, EngineError>) -> Result<T, String> {
-            let found = found.map_err(|error| crate::error::chain(&error));
-            running.conclude(&found, |error| error.clone());
-            found
+        fn told<T>(running: RunningVertex, found: &Result<T, EngineError>) {
+            running.conclude(found, |error| crate::error::chain(error));
         }
         match asked {
             Request::Image(asked) => {
                 let running = sink.vertex(Vertex::named(asked.name.clone())).start();
                 let found = self.image_of(asked, request, loaded).map(Box::new);
-                Answer::Image(told(running, found))
+                told(running, &found);
+                Answer::Image(found.map_err(|error| Unresolved {
+                    reason: crate::error::chain(&error),
+                    help: crate::error::resolve_help(&error),
+                }))
             }
             Request::SourceTime(asked) => {
                 let running = sink.vertex(Vertex::named(asked.name.clone())).start();
@@ -275,7 +278,8 @@ impl Engine {
                 let pinned = Fetched::pin(&self.shared, &access, &source, &running);
                 let time =
                     pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
-                Answer::Time(told(running, time))
+                told(running, &time);
+                Answer::Time(time.map_err(|error| crate::error::chain(&error)))
             }
         }
     }

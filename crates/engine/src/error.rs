@@ -201,6 +201,43 @@ pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<Str
     })
 }
 
+/// Says what to do about an image that cannot be had.
+pub fn resolve_help(error: &EngineError) -> Option<String> {
+    use registry::RegistryError as Cause;
+    let EngineError::Resolve { reference, source } = error else {
+        return None;
+    };
+    // The registry itself comes last and has the last word.
+    let last = match source.as_ref() {
+        Cause::Exhausted { attempts, .. } => attempts.last()?,
+        only => only,
+    };
+    Some(match last {
+        Cause::NotFound { .. } => {
+            "look for a typo in the name or the tag: the registry has answered, and has no such image".to_owned()
+        }
+        Cause::Unauthorized { .. } | Cause::Denied { .. } => format!(
+            "log in with `lapstrake login {}`; many registries say the same of a name that does not exist",
+            reference.domain()
+        ),
+        Cause::RateLimited { .. } => format!(
+            "log in with `lapstrake login {}` for more requests, or name a mirror in the configuration",
+            reference.domain()
+        ),
+        Cause::Connect { .. } | Cause::Timeout { .. } => {
+            "look at the registry's name and the network; without one, bring images with `lapstrake load` or name a \
+             mirror in the configuration"
+                .to_owned()
+        }
+        Cause::Tls { .. } => {
+            "have this machine trust the registry's certificate; for a registry without TLS set http = true for it in \
+             the configuration"
+                .to_owned()
+        }
+        _ => return None,
+    })
+}
+
 /// Why a build failed.
 #[derive(Debug)]
 pub struct BuildFailure {

@@ -49,7 +49,7 @@ pub use cancel::{Cancel, CancelGuard};
 pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, UPLOAD_HOST};
 pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
-pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain};
+pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain, resolve_help};
 pub use graphs::{
     Caches, ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup,
     KnownImages, Solved,

@@ -30,4 +30,4 @@ pub use lowered::{ContextUse, Lowered, PlatformBuild, StageRole, StageSummary};
 pub use lowering::{Lowering, Step};
 pub use options::{MainContext, NamedContext, NoCache, Options, ResolveMode, is_true};
 pub use pass::context::context_source;
-pub use resolve::{Answers, ImageRequest, Request, ResolvedImage, SourceRequest};
+pub use resolve::{Answers, ImageRequest, Request, ResolvedImage, SourceRequest, Unresolved};

@@ -46,12 +46,20 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
+/// Why an image cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unresolved {
+    pub reason: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
 /// The answers there are.
 ///
 /// An answer that is an error fails the build at the instruction that asked.
 #[derive(Debug, Clone, Default)]
 pub struct Answers {
-    pub images: BTreeMap<ImageRequest, Result<ResolvedImage, String>>,
+    pub images: BTreeMap<ImageRequest, Result<ResolvedImage, Unresolved>>,
     /// Seconds since 1970; `None` where the source has no time.
     pub source_times: BTreeMap<SourceRequest, Result<Option<i64>, String>>,
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use dockerfile::{Diagnostic, Severity};
 use frontend::{
     Answers, Lowering, MainContext, NamedContext, NoCache, Options, PlatformBuild, Request,
-    ResolveMode, ResolvedImage, Step,
+    ResolveMode, ResolvedImage, Step, Unresolved,
 };
 use oci::{Digest, History, ImageConfig, Platform, Reference};
 
@@ -210,7 +210,10 @@ impl Case {
                 });
                 let found = match self.images.get(&request.reference) {
                     Some(config) => Ok(config.clone()),
-                    None if request.reference.contains("missing") => Err("not found".to_owned()),
+                    None if request.reference.contains("missing") => Err(Unresolved {
+                        reason: "not found".to_owned(),
+                        help: None,
+                    }),
                     None => Ok(config),
                 };
                 let digest = Some(Digest::sha256_of(request.reference.as_bytes()));

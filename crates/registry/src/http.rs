@@ -481,5 +481,13 @@ fn innermost(error: reqwest::Error) -> Cause {
     while let Some(next) = cause.source() {
         cause = next;
     }
-    cause.to_string().into()
+    in_words(cause.to_string()).into()
+}
+
+/// Says as the C library does that a name is not known; the library that looks it up shows its query instead.
+fn in_words(text: String) -> String {
+    match text.starts_with("no records found for Query") {
+        true => "the name is not known".to_owned(),
+        false => text,
+    }
 }

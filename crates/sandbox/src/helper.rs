@@ -447,7 +447,11 @@ fn follow(shared: &Shared, theirs: OwnedFd, started: &Started) {
         Ok(child) => child,
         Err(error) => {
             shared.end_all();
-            let _ = started.send(Err(SandboxError::io("start the sandbox helper", error)));
+            let action = match std::path::Path::new("/dev/null").exists() {
+                true => "start the sandbox helper",
+                false => "start the sandbox helper without a /dev/null",
+            };
+            let _ = started.send(Err(SandboxError::io(action, error)));
             return;
         }
     };

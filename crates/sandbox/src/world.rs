@@ -360,8 +360,16 @@ impl World<'_> {
 
     fn host_side(&self) -> Result<HostSide, SandboxError> {
         let opened = |error| SandboxError::io("open the devices of the host", error);
-        let device = |name: &'static str| Ok((name, clone_of_host(&format!("/dev/{name}"))?));
-        let devices: io::Result<Vec<_>> = DEVICES.into_iter().map(device).collect();
+        let device = |name: &'static str| {
+            let path = format!("/dev/{name}");
+            let clone = clone_of_host(&path);
+            let action = || format!("open {path}, which steps get from this machine");
+            Ok((
+                name,
+                clone.map_err(|error| SandboxError::io(action(), error))?,
+            ))
+        };
+        let devices: Result<Vec<_>, SandboxError> = DEVICES.into_iter().map(device).collect();
         let own = self.spec.security == Security::Insecure && !self.machine.user_namespace;
         let nodes = if own {
             host_nodes().map_err(opened)?
@@ -369,7 +377,7 @@ impl World<'_> {
             Vec::new()
         };
         Ok(HostSide {
-            devices: devices.map_err(opened)?,
+            devices: devices?,
             nodes,
         })
     }

@@ -62,7 +62,9 @@ fn explanation(sections: &[Section<'_>], code: &str) -> anyhow::Result<String> {
         let all = sections
             .iter()
             .flat_map(|section| section.codes.iter().copied());
-        let meant = dockerfile::nearest(wanted, all);
+        // A short word is near to anything.
+        let is_near = |meant: &&str| meant.chars().next() == wanted.chars().next();
+        let meant = dockerfile::nearest(wanted, all).filter(is_near);
         let hint = meant.map_or_else(
             || "; `lapstrake explain` lists all".to_owned(),
             |meant| format!("; did you mean {meant}?"),

@@ -1,8 +1,8 @@
 //! `lapstrake image …`, and the same commands at the top.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -49,9 +49,7 @@ impl ImageCommand {
             Self::Ls(images) => images
                 .run(&settings::open_records(global)?)
                 .map_err(exit::usage),
-            Self::Rm(remove) => remove
-                .run(&settings::open_records(global)?)
-                .map_err(exit::build),
+            Self::Rm(remove) => remove.run(&settings::open_records(global)?),
             Self::Prune(command) => command.run(global),
             Self::Tag(command) => command.run(global),
             Self::History(command) => command.run(global),
@@ -304,15 +302,32 @@ pub(crate) struct Load {
     quiet: bool,
 }
 
+/// Opens a file that may be an archive of images; one that is none is told of before anything is read into the store.
+fn open_archive(path: &Path) -> Result<impl Read + 'static> {
+    let open = || format!("open {}", path.display());
+    let mut file = std::fs::File::open(path).with_context(open)?;
+    let mut head = Vec::new();
+    file.by_ref()
+        .take(HEAD)
+        .read_to_end(&mut head)
+        .with_context(open)?;
+    if !engine::looks_like_archive(&head) {
+        bail!(
+            "{} is no archive of images; `lapstrake save -o FILE IMAGE` writes one",
+            path.display()
+        );
+    }
+    Ok(std::io::Cursor::new(head).chain(file))
+}
+
+/// As many bytes as tell an archive from other files.
+const HEAD: u64 = 1024;
+
 impl Load {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
         let input: Box<dyn std::io::Read> = match &self.input {
-            Some(path) => Box::new(
-                std::fs::File::open(path)
-                    .with_context(|| format!("open {}", path.display()))
-                    .map_err(exit::build)?,
-            ),
+            Some(path) => Box::new(open_archive(path).map_err(exit::build)?),
             None if std::io::stdin().is_terminal() => {
                 return Err(exit::build(anyhow!(
                     "requested load from stdin, but stdin is empty"

@@ -7,6 +7,7 @@ use oci::{Digest, ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
 use store::{Image, ImageName, Store};
 
+use crate::failure::Failure;
 use crate::glob;
 use crate::table::{Listing, human_duration, human_size};
 
@@ -290,7 +291,7 @@ fn refuse_used(store: &Store, image: &Image, wanted: &str) -> Result<()> {
 
 impl Remove {
     /// Removes names, and images that have lost their last one.
-    pub(crate) fn run(&self, store: &Store) -> Result<()> {
+    pub(crate) fn run(&self, store: &Store) -> Result<(), Failure> {
         let mut failed = false;
         for wanted in &self.images {
             if let Err(error) = self.remove(store, wanted) {
@@ -298,10 +299,10 @@ impl Remove {
                 failed = true;
             }
         }
-        if failed {
-            bail!("not all images could be removed");
+        match failed {
+            true => Err(Failure::Said(1)),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     fn remove(&self, store: &Store, wanted: &str) -> Result<()> {

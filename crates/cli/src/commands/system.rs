@@ -241,7 +241,9 @@ impl Login {
 fn ask(question: &str, secret: bool) -> Result<String> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        bail!("Cannot perform an interactive login from a non TTY device");
+        bail!(
+            "Cannot perform an interactive login from a non TTY device; use --username NAME --password-stdin"
+        );
     }
     eprint!("{question}");
     let before = rustix::termios::tcgetattr(&stdin)?;

@@ -14,6 +14,7 @@ use rootfs::{Root, RootPath};
 
 use super::fetched::PinnedSource;
 use super::main_context::Main;
+use super::missing::{missing_file, missing_in_context};
 use crate::EngineError;
 use crate::request::{BuildRequest, DockerfileSource, IgnoreCache};
 use crate::step::Shared;
@@ -80,7 +81,7 @@ fn read_dockerfile(
     let running = sink.vertex(Vertex::named(shown)).start();
     let bytes = match (&request.dockerfile, main.dockerfile.take()) {
         (DockerfileSource::Bytes { bytes, .. }, _) => Ok(bytes.clone()),
-        (DockerfileSource::File(path), _) => read_file(path),
+        (DockerfileSource::File(path), _) => read_file(path, &main.directory),
         (DockerfileSource::Url(url), _) => download(url, shared, &running),
         (DockerfileSource::InContext(_), Some(bytes)) => Ok(bytes),
         (DockerfileSource::InContext(path), None) => read_in_context(path, &main.directory),
@@ -102,18 +103,12 @@ fn read_dockerfile(
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, EngineError> {
+fn read_file(path: &Path, context: &Path) -> Result<Vec<u8>, EngineError> {
     match read_limited(path) {
         Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(missing(&path.display().to_string())),
+        Ok(None) => Err(missing_file(path, context)),
         Err(error) => Err(EngineError::io("read the Dockerfile", path)(error)),
     }
-}
-
-fn missing(path: &str) -> EngineError {
-    EngineError::Request(format!(
-        "failed to read the Dockerfile: there is no file {path}; name another with --file"
-    ))
 }
 
 /// Reads a Dockerfile that came with its context: links in it lead nowhere else.
@@ -133,7 +128,7 @@ fn read_in_context(path: &str, directory: &Path) -> Result<Vec<u8>, EngineError>
             return Ok(bytes);
         }
     }
-    Err(missing(&format!("{path} in the context")))
+    Err(missing_in_context(path))
 }
 
 /// Reads a Dockerfile behind a URL.

@@ -7,6 +7,7 @@ pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod layout;
 pub(crate) mod main_context;
+mod missing;
 pub(crate) mod pull;
 
 use tempfile::TempDir;

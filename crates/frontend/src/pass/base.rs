@@ -296,7 +296,12 @@ impl Pass<'_> {
                 Ok(Found::Yes((image, config)))
             }
             Some(Err(problem)) => {
-                let error = base_error("image", format!("{written}: {problem}"), stage);
+                let message = format!("{written}: {}", problem.reason);
+                let error = base_error("image", message, stage);
+                let error = match &problem.help {
+                    Some(help) => Box::new(error.help(help)),
+                    None => error,
+                };
                 let known = self.labels().chain(COMMON_IMAGES);
                 let nearest = dockerfile::nearest(written, known).map(str::to_owned);
                 Err(Box::new(error.suggest(nearest)))

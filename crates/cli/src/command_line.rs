@@ -1,0 +1,256 @@
+//! Reads the command line; says of a wrong one what may be meant.
+
+use std::ffi::OsString;
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, Command, Error, FromArgMatches};
+
+use crate::arguments::Arguments;
+use crate::examples;
+
+/// Reads what was typed.
+pub(crate) fn read(words: Vec<OsString>) -> Result<Arguments, Error> {
+    let mut command = examples::command();
+    let matches = match command.try_get_matches_from_mut(&words) {
+        // Docker's switches may be told yes or no: --no-cache=false. The help does not show it, as Docker's does not.
+        Err(error) if error.kind() == ErrorKind::TooManyValues => {
+            let mut command = with_values(examples::command());
+            command
+                .try_get_matches_from_mut(&words)
+                .map_err(|second| match second.kind() {
+                    ErrorKind::TooManyValues => error,
+                    _ => second,
+                })
+        }
+        other => other,
+    };
+    let matches = matches.map_err(|error| advise(error, &mut command, &words))?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Has switches take `=true` and `=false` too.
+fn with_values(command: Command) -> Command {
+    let command = command.mut_args(|argument| match is_switch(&argument) {
+        true => argument
+            .action(ArgAction::Set)
+            .value_parser(boolean)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_value("false")
+            .default_missing_value("true"),
+        false => argument,
+    });
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|found| found.get_name().to_owned())
+        .collect();
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, with_values)
+    })
+}
+
+fn is_switch(argument: &Arg) -> bool {
+    matches!(argument.get_action(), ArgAction::SetTrue)
+        && argument.get_long().is_some()
+        && argument.get_env().is_none()
+}
+
+/// Reads yes and no as Go's `strconv.ParseBool` does.
+fn boolean(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("say true or false"),
+    }
+}
+
+/// Adds to an error what a newcomer would ask next.
+fn advise(mut error: Error, command: &mut Command, words: &[OsString]) -> Error {
+    let text = |error: &Error, kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        _ => Vec::new(),
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let typed = text(&error, ContextKind::InvalidSubcommand);
+            let known = text(&error, ContextKind::SuggestedSubcommand);
+            let Some(typed) = typed.first() else {
+                return error;
+            };
+            if let Some(tip) = elsewhere(typed) {
+                error.remove(ContextKind::SuggestedSubcommand);
+                tell(&mut error, tip);
+            } else if let Some(nearest) = nearest(typed, &known) {
+                let nearest = ContextValue::String(nearest.to_owned());
+                error.insert(ContextKind::SuggestedSubcommand, nearest);
+            }
+        }
+        ErrorKind::UnknownArgument => {
+            let typed = text(&error, ContextKind::InvalidArg);
+            let meant = meant(command, words);
+            let options = meant.get_arguments().filter_map(Arg::get_long);
+            let options: Vec<String> = options.map(|name| format!("--{name}")).collect();
+            let typed = typed.first().filter(|typed| typed.starts_with("--"));
+            if error.get(ContextKind::SuggestedArg).is_some()
+                && let Some(nearest) = typed.and_then(|typed| nearest(typed, &options))
+            {
+                let nearest = ContextValue::String(nearest.to_owned());
+                error.insert(ContextKind::SuggestedArg, nearest);
+                let usage = ContextValue::StyledStr(meant.render_usage());
+                error.insert(ContextKind::Usage, usage);
+            }
+        }
+        ErrorKind::MissingRequiredArgument => {
+            // Else it names the options that variables have set.
+            let usage = ContextValue::StyledStr(meant(command, words).render_usage());
+            error.insert(ContextKind::Usage, usage);
+            let missing = text(&error, ContextKind::InvalidArg);
+            if missing.iter().any(|name| name == "<PATH|URL|->") {
+                tell(
+                    &mut error,
+                    "the last word is the context: the directory with the files to build from, most often a dot, as in \
+                     `lapstrake build -t app .`",
+                );
+            }
+        }
+        _ => {}
+    }
+    error
+}
+
+/// Returns the command that the words begin with.
+fn meant<'a>(command: &'a mut Command, words: &[OsString]) -> &'a mut Command {
+    let mut found = command;
+    for word in words.iter().filter_map(|word| word.to_str()) {
+        if found.find_subcommand(word).is_some() {
+            found = found.find_subcommand_mut(word).expect("it was found");
+        }
+    }
+    found
+}
+
+fn tell(error: &mut Error, tip: &'static str) {
+    let tip = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+    error.insert(ContextKind::Suggested, tip);
+}
+
+/// Returns where something is that Docker has under another name, or has and this program has not.
+fn elsewhere(typed: &str) -> Option<&'static str> {
+    Some(match typed {
+        "prune" => "`lapstrake system prune` removes what nothing needs",
+        "du" | "df" => "`lapstrake system df` shows what takes space",
+        "ls" | "list" => {
+            "`lapstrake images` lists images, `lapstrake ps` containers, `lapstrake history ls` builds"
+        }
+        "bake" => "`docker buildx bake` builds with this engine over `lapstrake serve`",
+        "compose" | "swarm" | "stack" | "service" => {
+            "lapstrake builds images and tries them out; it does not keep services running"
+        }
+        "network" | "volume" => {
+            "containers have no named networks or volumes here; `run --volume DIR:DIR` shows a directory"
+        }
+        "attach" => {
+            "`lapstrake logs -f` follows what a container prints, `lapstrake exec` runs a command in it"
+        }
+        "commit" => {
+            "`lapstrake cp` takes files out of a container; `lapstrake import --change` makes an image of a tar"
+        }
+        "buildx" => "`lapstrake build` takes the options of `docker buildx build`",
+        _ => return None,
+    })
+}
+
+/// Returns the word that is most like what was typed: whole words count, not how they begin.
+fn nearest<'a>(typed: &str, known: &'a [String]) -> Option<&'a str> {
+    let longer = known
+        .iter()
+        .map(String::as_str)
+        .filter(|name| name.len() > 1);
+    let mut letters: Vec<char> = typed.chars().collect();
+    letters.sort_unstable();
+    let same_letters = longer.clone().find(|name| {
+        let mut other: Vec<char> = name.chars().collect();
+        other.sort_unstable();
+        other == letters
+    });
+    same_letters.or_else(|| dockerfile::nearest(typed, longer.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(words: &str) -> String {
+        let words = words.split_whitespace().map(OsString::from).collect();
+        match read(words) {
+            Ok(read) => panic!("read as {read:?}"),
+            Err(error) => error.render().to_string(),
+        }
+    }
+
+    #[test]
+    fn one_command_is_suggested() {
+        let told = refused("lapstrake biuld .");
+        assert!(
+            told.contains("a similar subcommand exists: 'build'"),
+            "{told}"
+        );
+        let told = refused("lapstrake prune");
+        assert!(told.contains("`lapstrake system prune`"), "{told}");
+        assert!(!told.contains("similar"), "{told}");
+    }
+
+    #[test]
+    fn a_context_that_is_left_out_is_explained() {
+        let told = refused("lapstrake build -t app");
+        assert!(told.contains("most often a dot"), "{told}");
+    }
+
+    #[test]
+    fn switches_take_yes_and_no() {
+        let check = |words: &str, expected: bool| {
+            let words = words.split_whitespace().map(OsString::from).collect();
+            match read(words).unwrap().command {
+                crate::arguments::Command::Build(build) => {
+                    assert_eq!(build.no_cache, expected);
+                    assert_eq!(build.tags, ["app"]);
+                }
+                other => panic!("read as {other:?}"),
+            }
+        };
+        check("lapstrake build --no-cache -t app .", true);
+        check("lapstrake build --no-cache=true -t app .", true);
+        check(
+            "lapstrake build --no-cache=false --force-rm=true -t app .",
+            false,
+        );
+        check("lapstrake build --no-cache=1 -t app .", true);
+        let told = refused("lapstrake build --no-cache=maybe .");
+        assert!(told.contains("say true or false"), "{told}");
+        let told = refused("lapstrake build --tag=a=b=c --target=x=y");
+        assert!(told.contains("required"), "{told}");
+    }
+
+    #[test]
+    fn words_of_a_container_stay_its_own() {
+        let words = [
+            "lapstrake",
+            "run",
+            "--rm=true",
+            "-it",
+            "app",
+            "tool",
+            "--rm=false",
+        ];
+        let words = words.map(OsString::from).to_vec();
+        match read(words).unwrap().command {
+            crate::arguments::Command::Run(run) => {
+                let told = format!("{run:?}");
+                assert!(told.contains("\"--rm=false\""), "{told}");
+            }
+            other => panic!("read as {other:?}"),
+        }
+    }
+}

@@ -43,7 +43,7 @@ fn an_address_that_is_none_is_refused() {
     let environment = environment();
     for (arguments, said) in [
         (vec!["serve"], "--addr is missing"),
-        (vec!["serve", "--addr", "/run/x.sock"], "neither unix://"),
+        (vec!["serve", "--addr", "/run/x.sock"], "none of unix://"),
         (
             vec!["serve", "--addr", "unix://x.sock"],
             "starts with a slash",

@@ -353,6 +353,7 @@ impl Engine {
                 .transpose()?,
             steps: request.steps.clone(),
             build: recorder.id().to_owned(),
+            log: recorder.id().to_owned(),
             ahead: ahead.cloned(),
             client: None,
             imports: Arc::new(Imports::load(

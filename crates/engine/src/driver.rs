@@ -4,6 +4,7 @@
 //! and running get a thread each, because they wait for processes, disks and networks.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +18,9 @@ use crate::{Cancel, EngineError};
 pub(crate) trait Work: Send + Sync + 'static {
     /// What it yields.
     type Output: std::fmt::Debug + Send + Sync + 'static;
+
+    /// Tells another build that waits for this vertex, as `other`, what it tells its own.
+    fn join(&self, _other: &Self) {}
 
     /// Looks for the result by the definition key.
     fn look_up(&self) -> Result<Option<Arc<Self::Output>>, EngineError>;
@@ -205,7 +209,12 @@ impl<W: Work> Loop<W> {
                 inputs: task.inputs,
                 class: task.class,
             });
-            self.works.entry(task.key).or_insert(task.work);
+            match self.works.entry(task.key) {
+                Entry::Vacant(place) => {
+                    place.insert(task.work);
+                }
+                Entry::Occupied(first) => first.get().join(&task.work),
+            }
         }
         let (id, effects) = match self.scheduler.submit(vertices, roots, policy) {
             Ok(taken) => taken,
@@ -338,5 +347,87 @@ impl<W: Work> Loop<W> {
             self.works.clear();
             self.errors.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A step that runs until another build has joined it.
+    struct Joined {
+        name: &'static str,
+        others: Sender<&'static str>,
+        until: Mutex<Receiver<&'static str>>,
+    }
+
+    impl Joined {
+        fn new(name: &'static str) -> Arc<Self> {
+            let (others, until) = channel();
+            Arc::new(Self {
+                name,
+                others,
+                until: Mutex::new(until),
+            })
+        }
+    }
+
+    impl Work for Joined {
+        type Output = String;
+
+        fn join(&self, other: &Self) {
+            self.others.send(other.name).expect("the step runs");
+        }
+
+        fn look_up(&self) -> Result<Option<Arc<String>>, EngineError> {
+            Ok(None)
+        }
+
+        fn may_match(&self) -> bool {
+            false
+        }
+
+        fn match_inputs(
+            &self,
+            _inputs: &[Arc<String>],
+            _cancel: &Cancel,
+        ) -> Result<Option<Arc<String>>, EngineError> {
+            Ok(None)
+        }
+
+        fn run(
+            &self,
+            _inputs: &[Arc<String>],
+            _cancel: &Cancel,
+        ) -> Result<Arc<String>, EngineError> {
+            let until = self.until.lock().expect("no panic");
+            let other = until.recv().expect("another build");
+            Ok(Arc::new(format!("{} for {other} too", self.name)))
+        }
+    }
+
+    #[test]
+    fn a_build_that_needs_what_another_has_begun_joins_it() {
+        let driver = Driver::start(1);
+        let solve = |work: Arc<Joined>| {
+            let driver = driver.clone();
+            std::thread::spawn(move || {
+                let task = Task {
+                    key: [1; 32],
+                    inputs: Vec::new(),
+                    class: Class::Step,
+                    work,
+                };
+                let policy = FailurePolicy::Cancel;
+                let outcome = driver.solve(vec![task], vec![[1; 32]], policy, &Cancel::default());
+                outcome.map_err(|_| ()).expect("a result").remove(0)
+            })
+        };
+        // Whichever comes first is the one that runs.
+        let builds = [solve(Joined::new("one")), solve(Joined::new("two"))];
+        let results = builds.map(|build| build.join().expect("no panic"));
+        assert!(Arc::ptr_eq(&results[0], &results[1]));
+        assert!(["one for two too", "two for one too"].contains(&results[0].as_str()));
     }
 }

@@ -17,6 +17,7 @@ use crate::cache::{Imports, export as export_cache};
 use crate::client::{BuildClient, LocalDirectory, LocalFiles};
 use crate::context::ContextTree;
 use crate::export::{self, Exported};
+use crate::history::recorder::Passing;
 use crate::plan::{self, Pinned};
 use crate::request::{BuildRequest, CacheSource, CacheTarget};
 use crate::snapshot::Snapshot;
@@ -271,7 +272,11 @@ impl Engine {
         let Some(root) = graph.root() else {
             return Ok(Solved::default());
         };
+        // Other processes that need a step of this graph follow what it prints while it runs.
+        let recorder = Passing::new(&self.shared.store, sink);
+        let sink = recorder.sink();
         let context = Arc::new(StepContext {
+            log: recorder.id().to_owned(),
             entitlements: request.entitlements.clone(),
             client: Some(Arc::clone(&request.client)),
             imports: Arc::clone(&request.caches.0),

@@ -35,6 +35,7 @@ pub mod library;
 mod matching;
 mod plan;
 mod request;
+mod shared_vertex;
 mod shell;
 mod snapshot;
 mod source;

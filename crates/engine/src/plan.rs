@@ -14,6 +14,7 @@ use crate::EngineError;
 use crate::context::{ContextTree, selections_of};
 use crate::driver::Task;
 use crate::keys::{KeyBuilder, KeyPart, hex};
+use crate::shared_vertex::SharedVertex;
 use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
 use crate::step::StepContext;
@@ -96,13 +97,15 @@ fn vertices(
         }
         // A context was shown when it was captured.
         let is_context = matches!(action, VertexAction::Context(_));
+        let (shared, handle) = SharedVertex::announce(sink, shown(vertex, &inputs));
         works.push(Arc::new(VertexWork {
             key: key.finish(),
             record_key: record_key.finish(),
             operation,
             outside,
             name: name_of(vertex),
-            handle: sink.vertex(shown(vertex, &inputs)),
+            handle,
+            shared,
             inputs,
             action,
             forced,

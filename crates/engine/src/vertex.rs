@@ -15,6 +15,7 @@ use crate::driver::Work;
 use crate::history::{CachedBy, Miss, UsageRecord, files};
 use crate::keys::{KeyPart, hex};
 use crate::matching::{InputUse, content_key, same_input};
+use crate::shared_vertex::SharedVertex;
 use crate::snapshot::{Snapshot, StepOutput};
 use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
@@ -41,6 +42,8 @@ pub(crate) struct VertexWork {
     pub(crate) id: llb::VertexId,
     pub(crate) context: Arc<StepContext>,
     pub(crate) handle: VertexHandle,
+    /// What other builds that need it listen to.
+    pub(crate) shared: SharedVertex,
     /// Recorded results of this very vertex are not used.
     pub(crate) forced: bool,
     /// Set once its end was shown.
@@ -231,9 +234,9 @@ impl VertexWork {
             lock,
             waited: shown.is_some(),
         };
-        if !self.context.build.is_empty() {
+        if !self.context.log.is_empty() {
             let note = LockNote {
-                build: self.context.build.clone(),
+                build: self.context.log.clone(),
                 log: self.handle.digest().hex().to_owned(),
                 skip: shown.unwrap_or(0),
             };
@@ -409,6 +412,10 @@ struct Claim {
 
 impl Work for VertexWork {
     type Output = StepOutput;
+
+    fn join(&self, other: &Self) {
+        self.shared.join(&other.shared);
+    }
 
     fn look_up(&self) -> Result<Option<Arc<StepOutput>>, EngineError> {
         if let VertexAction::Context(tree) = &self.action {

@@ -10,6 +10,8 @@ use oci::Digest;
 use progress::{Event, Log, Outcome, Receiver, Sink, Status, Vertex, VertexState, Warning};
 use store::{BuildFolder, LogWriter, Store};
 
+use crate::request::BuildRequest;
+
 use super::record::{
     BuildRecord, GroupRecord, StepOutcome, StepRecord, TransferRecord, WarningRecord,
     nanoseconds_of,
@@ -117,6 +119,36 @@ impl Recorder {
     /// Gives up the build's folder, after its record was written.
     pub(crate) fn close(&self) {
         *lock(&self.listener.folder) = Folder::None;
+    }
+}
+
+/// Writes down what a build prints for as long as it runs, and nothing for good.
+pub(crate) struct Passing(Recorder);
+
+impl Passing {
+    pub(crate) fn new(store: &Store, next: &Sink) -> Self {
+        let mut opening = super::opening(store, &BuildRequest::default(), next.now());
+        "of a client of serve".clone_into(&mut opening.name);
+        Self(Recorder::new(store, opening, next))
+    }
+
+    pub(crate) fn sink(&self) -> &Sink {
+        self.0.sink()
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        self.0.id()
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let listener = &self.0.listener;
+        let is_open = matches!(*lock(&listener.folder), Folder::Open(_));
+        self.0.close();
+        if is_open && let Err(error) = listener.store.remove_build(self.id()) {
+            tracing::warn!(%error, "the log of a client's build stays");
+        }
     }
 }
 

@@ -140,6 +140,8 @@ pub(crate) struct StepContext {
     pub(crate) trust: Option<trust::Trust>,
     /// The build's id, which leads from a recorded result to its log.
     pub(crate) build: String,
+    /// By what other processes find the log of a step that runs; empty if they cannot.
+    pub(crate) log: String,
     /// Layers of the image that are written while later steps run.
     pub(crate) ahead: Option<Arc<Ahead>>,
     /// Who has the secrets and agents that are not here.
@@ -216,6 +218,7 @@ impl StepContext {
             steps: StepOptions::default(),
             trust: None,
             build: String::new(),
+            log: String::new(),
             ahead: None,
             client: None,
             imports: Arc::default(),

@@ -215,11 +215,12 @@ impl Control for ControlService {
         let asked = request.into_inner();
         let (jobs, build) = (Arc::clone(&self.0.jobs), asked.r#ref);
         blocking(move || {
-            Ok(match (asked.delete, asked.finalize) {
-                (true, _) => jobs.forget(&build)?,
-                (false, true) => jobs.finalize(&build)?,
-                (false, false) => jobs.pin(&build, asked.pinned)?,
-            })
+            let changed = match (asked.delete, asked.finalize) {
+                (true, _) => jobs.forget(&build),
+                (false, true) => jobs.finalize(&build),
+                (false, false) => jobs.pin(&build, asked.pinned),
+            };
+            Ok(changed?)
         })
         .await?;
         Ok(Response::new(pbc::UpdateBuildHistoryResponse {}))

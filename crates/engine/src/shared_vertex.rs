@@ -124,7 +124,7 @@ mod tests {
 
     impl Build {
         fn vertex(&self, name: &str) -> (SharedVertex, VertexHandle) {
-            let sink = Sink::new(self.clone(), || progress::system_clock());
+            let sink = Sink::new(self.clone(), progress::system_clock);
             SharedVertex::announce(&sink, Vertex::named(name))
         }
 

@@ -49,6 +49,10 @@ pub(crate) const TESTS: &[Tool] = &[
     tool("chromium", "chromium"),
     tool("script", "bsdutils"),
     tool("stty", "coreutils"),
+    tool("crun", "crun"),
+    tool("runc", "runc"),
+    tool("pasta", "passt"),
+    tool("slirp4netns", "slirp4netns"),
 ];
 
 /// Installs the packages of the tools that are missing.

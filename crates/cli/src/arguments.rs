@@ -54,6 +54,20 @@ pub(crate) struct Global {
     pub(crate) log_format: LogFormat,
 }
 
+/// The choice of what runs RUN steps.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ChosenRuntime {
+    /// Run RUN steps with an OCI runtime: crun, runc, or the path of one [default: native, the built-in sandbox]
+    #[arg(long, env = "LAPSTRAKE_RUNTIME", value_name = "NAME|PATH")]
+    runtime: Option<String>,
+}
+
+impl ChosenRuntime {
+    pub(crate) fn named(&self) -> Option<&str> {
+        self.runtime.as_deref().filter(|name| !name.is_empty())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Build an image from a Dockerfile

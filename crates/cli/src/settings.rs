@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{CaBundle, Engine, EngineSettings};
-use sandbox::{Helper, NetworkMode, userns};
+use sandbox::{Helper, NetworkMode, Runtime, userns};
 use store::{HistoryLimits, Ids, OpenOptions, Space, SpaceLimits, Store};
 
 use crate::arguments::Global;
@@ -27,13 +27,14 @@ pub(crate) fn open_for_files(global: &Global) -> Result<Store, Failure> {
 
 /// Enters the namespaces a build needs and opens the engine. To be called before any thread starts.
 pub(crate) fn open_engine(global: &Global) -> Result<Engine, Failure> {
-    open_engine_with(global, sandbox::Options::default())
+    open_engine_with(global, sandbox::Options::default(), None)
 }
 
 /// As [`open_engine`], with steps run in a way of the caller's choice.
 pub(crate) fn open_engine_with(
     global: &Global,
     sandbox: sandbox::Options,
+    runtime: Option<Runtime>,
 ) -> Result<Engine, Failure> {
     let root = places::root(global).map_err(exit::usage)?;
     let registries = registries(global).map_err(exit::usage)?;
@@ -45,6 +46,7 @@ pub(crate) fn open_engine_with(
         limits: limits(global).map_err(exit::usage)?,
         history: history_limits(global).map_err(exit::usage)?,
         sandbox,
+        runtime,
         notes: limits_of(&isolation),
     };
     Engine::open(settings).map_err(exit::builder)
@@ -237,31 +239,56 @@ fn read_config(global: &Global) -> Result<Option<(PathBuf, String)>> {
     }
 }
 
-/// Returns the certificates that the configuration has all steps trust.
-pub(crate) fn ca_bundle(global: &Global) -> Result<Option<CaBundle>> {
-    #[derive(Default, serde::Deserialize)]
-    #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-    struct Steps {
-        ca_bundle: Option<String>,
-    }
+/// The table `[run]` of the configuration file.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Steps {
+    ca_bundle: Option<String>,
+    runtime: Option<String>,
+}
+
+/// Returns what the configuration says of all steps, and the directory that its paths are relative to.
+fn steps(global: &Global) -> Result<(Steps, PathBuf)> {
     #[derive(serde::Deserialize)]
     struct File {
         run: Option<Steps>,
     }
     let Some((path, text)) = read_config(global)? else {
-        return Ok(None);
+        return Ok(Default::default());
     };
     let file: File = toml::from_str(&text)
         .with_context(|| format!("failed to read the configuration {}", path.display()))?;
-    let named = file.run.and_then(|steps| steps.ca_bundle);
-    Ok(
-        named.map(|text| match crate::build_request::ca_bundle(&text) {
-            CaBundle::File(file) => {
-                CaBundle::File(path.parent().unwrap_or(Path::new("")).join(file))
-            }
+    let place = path.parent().unwrap_or(Path::new("")).to_owned();
+    Ok((file.run.unwrap_or_default(), place))
+}
+
+/// Returns the certificates that the configuration has all steps trust.
+pub(crate) fn ca_bundle(global: &Global) -> Result<Option<CaBundle>> {
+    let (steps, place) = steps(global)?;
+    Ok(steps
+        .ca_bundle
+        .map(|text| match crate::build_request::ca_bundle(&text) {
+            CaBundle::File(file) => CaBundle::File(place.join(file)),
             CaBundle::Host => CaBundle::Host,
-        }),
-    )
+        }))
+}
+
+/// Finds the runtime that was asked for, or else the one the configuration names; `None` for the built-in sandbox.
+pub(crate) fn runtime(global: &Global, asked: Option<&str>) -> Result<Option<Runtime>> {
+    let name = match asked {
+        Some(name) => Some(name.to_owned()),
+        None => {
+            let (steps, place) = steps(global)?;
+            steps.runtime.map(|name| match name.contains('/') {
+                true => place.join(name).to_string_lossy().into_owned(),
+                false => name,
+            })
+        }
+    };
+    Ok(match name {
+        Some(name) => Runtime::find(&name)?,
+        None => None,
+    })
 }
 
 /// Returns whose ids files written by this process carry.

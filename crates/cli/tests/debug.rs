@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use testkit::Environment;
 
 fn environment(dockerfile: &str) -> Environment {
@@ -19,6 +22,7 @@ struct Session {
     child: Child,
     front: File,
     pieces: Receiver<Vec<u8>>,
+    reading: Arc<AtomicBool>,
     seen: String,
 }
 
@@ -32,10 +36,23 @@ impl Session {
         let front = File::from(front);
         let mut reader = front.try_clone().expect("a copy");
         let (sender, pieces) = channel();
+        let reading = Arc::new(AtomicBool::new(true));
+        let goes_on = Arc::clone(&reading);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // Ends with an error once nobody has the other side.
-            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            let moment = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 20_000_000,
+            };
+            while goes_on.load(Ordering::SeqCst) {
+                let mut polled = [PollFd::new(&reader, PollFlags::IN)];
+                if rustix::event::poll(&mut polled, Some(&moment)) == Ok(0) {
+                    continue;
+                }
+                // Ends with an error once nobody has the other side.
+                let Ok(count @ 1..) = reader.read(&mut buffer) else {
+                    return;
+                };
                 if sender.send(buffer[..count].to_vec()).is_err() {
                     return;
                 }
@@ -45,6 +62,7 @@ impl Session {
             child,
             front,
             pieces,
+            reading,
             seen: String::new(),
         }
     }
@@ -60,6 +78,13 @@ impl Session {
 
     fn type_in(&mut self, text: &str) {
         self.front.write_all(text.as_bytes()).expect("it is read");
+    }
+
+    /// Closes the terminal's side of whoever sits at it, and returns how the program ended.
+    fn vanish(mut self) -> Option<i32> {
+        self.reading.store(false, Ordering::SeqCst);
+        drop(self.front);
+        self.child.wait().expect("it ends").code()
     }
 
     /// Returns the exit code, and all that was shown.
@@ -112,6 +137,36 @@ fn a_shell_opens_where_a_step_failed_and_the_build_fails_all_the_same() {
     assert_eq!(code, Some(1), "{seen}");
     assert!(seen.contains("exit code: 7"), "{seen}");
     assert_eq!(environment.ok(["images", "-q"]).stdout, "");
+    let begun = std::fs::read_dir(environment.root().join("ingest"));
+    assert_eq!(begun.map_or(0, Iterator::count), 0);
+}
+
+/// Counts the processes of this machine in whose command line a word stands.
+fn processes_with(word: &str) -> usize {
+    let all = std::fs::read_dir("/proc").expect("read").flatten();
+    all.filter(|entry| {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(word)
+    })
+    .count()
+}
+
+#[test]
+fn a_shell_whose_terminal_vanishes_ends_and_leaves_nothing() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = environment("FROM busybox\nRUN exit 7\n");
+    let mut session =
+        Session::start(environment.command(["build", "--on-failure=shell", "-t", "never", "ctx"]));
+    session.wait_for("changes are thrown away");
+    // The shell itself does not read: only who holds its terminal can notice.
+    let word = format!("8{}", std::process::id());
+    session.type_in(&format!("trap '' HUP; echo under''way; sleep {word}\n"));
+    session.wait_for("underway");
+    while processes_with(&word) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(session.vanish(), Some(1));
+    assert_eq!(processes_with(&word), 0);
     let begun = std::fs::read_dir(environment.root().join("ingest"));
     assert_eq!(begun.map_or(0, Iterator::count), 0);
 }

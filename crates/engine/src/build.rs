@@ -83,7 +83,9 @@ impl Engine {
         // What is found in the store has to stay there until the outputs are written.
         let _blobs = self.shared.store.hold_blobs();
         let store = &self.shared.store;
-        let opening = history::opening(store, request, sink.now());
+        let mut opening = history::opening(store, request, sink.now());
+        let runtime = self.shared.runtime().map(sandbox::Runtime::title);
+        opening.request.runtime = runtime.unwrap_or_default();
         let recorder = Recorder::new(store, opening, sink);
         let mut known = Known::default();
         let mut built = Vec::new();

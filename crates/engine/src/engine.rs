@@ -25,6 +25,8 @@ pub struct EngineSettings {
     pub history: HistoryLimits,
     /// How steps are run.
     pub sandbox: sandbox::Options,
+    /// What runs RUN steps in place of the sandbox itself. Further commands and containers are the sandbox's.
+    pub runtime: Option<sandbox::Runtime>,
     /// What this machine's isolation limits; said with the first step that runs.
     pub notes: Vec<String>,
 }
@@ -57,7 +59,8 @@ impl Engine {
         let mut sandbox = settings.sandbox;
         let mount_points = || store.root().join("mount-points");
         sandbox.stub_layer.get_or_insert_with(mount_points);
-        let shared = Shared::new(store, settings.registries, sandbox, settings.notes);
+        let runtime = settings.runtime;
+        let shared = Shared::new(store, settings.registries, sandbox, runtime, settings.notes);
         Ok(Self {
             shared: Arc::new(shared),
             driver: Driver::start(default_slots()),

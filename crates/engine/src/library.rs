@@ -56,6 +56,7 @@ impl EngineSettings {
             limits: None,
             history: HistoryLimits::default(),
             sandbox: sandbox::Options::default(),
+            runtime: None,
             notes: isolation.notes,
         })
     }

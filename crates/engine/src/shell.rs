@@ -110,6 +110,14 @@ impl StepState {
         }
         let (copying, stdio) = Copying::start(streams, terminal, None)?;
         let running = self.start(&spec, stdio)?;
+        copying.on_vanishing({
+            let running = Arc::downgrade(&running);
+            move || {
+                if let Some(running) = running.upgrade() {
+                    running.kill();
+                }
+            }
+        });
         started(ContainerHandle::new(&running, copying.terminal.clone()));
         let exit = running.wait();
         copying.finish();
@@ -127,6 +135,7 @@ impl StepState {
                 _ => std::fs::create_dir(&work).map_err(EngineError::io("create", &work))?,
             }
         }
+        // The sandbox itself, whatever ran the step: no runtime is asked for a terminal.
         let helper = self.shared.helper()?;
         let locks = self.held.locks()?;
         Ok(Arc::new(helper.spawn(spec, stdio, Vec::new(), locks)?))

@@ -71,6 +71,15 @@ pub(crate) fn number(name: &str) -> Option<u32> {
         .and_then(|number| u32::try_from(number).ok())
 }
 
+/// Returns the names of a set as `config.json` of the OCI has them.
+pub(crate) fn names(set: Set) -> Vec<String> {
+    let numbered = (0_u32..).zip(NAMES);
+    numbered
+        .filter(|(number, _)| set.contains(*number))
+        .map(|(_, name)| format!("CAP_{name}"))
+        .collect()
+}
+
 /// A set of capabilities, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Set(pub(crate) u64);

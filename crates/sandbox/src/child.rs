@@ -18,6 +18,7 @@ use crate::command::{Command, StartError};
 use crate::error::{self, SandboxError, failed};
 use crate::exit::Status;
 use crate::machine::Machine;
+use crate::oci;
 use crate::resolve::Stub;
 use crate::seccomp::Filter;
 use crate::signals;
@@ -55,6 +56,8 @@ pub(crate) struct Prepared {
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) spec: &'a Spec,
+    /// What starts the command in place of this process.
+    pub(crate) runtime: Option<oci::Chosen<'a>>,
     /// One for each of the spec's mounts that names a descriptor.
     pub(crate) prepared: Vec<Option<Prepared>>,
     pub(crate) console: Option<OwnedFd>,
@@ -85,10 +88,13 @@ pub(crate) enum StepNetwork {
 pub(crate) fn run(plan: Plan<'_>) -> ! {
     signals::hold();
     let code = match start(plan) {
-        Ok((command, report, keep)) => {
+        Ok((command, report, keep, runtime)) => {
             // The standard streams and the mounts' descriptors are closed by now: their readers see the end
             // when the command's side ends. What is kept lives until this process does.
             let code = supervise(command, &report);
+            if let Some(chosen) = &runtime {
+                chosen.tidy();
+            }
             drop(keep);
             code
         }
@@ -100,11 +106,12 @@ pub(crate) fn run(plan: Plan<'_>) -> ! {
     sys::exit_now(code)
 }
 
-type Started = (Pid, OwnedFd, Vec<OwnedFd>);
+type Started<'a> = (Pid, OwnedFd, Vec<OwnedFd>, Option<oci::Chosen<'a>>);
 
-fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
+fn start(plan: Plan<'_>) -> Result<Started<'_>, (SandboxError, OwnedFd)> {
     let Plan {
         spec,
+        runtime,
         prepared,
         console,
         stdio,
@@ -118,7 +125,6 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
     } = plan;
     let build = |report: &OwnedFd| -> Result<Pid, SandboxError> {
         isolate(spec, liveness, &network)?;
-        join_groups(groups)?;
         let host_network = matches!(network, StepNetwork::Host);
         let world = World {
             spec,
@@ -126,9 +132,14 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
             console,
             machine,
             host_network,
+            by_runtime: runtime.is_some(),
         };
+        if let Some(chosen) = &runtime {
+            return chosen.start(world, &stdio, groups.unwrap_or_default(), report);
+        }
+        join_groups(groups)?;
         let (identity, cwd) = world.build(|stubs| send(report, &Report::Stubs(stubs)))?;
-        let env = environment(&spec.env, &identity)?;
+        let env = environment(&spec.env, &identity, world::open_root()?.as_fd())?;
         let insecure = spec.security == Security::Insecure;
         let command = Command {
             args: &spec.args,
@@ -145,7 +156,7 @@ fn start(plan: Plan<'_>) -> Result<Started, (SandboxError, OwnedFd)> {
         fork_command(&command, report)
     };
     match build(&report) {
-        Ok(pid) => Ok((pid, report, keep)),
+        Ok(pid) => Ok((pid, report, keep, runtime)),
         Err(error) => Err((error, report)),
     }
 }
@@ -210,11 +221,11 @@ pub(crate) fn die_with_helper(liveness: BorrowedFd<'_>) -> Result<(), SandboxErr
 pub(crate) fn environment(
     env: &[String],
     identity: &Identity,
+    root: BorrowedFd<'_>,
 ) -> Result<Vec<String>, SandboxError> {
     let mut env = env.to_vec();
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        let root = world::open_root()?;
-        env.push(format!("HOME={}", users::home(root.as_fd(), identity.uid)));
+        env.push(format!("HOME={}", users::home(root, identity.uid)));
     }
     Ok(env)
 }

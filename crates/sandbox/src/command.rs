@@ -22,7 +22,7 @@ pub(crate) struct Command<'a> {
     pub(crate) env: Vec<String>,
     pub(crate) cwd: OwnedFd,
     pub(crate) identity: Identity,
-    pub(crate) stdio: &'a [OwnedFd; 3],
+    pub(crate) stdio: &'a [OwnedFd],
     pub(crate) terminal: bool,
     pub(crate) rlimits: &'a [Rlimit],
     /// What is left of the capabilities; `None` leaves all.
@@ -60,7 +60,7 @@ impl Command<'_> {
         rustix::process::setsid().map_err(failed("start a session"))?;
         sys::reset_signals();
         for (number, fd) in self.stdio.iter().enumerate() {
-            self.hand_over(fd.as_fd());
+            hand_over(fd.as_fd(), self.identity.uid);
             let number = i32::try_from(number).unwrap_or(0);
             sys::duplicate_to(fd.as_fd(), number).map_err(failed("set up the standard streams"))?;
         }
@@ -96,20 +96,6 @@ impl Command<'_> {
         sys::close_range(3, true).map_err(failed("close descriptors"))
     }
 
-    /// Gives a stream to the command's user, so that it may open `/dev/stdout` anew. `/dev/null` is everybody's.
-    fn hand_over(&self, fd: BorrowedFd<'_>) {
-        if self.identity.uid == 0 {
-            return;
-        }
-        if let Ok(stat) = rustix::fs::fstat(fd) {
-            let pipe = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
-            if pipe || rustix::termios::isatty(fd) {
-                // Not ours to give: then the command has the descriptor all the same.
-                let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(self.identity.uid)), None);
-            }
-        }
-    }
-
     fn switch_ids(&self) -> Result<(), SandboxError> {
         let Identity { uid, gid, groups } = &self.identity;
         let unmapped = |what: &'static str, id: u32| {
@@ -136,12 +122,41 @@ impl Command<'_> {
             .map_err(unmapped("user", *uid))
     }
 
+    /// Goes into a root as the command's user and finds the program there, and the interpreter it names.
+    ///
+    /// `foreign_programs`: the kernel may have been told how to run what is not its own.
+    pub(crate) fn search(
+        &self,
+        root: BorrowedFd<'_>,
+        foreign_programs: bool,
+    ) -> Result<(), StartError> {
+        rustix::process::fchdir(root)
+            .and_then(|()| rustix::process::chroot("."))
+            .and_then(|()| rustix::process::fchdir(&self.cwd))
+            .map_err(failed("enter the root of the step"))?;
+        self.switch_ids()?;
+        let path = self.find(self.program()?)?;
+        match interpreter(&path) {
+            Some(name) if matches!(rustix::fs::stat(&name), Err(Errno::NOENT)) => {
+                Err(exec_error(&path, &io::Error::from(Errno::NOENT)))
+            }
+            _ if !foreign_programs && !is_own_program(&path) => {
+                Err(exec_error(&path, &io::Error::from(Errno::NOEXEC)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn program(&self) -> Result<&str, StartError> {
+        let name = self.args.first().filter(|name| !name.is_empty());
+        name.map(String::as_str)
+            .ok_or_else(|| refused(127, "exec: no command".to_owned()))
+    }
+
     fn replace_process(&self) -> StartError {
-        let Some(name) = self.args.first().filter(|name| !name.is_empty()) else {
-            return StartError::Command {
-                code: 127,
-                reason: "exec: no command".to_owned(),
-            };
+        let name = match self.program() {
+            Ok(name) => name,
+            Err(error) => return error,
         };
         let path = match self.find(name) {
             Ok(path) => path,
@@ -206,6 +221,20 @@ impl Command<'_> {
     }
 }
 
+/// Gives a stream to the command's user, so that it may open `/dev/stdout` anew. `/dev/null` is everybody's.
+pub(crate) fn hand_over(fd: BorrowedFd<'_>, uid: u32) {
+    if uid == 0 {
+        return;
+    }
+    if let Ok(stat) = rustix::fs::fstat(fd) {
+        let pipe = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
+        if pipe || rustix::termios::isatty(fd) {
+            // Not ours to give: then the command has the descriptor all the same.
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None);
+        }
+    }
+}
+
 fn refused(code: i32, reason: String) -> StartError {
     StartError::Command { code, reason }
 }
@@ -234,6 +263,27 @@ fn exec_error(path: &str, error: &io::Error) -> StartError {
         }
         _ => refused(126, format!("exec {path}: {text}")),
     }
+}
+
+/// Whether the kernel runs a file by itself: a script, or an ELF file for this kind of machine.
+///
+/// One that can't be read may be such a file.
+fn is_own_program(path: &str) -> bool {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mut head = [0; 20];
+    let length = rustix::fs::open(path, flags, Mode::empty())
+        .and_then(|fd| rustix::io::read(&fd, &mut head[..]));
+    let Ok(length) = length else { return true };
+    if head.starts_with(b"#!") {
+        return true;
+    }
+    let machines: &[u16] = match std::env::consts::ARCH {
+        "x86_64" => &[62, 3],
+        "aarch64" => &[183, 40],
+        _ => return true,
+    };
+    let machine = u16::from_le_bytes([head[18], head[19]]);
+    length == head.len() && head.starts_with(b"\x7fELF") && machines.contains(&machine)
 }
 
 /// Returns the interpreter that a script names in its first line, or a program in its headers.
@@ -286,7 +336,12 @@ fn elf_interpreter(head: &[u8]) -> Option<&[u8]> {
 }
 
 fn set_limit(limit: &Rlimit) -> io::Result<()> {
-    let resource = match limit.resource {
+    sys::set_limit(resource_number(limit.resource), limit.soft, limit.hard)
+}
+
+/// Returns the kernel's number of a resource.
+pub(crate) fn resource_number(resource: Resource) -> libc::__rlimit_resource_t {
+    match resource {
         Resource::Core => libc::RLIMIT_CORE,
         Resource::Cpu => libc::RLIMIT_CPU,
         Resource::Data => libc::RLIMIT_DATA,
@@ -302,6 +357,5 @@ fn set_limit(limit: &Rlimit) -> io::Result<()> {
         Resource::Rttime => libc::RLIMIT_RTTIME,
         Resource::Sigpending => libc::RLIMIT_SIGPENDING,
         Resource::Stack => libc::RLIMIT_STACK,
-    };
-    sys::set_limit(resource, limit.soft, limit.hard)
+    }
 }

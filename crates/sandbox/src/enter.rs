@@ -80,7 +80,7 @@ fn start(plan: &Plan<'_>) -> Result<rustix::process::Pid, SandboxError> {
         },
     };
     let cwd = world::working_directory(root.as_fd(), &entered.cwd)?;
-    let env = child::environment(&entered.env, &identity)?;
+    let env = child::environment(&entered.env, &identity, root.as_fd())?;
     let insecure = entered.security == Security::Insecure;
     let command = Command {
         args: &entered.args,

@@ -29,6 +29,9 @@ pub enum SandboxError {
     Protocol(String),
     #[error("{0}")]
     Isolation(String),
+    /// An OCI runtime can't be used, or not for this.
+    #[error("the runtime {name}: {reason}")]
+    Runtime { name: String, reason: String },
 }
 
 impl SandboxError {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry;
 use crate::error::SandboxError;
 use crate::exit::Exit;
+use crate::runtime::Runtime;
 use crate::spec::{Entered, Spec};
 use crate::wire::{self, Event, Request};
 
@@ -154,6 +155,18 @@ impl Helper {
         sources: Vec<OwnedFd>,
         keep: Vec<OwnedFd>,
     ) -> Result<Running, SandboxError> {
+        self.spawn_with(spec, stdio, sources, keep, None)
+    }
+
+    /// Starts a step, which a runtime runs where there is one.
+    pub(crate) fn spawn_with(
+        &self,
+        spec: &Spec,
+        stdio: Stdio,
+        sources: Vec<OwnedFd>,
+        keep: Vec<OwnedFd>,
+        runtime: Option<&Runtime>,
+    ) -> Result<Running, SandboxError> {
         let null = match &stdio {
             Stdio {
                 stdin: Some(_),
@@ -189,6 +202,7 @@ impl Helper {
             id,
             spec: Box::new(spec.clone()),
             sources: count,
+            runtime: runtime.cloned(),
         };
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         self.shared.send(&request, &borrowed)?;

@@ -17,6 +17,7 @@
 //!
 //! *On disk.* Nothing of its own but the layer of mount points ([`Options::stub_layer`]), where the caller wants it.
 
+mod bundle;
 mod bytes;
 mod capabilities;
 mod cgroups;
@@ -25,6 +26,7 @@ mod command;
 mod enter;
 pub mod entry;
 mod error;
+mod executor;
 mod exit;
 mod helper;
 mod machine;
@@ -32,7 +34,9 @@ mod mounts;
 mod names;
 mod netlink;
 mod network;
+mod oci;
 mod resolve;
+mod runtime;
 mod seccomp;
 mod serve;
 mod signals;
@@ -45,10 +49,12 @@ mod wire;
 mod world;
 
 pub use error::SandboxError;
+pub use executor::{Executor, OciExecutor};
 pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
 pub use names::{hosts_file, resolver_file};
 pub use network::bridge_obstacle;
+pub use runtime::Runtime;
 pub use spec::{
     Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source,
     Spec, Upper, User,

@@ -109,7 +109,7 @@ pub(crate) fn pivot_to(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn mount_id(path: &str) -> io::Result<u64> {
+pub(crate) fn mount_id(path: &str) -> io::Result<u64> {
     let found = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
     if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
         return Err(io::Error::from(io::ErrorKind::Unsupported));

@@ -62,6 +62,53 @@ impl Filter {
     }
 }
 
+/// Returns the same rules as an OCI runtime takes them (`linux.seccomp`).
+///
+/// A runtime looks names up in its own table, of each of the architectures: so rules for some of them hold for all.
+/// What it has no name for it refuses in its own way.
+pub(crate) fn oci_profile(bounding: Set) -> serde_json::Value {
+    use serde_json::json;
+    let (architectures, own): (&[&str], &[&str]) = match std::env::consts::ARCH {
+        "aarch64" => (&["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"], &["aarch64", "arm"]),
+        _ => (
+            &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            &["x86_64", "i386", "x32"],
+        ),
+    };
+    let rules = parse_profile(PROFILE, bounding).unwrap_or_default();
+    let of_machine = rules
+        .iter()
+        .filter(|rule| rule.on.is_empty() || rule.on.iter().any(|abi| own.contains(&abi.as_str())));
+    let calls: Vec<serde_json::Value> = of_machine
+        .map(|rule| {
+            let mut call = match rule.action {
+                Action::Allow => json!({"names": rule.names, "action": "SCMP_ACT_ALLOW"}),
+                Action::NoSuchCall => json!({
+                    "names": rule.names, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS,
+                }),
+            };
+            if !rule.arguments.is_empty() {
+                let arguments = rule.arguments.iter().map(|argument| {
+                    let (operator, value, second) = match argument.test {
+                        Test::Less(value) => ("SCMP_CMP_LT", value, 0),
+                        Test::Equal(value) => ("SCMP_CMP_EQ", value, 0),
+                        Test::Greater(value) => ("SCMP_CMP_GT", value, 0),
+                        Test::Masked { mask, value } => ("SCMP_CMP_MASKED_EQ", mask, value),
+                    };
+                    json!({"index": argument.index, "op": operator, "value": value, "valueTwo": second})
+                });
+                call["args"] = arguments.collect();
+            }
+            call
+        })
+        .collect();
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": architectures,
+        "syscalls": calls,
+    })
+}
+
 fn malformed(what: &str) -> SandboxError {
     SandboxError::Protocol(format!("seccomp {what}"))
 }

@@ -19,7 +19,9 @@ use crate::helper::{NetworkMode, Options};
 use crate::machine::Machine;
 use crate::mounts;
 use crate::network::{Namespace, Pool};
+use crate::oci;
 use crate::resolve::{self, Stub};
+use crate::runtime::Runtime;
 use crate::seccomp::Filter;
 use crate::spec::{Entered, Network, Overlay, Root, Source, Spec, Upper};
 use crate::sys::{self, Cloned, WaitStatus};
@@ -42,6 +44,8 @@ pub(crate) fn serve(parent: u32) -> i32 {
 
 struct Server {
     socket: OwnedFd,
+    /// This process, in names.
+    pid: u32,
     machine: Machine,
     filter: Filter,
     network: NetworkMode,
@@ -90,6 +94,7 @@ impl Server {
         let machine = Machine::examine()?;
         Ok(Server {
             socket,
+            pid: std::process::id(),
             machine,
             filter,
             network: NetworkMode::Host,
@@ -142,7 +147,12 @@ impl Server {
     fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
         match request {
             Request::Start { options } => self.start(&options),
-            Request::Spawn { id, spec, sources } => match self.spawn(id, &spec, fds, sources) {
+            Request::Spawn {
+                id,
+                spec,
+                sources,
+                runtime,
+            } => match self.spawn(id, &spec, fds, sources, runtime.as_ref()) {
                 Ok(()) => Ok(()),
                 Err(error) => self.send(&Event::Failed {
                     id,
@@ -238,6 +248,7 @@ impl Server {
         spec: &Spec,
         fds: Vec<OwnedFd>,
         sources: usize,
+        runtime: Option<&Runtime>,
     ) -> Result<(), SandboxError> {
         let mut fds = fds.into_iter();
         let stdio = [fds.next(), fds.next(), fds.next()];
@@ -262,7 +273,8 @@ impl Server {
         let group = self.group_for(id, spec);
         let mut flags =
             libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        if group.is_none() {
+        // A runtime makes its own of those, and enters the groups late.
+        if group.is_none() && runtime.is_none() {
             flags |= libc::CLONE_NEWCGROUP;
         }
         if matches!(network, StepNetwork::Loopback) {
@@ -272,12 +284,19 @@ impl Server {
             .as_ref()
             .and_then(|group| group.unified.as_ref())
             .map(AsFd::as_fd);
+        let start_in = unified.filter(|_| runtime.is_none());
         // SAFETY: the helper has one thread.
-        match unsafe { sys::clone_process(flags, unified) }.map_err(failed("clone the step"))? {
+        match unsafe { sys::clone_process(flags, start_in) }.map_err(failed("clone the step"))? {
             Cloned::Child => {
                 drop((report, tree, sources, lease));
                 let groups = group.as_ref().map(|group| group.old.as_slice());
+                let runtime = runtime.map(|runtime| oci::Chosen {
+                    runtime,
+                    id: format!("lapstrake-{}-{id}", self.pid),
+                    unified,
+                });
                 self.run_child(Plan {
+                    runtime,
                     spec,
                     prepared,
                     console,

@@ -256,6 +256,35 @@ pub(crate) fn peak_memory_of_children() -> u64 {
     u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024
 }
 
+/// Returns a limit as [`set_limit`] would set it, without setting it.
+pub(crate) fn attainable_limit(
+    resource: libc::__rlimit_resource_t,
+    soft: Option<u64>,
+    hard: Option<u64>,
+) -> io::Result<(u64, u64)> {
+    let mut own = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure lives over the call, which fills it.
+    check(unsafe { libc::getrlimit(resource, &raw mut own) }.into())?;
+    let (soft, hard) = (
+        soft.unwrap_or(libc::RLIM_INFINITY),
+        hard.unwrap_or(libc::RLIM_INFINITY),
+    );
+    let raised = libc::rlimit {
+        rlim_cur: own.rlim_cur,
+        rlim_max: own.rlim_max.max(hard),
+    };
+    // SAFETY: the structures live over the calls and are only read. What could be raised is lowered again.
+    let may = unsafe {
+        libc::setrlimit(resource, &raw const raised) == 0
+            && libc::setrlimit(resource, &raw const own) == 0
+    };
+    let most = if may { hard } else { hard.min(own.rlim_max) };
+    Ok((soft.min(most), most))
+}
+
 /// Ends this process at once: nothing is flushed or dropped.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: always sound; used in children whose memory is a copy of the helper's.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::helper::Options;
+use crate::runtime::Runtime;
 use crate::spec::{Entered, Spec};
 
 /// The kernel's own limit on descriptors in one message (SCM_MAX_FD).
@@ -33,6 +34,8 @@ pub(crate) enum Request {
         id: u64,
         spec: Box<Spec>,
         sources: usize,
+        /// What runs it instead of the helper itself.
+        runtime: Option<Runtime>,
     },
     /// Descriptors beside it: stdin, stdout, stderr, then those to keep.
     Enter {

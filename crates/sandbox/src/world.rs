@@ -23,7 +23,7 @@ const SHM_SIZE: u64 = 64 << 20;
 const DEV_SIZE: u64 = 64 << 20;
 
 /// Hidden from confined commands, as runc is told by containerd: what tells of or reaches into the host.
-const MASKED: [&str; 11] = [
+pub(crate) const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/kcore",
@@ -38,7 +38,7 @@ const MASKED: [&str; 11] = [
 ];
 
 /// Read-only for confined commands.
-const READ_ONLY_PATHS: [&str; 5] = [
+pub(crate) const READ_ONLY_PATHS: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
@@ -47,7 +47,7 @@ const READ_ONLY_PATHS: [&str; 5] = [
 ];
 
 /// What a confined command may open. `null` is first: it also covers what is hidden.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+pub(crate) const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 const DEVICE_LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -66,12 +66,14 @@ pub(crate) struct World<'a> {
     pub(crate) console: Option<OwnedFd>,
     pub(crate) machine: &'a Machine,
     pub(crate) host_network: bool,
+    /// An OCI runtime mounts what belongs to the command's own namespaces.
+    pub(crate) by_runtime: bool,
 }
 
 /// One mount to attach, in order.
-struct Entry {
-    target: String,
-    what: What,
+pub(crate) struct Entry {
+    pub(crate) target: String,
+    pub(crate) what: What,
 }
 
 #[derive(Clone, Copy)]
@@ -96,7 +98,9 @@ const BASE: [(&str, Base); 7] = [
     ("/sys/fs/cgroup", Base::ControlGroups),
 ];
 
-enum What {
+pub(crate) enum What {
+    /// A directory for a mount that somebody else makes.
+    Place,
     /// `/dev`, to be filled when it is attached.
     Devices(OwnedFd),
     /// The step's view of control groups, attached where there is a place for it.
@@ -106,7 +110,7 @@ enum What {
 }
 
 /// What must be opened on the host before the root changes.
-struct HostSide {
+pub(crate) struct HostSide {
     /// The few devices of [`DEVICES`], mounted one by one, since nothing else in the step may be a device:
     /// root of a step may make nodes (Docker lets it), and the host's disks must not open by them.
     devices: Vec<(&'static str, OwnedFd)>,
@@ -138,7 +142,7 @@ impl World<'_> {
             },
         };
         let mut stubs = Vec::new();
-        let result = attach_all(entries, &host, root.as_fd(), &mut stubs);
+        let result = attach_all(&entries, &host, root.as_fd(), &mut stubs);
         // Also those of a world that failed half-way are taken out again.
         made(stubs);
         result?;
@@ -158,7 +162,7 @@ impl World<'_> {
         Ok((identity, cwd))
     }
 
-    fn root(&self) -> Result<OwnedFd, SandboxError> {
+    pub(crate) fn root(&self) -> Result<OwnedFd, SandboxError> {
         let result = match &self.spec.root {
             Root::Overlay(overlay) => {
                 mounts::overlay(&self.over_stubs(overlay), self.machine.user_namespace)
@@ -199,7 +203,7 @@ impl World<'_> {
     ///
     /// They are made before the root changes: a user namespace may mount `/proc` and `/sys` only where it
     /// sees those of the machine, whole.
-    fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
+    pub(crate) fn entries(&mut self) -> Result<Vec<Entry>, SandboxError> {
         let prepared = std::mem::take(&mut self.prepared);
         let no_devices = self.no_devices();
         let replaced = |place: &str| {
@@ -270,6 +274,8 @@ impl World<'_> {
             inert | MountAttrFlags::MOUNT_ATTR_RDONLY
         };
         let mount = match base {
+            Base::Proc | Base::Sys if self.by_runtime => return Ok(Some(What::Place)),
+            Base::Queues | Base::ControlGroups if self.by_runtime => return Ok(None),
             Base::Proc if self.machine.fresh_proc => mounts::filesystem("proc", &[], inert)?,
             Base::Proc => clone_of_host("/proc")?,
             Base::Devices => {
@@ -358,7 +364,7 @@ impl World<'_> {
         }
     }
 
-    fn host_side(&self) -> Result<HostSide, SandboxError> {
+    pub(crate) fn host_side(&self) -> Result<HostSide, SandboxError> {
         let opened = |error| SandboxError::io("open the devices of the host", error);
         let device = |name: &'static str| {
             let path = format!("/dev/{name}");
@@ -420,14 +426,14 @@ pub(crate) fn open_root() -> Result<OwnedFd, SandboxError> {
     .map_err(|error| SandboxError::io("open the root of the step", error))
 }
 
-fn attach_all(
-    entries: Vec<Entry>,
+pub(crate) fn attach_all(
+    entries: &[Entry],
     host: &HostSide,
     root: BorrowedFd<'_>,
     stubs: &mut Vec<Stub>,
 ) -> Result<(), SandboxError> {
     for entry in entries {
-        attach_entry(&entry, host, root, stubs)
+        attach_entry(entry, host, root, stubs)
             .map_err(|error| SandboxError::io(format!("mount {}", entry.target), error))?;
     }
     Ok(())
@@ -445,6 +451,10 @@ fn attach_entry(
                 return Ok(());
             };
             return mounts::attach(mount.as_fd(), target.as_fd());
+        }
+        What::Place => {
+            resolve::make_in_root(root, &entry.target, Kind::Directory, stubs)?;
+            return Ok(());
         }
         What::Devices(mount) | What::Tree(mount) => (mount, Kind::Directory),
         What::File(mount) => (mount, Kind::File),
@@ -647,7 +657,7 @@ fn is_directory(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Returns an absolute path without `.`, `..` and doubled slashes.
-fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in path.split('/') {
         match name {

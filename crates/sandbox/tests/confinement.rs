@@ -5,10 +5,7 @@ mod support;
 use sandbox::{Network, Resource, Rlimit, Root, Security, Spec, Status, User};
 use support::{Bench, able, program_of_call, program_of_call_i386, rootless, skip, write_program};
 
-#[test]
-fn everything_holds_for_an_ordinary_user() {
-    support::run_rootless("everything_holds_for_an_ordinary_user");
-}
+support::everything_holds!();
 
 /// Runs a script and compares what it prints.
 #[track_caller]
@@ -130,9 +127,13 @@ fn system_calls_get_the_verdict_of_the_profile() {
         (bpf, 1),
         (clone3, libc_enosys()),
         (getpgrp, 0),
-        (unknown, libc_enosys()),
     ] {
         check_call(&program_of_call(number, [0, 0]), expected);
+    }
+    if support::runtime().as_deref() == Some("crun") {
+        skip("crun: calls that came after its library are answered with EPERM");
+    } else {
+        check_call(&program_of_call(unknown, [0, 0]), libc_enosys());
     }
     check_call(&program_of_call(unshare, [CLONE_NEWUSER, 0]), 1);
 }
@@ -276,7 +277,13 @@ fn the_step_has_its_own_names_and_processes() {
         "hostname",
         "elsewhere",
     );
-    check("ps -o pid,comm | grep -c .", "5");
+    // The heading, the shell, ps and grep, and init where the sandbox is the executor.
+    let lines = if support::runtime().is_some() {
+        "4"
+    } else {
+        "5"
+    };
+    check("ps -o pid,comm | grep -c .", lines);
     check("cat /proc/sys/kernel/hostname", "buildkitsandbox");
     check(
         "ipcs -m | grep -c 0x; umask; ulimit -c >/dev/null && pwd",

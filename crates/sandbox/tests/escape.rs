@@ -11,10 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sandbox::{Network, Security, Source, Spec, Status};
 use support::{Bench, able, bind, mount, rootless, skip};
 
-#[test]
-fn everything_holds_for_an_ordinary_user() {
-    support::run_rootless("everything_holds_for_an_ordinary_user");
-}
+support::everything_holds!();
 
 const MARKER: &str = "outside-of-the-root";
 
@@ -63,7 +60,12 @@ fn no_descriptor_of_the_builder_reaches_the_command() {
     rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).expect("not close-on-exec");
     let bench = Bench::new();
     let count = "ls -l /proc/self/fd | grep -c -- '->'; ls -l /proc/1/fd 2>&1 | grep -c -- '->'";
-    assert_eq!(bench.run_shell(count).stdout, "3\n0\n");
+    let counted = bench.run_shell(count).stdout;
+    match support::runtime() {
+        None => assert_eq!(counted, "3\n0\n"),
+        // Process 1 is the shell itself then, with pipes to what it runs.
+        Some(_) => assert!(counted.starts_with("3\n"), "{counted}"),
+    }
     let all = "for fd in $(seq 3 40); do ls /proc/self/fd/$fd/ /proc/1/fd/$fd/ 2>/dev/null; done; ls /proc/1/cwd/ /proc/1/root/ 2>/dev/null";
     let outcome = bench.run_shell(all);
     assert!(!outcome.stdout.contains(MARKER), "{}", outcome.stdout);
@@ -319,7 +321,7 @@ fn settings_of_the_host_can_not_be_written() {
 /// CVE-2025-31133: a mount over `/dev` whose `null` is a link to what must stay hidden or read-only.
 #[test]
 fn what_hides_is_never_the_steps_own() {
-    if !able() {
+    if !able() || !support::native("a mount at /dev is refused") {
         return;
     }
     let bench = Bench::new();
@@ -342,7 +344,7 @@ fn what_hides_is_never_the_steps_own() {
 /// CVE-2019-5736: the program of the builder, reached through a process of the step.
 #[test]
 fn the_builders_program_is_out_of_reach() {
-    if !able() {
+    if !able() || !support::native("there is no init that could be reached") {
         return;
     }
     let program = fs::read("/proc/self/exe").expect("this program");
@@ -362,7 +364,7 @@ fn the_builders_program_is_out_of_reach() {
 /// Init is a copy of the helper: its memory has held other steps' secrets.
 #[test]
 fn the_memory_of_init_is_closed() {
-    if !able() {
+    if !able() || !support::native("there is no init whose memory could be read") {
         return;
     }
     let bench = Bench::new();

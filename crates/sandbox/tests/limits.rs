@@ -26,10 +26,7 @@ fn run(limits: Limits, script: &str) -> Option<support::Outcome> {
     None
 }
 
-#[test]
-fn everything_holds_for_an_ordinary_user() {
-    support::run_rootless("everything_holds_for_an_ordinary_user");
-}
+support::everything_holds!();
 
 #[test]
 fn a_step_over_its_memory_is_killed_and_said_to_be() {

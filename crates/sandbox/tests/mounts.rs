@@ -9,10 +9,7 @@ use std::path::Path;
 use sandbox::{Content, Mount, NetworkMode, Options, Overlay, Source, Status, Upper};
 use support::{Bench, able, bind, mount};
 
-#[test]
-fn everything_holds_for_an_ordinary_user() {
-    support::run_rootless("everything_holds_for_an_ordinary_user");
-}
+support::everything_holds!();
 
 fn file(target: &str, content: &str, mode: u32, uid: u32) -> Mount {
     let content = Content(content.as_bytes().to_vec());
@@ -325,9 +322,9 @@ fn a_descriptor_is_a_source() {
             subpath: "deep".to_owned(),
         },
     )];
-    let outcome = support::run(&bench.helper, &spec, vec![directory.into()], vec![]);
+    let outcome = support::run(&*bench.executor, &spec, vec![directory.into()], vec![]);
     assert_eq!(outcome.printed(), "through a descriptor");
-    let missing = support::run(&bench.helper, &spec, vec![], vec![])
+    let missing = support::run(&*bench.executor, &spec, vec![], vec![])
         .exit
         .expect_err("no descriptor");
     assert!(

@@ -62,6 +62,7 @@ impl TestServer {
             ids: Ids::Rootful,
             registries: registry::Settings::default(),
             sandbox: sandbox::Options::default(),
+            runtime: None,
             notes: Vec::new(),
             limits: None,
             history: Default::default(),

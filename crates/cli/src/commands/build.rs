@@ -13,7 +13,7 @@ use progress::{Event, Sink, system_clock};
 use super::call::Call;
 use super::debug::{self, OnFailure};
 use super::{space, why};
-use crate::arguments::{Global, ProgressMode};
+use crate::arguments::{ChosenRuntime, Global, ProgressMode};
 use crate::failure::{Failure, exit};
 use crate::{build_request, diagnostics, log, output, settings, signals, summary};
 
@@ -83,6 +83,8 @@ pub(crate) struct Build {
     /// Network of RUN steps: default, none or host
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) runtime: ChosenRuntime,
     /// Add a line to /etc/hosts of RUN steps
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub(crate) add_hosts: Vec<String>,
@@ -226,7 +228,9 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
         cgroup_parent: build.cgroup_parent.clone(),
         ..sandbox::Options::default()
     };
-    let engine = settings::open_engine_with(global, sandbox)?;
+    let runtime = build.runtime.named();
+    let runtime = settings::runtime(global, runtime).map_err(exit::usage)?;
+    let engine = settings::open_engine_with(global, sandbox, runtime)?;
     match call {
         Some(call) => {
             let answer = with_progress(build, engine, |engine, sink, _| {

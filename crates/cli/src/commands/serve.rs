@@ -7,7 +7,7 @@ use api_buildkit::{Access, Address, Config, Server, Settings, Tls};
 use clap::Args;
 use engine::Cancel;
 
-use crate::arguments::Global;
+use crate::arguments::{ChosenRuntime, Global};
 use crate::failure::{Failure, exit};
 use crate::{log, places, settings, signals};
 
@@ -42,6 +42,8 @@ pub(crate) struct Serve {
     /// Let clients ask for this: network.host or security.insecure
     #[arg(long = "allow-insecure-entitlement", value_name = "ENTITLEMENT")]
     pub(crate) entitlements: Vec<String>,
+    #[command(flatten)]
+    pub(crate) runtime: ChosenRuntime,
 }
 
 impl Serve {
@@ -59,7 +61,8 @@ impl Serve {
         if global.root.is_none() {
             global.root = config.root.map(PathBuf::from);
         }
-        let engine = settings::open_engine(&global)?;
+        let runtime = settings::runtime(&global, self.runtime.named()).map_err(exit::usage)?;
+        let engine = settings::open_engine_with(&global, sandbox::Options::default(), runtime)?;
         let stop = Cancel::default();
         signals::cancel_on_signal(&stop)
             .context("failed to listen for signals")

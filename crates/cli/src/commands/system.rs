@@ -13,7 +13,7 @@ use super::build::Build;
 use super::history::HistoryCommand;
 use super::space::{BuilderPrune, Df, Prune};
 use super::system_check::Check;
-use crate::arguments::Global;
+use crate::arguments::{ChosenRuntime, Global};
 use crate::failure::{Failure, exit};
 use crate::settings::Outlook;
 use crate::template::Template;
@@ -71,19 +71,26 @@ pub(crate) struct Info {
     /// How to print: json, or a template
     #[arg(long, short = 'f', value_name = "FORMAT")]
     format: Option<String>,
+    #[command(flatten)]
+    runtime: ChosenRuntime,
 }
 
 impl Info {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         // Before the namespaces are entered in which everybody is root.
         let root = places::root(global).map_err(exit::usage)?;
+        let runtime = settings::runtime(global, self.runtime.named());
+        let runtime = match runtime.map_err(exit::usage)? {
+            Some(runtime) => format!("{} ({})", runtime.title(), runtime.path().display()),
+            None => "native".to_owned(),
+        };
         let outlook = settings::outlook()?;
         let store = Store::open(&root, OpenOptions::new(None)).map_err(exit::builder)?;
-        let text = self.text(&store, &outlook).map_err(exit::build)?;
+        let text = self.text(&store, &outlook, &runtime).map_err(exit::build)?;
         output::print(&text).map_err(exit::builder)
     }
 
-    fn text(&self, store: &Store, outlook: &Outlook) -> Result<String> {
+    fn text(&self, store: &Store, outlook: &Outlook, runtime: &str) -> Result<String> {
         let containers = engine::container::containers(store)?;
         let running = containers.iter().filter(|found| found.is_running()).count();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -105,6 +112,7 @@ impl Info {
             "Isolation": outlook.isolation.rung.to_string(),
             "IsolationNotes": outlook.isolation.notes,
             "StepNetwork": outlook.network,
+            "StepRuntime": runtime,
             "ServerVersion": env!("CARGO_PKG_VERSION"),
         });
         let notes: String = outlook
@@ -121,7 +129,7 @@ impl Info {
             _ => Ok(format!(
                 "Containers: {}\n Running: {running}\n Stopped: {}\nImages: {}\nVersion: {}\n\
                  Storage Driver: overlay\nKernel Version: {kernel}\nOSType: {}\nArchitecture: {}\n\
-                 CPUs: {cores}\nRoot Dir: {}\nIds: {}\nIsolation: {}\n{notes}Step Network: {}\n",
+                 CPUs: {cores}\nRoot Dir: {}\nIds: {}\nIsolation: {}\n{notes}Step Network: {}\nStep Runtime: {runtime}\n",
                 value["Containers"],
                 value["ContainersStopped"],
                 value["Images"],

@@ -82,6 +82,15 @@ impl Engine {
         }
         let helper = self.shared.helper()?;
         let running = Arc::new(helper.spawn(&spec, stdio, Vec::new(), keep)?);
+        copying.on_vanishing({
+            let running = Arc::downgrade(&running);
+            // As the kernel does it to those who have the terminal themselves: SIGHUP.
+            move || {
+                if let Some(running) = running.upgrade() {
+                    running.signal(1);
+                }
+            }
+        });
         let listener = Listener::start(self, &folder, &running)?;
         let mut container = container.clone();
         let started = store.now();

@@ -4,9 +4,9 @@
 //! than read and write.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use sandbox::Stdio;
@@ -51,9 +51,41 @@ impl Terminal {
     }
 }
 
+/// Whether the terminal that input came from is still there, and what is to happen when it is not.
+#[derive(Default)]
+struct Vanishing(Mutex<Vanished>);
+
+#[derive(Default)]
+enum Vanished {
+    #[default]
+    NotYet,
+    Watched(Box<dyn FnOnce() + Send>),
+    Gone,
+}
+
+impl Vanishing {
+    /// The terminal is gone.
+    fn happen(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Vanished::Watched(act) = std::mem::replace(&mut *state, Vanished::Gone) {
+            act();
+        }
+    }
+
+    /// Has `act` called when the terminal goes; at once where it has gone.
+    fn watch(&self, act: impl FnOnce() + Send + 'static) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            Vanished::Gone => act(),
+            _ => *state = Vanished::Watched(Box::new(act)),
+        }
+    }
+}
+
 /// The threads that copy.
 pub(crate) struct Copying {
     outputs: Vec<JoinHandle<()>>,
+    vanishing: Arc<Vanishing>,
     pub(crate) terminal: Option<Terminal>,
 }
 
@@ -81,7 +113,7 @@ impl Copying {
         if let Some(input) = streams.stdin {
             let (read, write) = pipe()?;
             stdio.stdin = Some(read);
-            copy_input(input, write)?;
+            copy_input(input, write, Arc::default())?;
         }
         let mut outputs = Vec::new();
         for (target, slot, is_error) in [
@@ -97,6 +129,7 @@ impl Copying {
         }
         let copying = Self {
             outputs,
+            vanishing: Arc::default(),
             terminal: None,
         };
         Ok((copying, stdio))
@@ -112,8 +145,9 @@ impl Copying {
             fd.try_clone()
                 .map_err(EngineError::io("copy", "a descriptor"))
         };
+        let vanishing = Arc::<Vanishing>::default();
         if let Some(input) = streams.stdin {
-            copy_input(input, again(&front)?)?;
+            copy_input(input, again(&front)?, Arc::clone(&vanishing))?;
         }
         let output = copy_output(again(&front)?, streams.stdout, log, false)?;
         let stdio = Stdio {
@@ -123,9 +157,15 @@ impl Copying {
         };
         let copying = Self {
             outputs: vec![output],
+            vanishing,
             terminal: Some(Terminal(Arc::new(front))),
         };
         Ok((copying, stdio))
+    }
+
+    /// Has `act` called when the terminal that is typed at vanishes: nobody can end the command any more.
+    pub(crate) fn on_vanishing(&self, act: impl FnOnce() + Send + 'static) {
+        self.vanishing.watch(act);
     }
 
     /// Waits until all output has arrived.
@@ -136,18 +176,36 @@ impl Copying {
     }
 }
 
-fn copy_input(input: OwnedFd, to: OwnedFd) -> Result<(), EngineError> {
+fn copy_input(input: OwnedFd, to: OwnedFd, vanishing: Arc<Vanishing>) -> Result<(), EngineError> {
+    // One that has vanished does not say any more that it was a terminal.
+    let from_terminal = rustix::termios::isatty(&input);
     std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || {
-            // Ends with the input, or when the command does not read any more.
-            let is_terminal = rustix::termios::isatty(&to);
-            let copied = std::io::copy(&mut File::from(input), &mut File::from(to.try_clone()?));
-            if copied.is_ok() && is_terminal {
-                // The end of the input of a terminal is a key.
-                File::from(to).write_all(b"\x04")?;
+            let to_terminal = rustix::termios::isatty(&to);
+            let (mut input, mut to) = (File::from(input), File::from(to));
+            let mut buffer = [0; 8 << 10];
+            loop {
+                let count = match input.read(&mut buffer) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    Err(_) => return vanishing.happen(),
+                };
+                if count == 0 {
+                    break;
+                }
+                // When the command does not read any more, its end is near.
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
             }
-            copied
+            if from_terminal && to_terminal {
+                // Its keys are passed on as they are, so this is not the key for an end: it was hung up.
+                vanishing.happen();
+            } else if to_terminal {
+                // The end of the input of a terminal is a key.
+                let _ = to.write_all(b"\x04");
+            }
         })
         .map(drop)
         .map_err(|source| EngineError::Thread { source })
@@ -169,7 +227,7 @@ fn copy_output(
                 let count = match from.read(&mut buffer) {
                     Ok(0) => return,
                     Ok(count) => count,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                     // A terminal that the last process has closed.
                     Err(_) => return,
                 };

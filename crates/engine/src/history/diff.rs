@@ -183,6 +183,7 @@ fn options(request: &RequestRecord) -> BTreeMap<String, String> {
         no_cache_filter,
         pull,
         network,
+        runtime,
         outputs,
         secrets,
         source_date_epoch,
@@ -202,6 +203,7 @@ fn options(request: &RequestRecord) -> BTreeMap<String, String> {
     put("--no-cache-filter", no_cache_filter.join(","));
     put("--pull", flag(*pull));
     put("--network", network.clone());
+    put("--runtime", runtime.clone());
     put("--output", outputs.join(", "));
     put("--secret", secrets.join(", "));
     let epoch = source_date_epoch.map(|epoch| epoch.to_string());

@@ -81,6 +81,9 @@ pub struct RequestRecord {
     #[serde(skip_serializing_if = "is_false")]
     pub pull: bool,
     pub network: String,
+    /// What ran its steps, where it was not the sandbox itself: `crun 1.21`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub runtime: String,
     /// Kinds of outputs: `image`, `oci`, `local`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<String>,

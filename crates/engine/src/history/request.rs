@@ -88,6 +88,7 @@ fn request_record(hidden: &Hidden, request: &BuildRequest) -> RequestRecord {
         no_cache_filter,
         pull: request.pull,
         network: request.network.clone(),
+        runtime: String::new(),
         outputs: request.outputs.iter().map(kind_of_output).collect(),
         secrets: request.secrets.keys().cloned().collect(),
         source_date_epoch: request.source_date_epoch,

@@ -101,7 +101,7 @@ fn run_once(
 ) -> Result<Vec<Snapshot>, Failed> {
     let mut held = Held::default();
     let spec = specify(context, op, inputs, &mut held, cancel)?;
-    let helper = context.shared.helper()?;
+    let executor = context.shared.executor()?;
     for note in context.shared.notes() {
         vertex.warn(note);
     }
@@ -112,7 +112,7 @@ fn run_once(
         stdout: Some(stdout_end),
         stderr: Some(stderr_end),
     };
-    let running = Arc::new(helper.spawn(&spec, stdio, Vec::new(), held.locks()?)?);
+    let running = Arc::new(executor.spawn(&spec, stdio, Vec::new(), held.locks()?)?);
     let guard = cancel.on_request({
         let running = Arc::downgrade(&running);
         move || {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use llb::{ExecOp, NetworkMode, SecurityMode};
 use registry::CredentialProvider;
 use rootfs::{OverlayXattrs, Tree};
-use sandbox::{Helper, Limits};
+use sandbox::{Executor, Helper, Limits, OciExecutor, Runtime};
 use store::{Ids, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
@@ -39,8 +39,10 @@ mod upper;
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) images: ImageResolver,
-    helper: Arc<OnceLock<Result<Helper, String>>>,
+    helper: Arc<OnceLock<Result<Arc<Helper>, String>>>,
+    executor: Arc<OnceLock<Box<dyn Executor>>>,
     sandbox: sandbox::Options,
+    runtime: Option<Runtime>,
     /// What was not said yet.
     notes: Arc<Mutex<Vec<String>>>,
 }
@@ -50,13 +52,16 @@ impl Shared {
         store: Store,
         registries: registry::Settings,
         sandbox: sandbox::Options,
+        runtime: Option<Runtime>,
         notes: Vec<String>,
     ) -> Self {
         Self {
             images: ImageResolver::new(store.clone(), registries),
             store,
-            helper: Arc::new(OnceLock::new()),
+            helper: Arc::default(),
+            executor: Arc::default(),
             sandbox,
+            runtime,
             notes: Arc::new(Mutex::new(notes)),
         }
     }
@@ -67,7 +72,9 @@ impl Shared {
             store: self.store.clone(),
             images: self.images.with_credentials(credentials),
             helper: Arc::clone(&self.helper),
+            executor: Arc::clone(&self.executor),
             sandbox: self.sandbox.clone(),
+            runtime: self.runtime.clone(),
             notes: Arc::clone(&self.notes),
         }
     }
@@ -78,17 +85,32 @@ impl Shared {
     }
 
     /// Returns the sandbox's helper process, started when the first step needs it.
-    pub(crate) fn helper(&self) -> Result<&Helper, EngineError> {
+    pub(crate) fn helper(&self) -> Result<&Arc<Helper>, EngineError> {
         let started = self.helper.get_or_init(|| {
             let helper =
                 Helper::start(&self.sandbox).map_err(|error| crate::error::chain(&error))?;
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
             notes.extend(helper.notes().iter().cloned());
-            Ok(helper)
+            Ok(Arc::new(helper))
         });
         started
             .as_ref()
             .map_err(|reason| EngineError::SandboxStart(reason.clone()))
+    }
+
+    /// Returns what runs RUN steps: the helper, or the runtime that was chosen.
+    pub(crate) fn executor(&self) -> Result<&dyn Executor, EngineError> {
+        let helper = self.helper()?;
+        let executor = self.executor.get_or_init(|| match &self.runtime {
+            Some(runtime) => Box::new(OciExecutor::new(Arc::clone(helper), runtime.clone())),
+            None => Box::new(Arc::clone(helper)),
+        });
+        Ok(&**executor)
+    }
+
+    /// Returns the runtime that was chosen.
+    pub(crate) fn runtime(&self) -> Option<&Runtime> {
+        self.runtime.as_ref()
     }
 
     /// Returns where overlay keeps its marks in this store.

@@ -82,30 +82,44 @@ impl Drop for AgentSocket {
 }
 
 fn agent_socket(id: &str, given: &[PathBuf]) -> Result<PathBuf, EngineError> {
-    let path = match given {
-        [] => std::env::var_os("SSH_AUTH_SOCK")
-            .map(PathBuf::from)
-            .ok_or_else(|| {
+    let (path, from) = match given {
+        [] => {
+            let path = std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from);
+            let unset = || {
                 EngineError::Request(format!(
-                    "--ssh {id} takes the agent from SSH_AUTH_SOCK, which is not set"
+                    "--ssh {id} takes the agent from SSH_AUTH_SOCK, which is not set; start one with \
+                     eval $(ssh-agent) and give it keys with ssh-add"
                 ))
-            })?,
-        [socket] => socket.clone(),
+            };
+            (path.ok_or_else(unset)?, "SSH_AUTH_SOCK names ")
+        }
+        [socket] => (socket.clone(), ""),
         _ => {
             return Err(EngineError::Unsupported(
-                "an ssh agent made of several keys".to_owned(),
+                "an ssh agent made of several keys (ssh-add gives them to one agent)".to_owned(),
             ));
         }
     };
-    let is_socket = std::fs::metadata(&path)
-        .is_ok_and(|meta| std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()));
-    match is_socket {
-        true => Ok(path),
-        false => Err(EngineError::Unsupported(format!(
-            "--ssh {id} with {}, which is no socket of an agent,",
-            path.display()
-        ))),
-    }
+    let reason = match std::fs::metadata(&path) {
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            return Ok(path);
+        }
+        Ok(found) if found.is_dir() => {
+            "which is a directory; give the socket of an agent that is in it".to_owned()
+        }
+        Ok(_) => {
+            "which is no socket; give a key to an agent with ssh-add, and the agent to the build"
+                .to_owned()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            "which is not there; has the agent ended?".to_owned()
+        }
+        Err(error) => format!("which cannot be looked at: {error}"),
+    };
+    Err(EngineError::Request(format!(
+        "--ssh {id}: {from}{}, {reason}",
+        path.display()
+    )))
 }
 
 fn serve(listener: &UnixListener, agent: &Path) {
@@ -131,4 +145,36 @@ fn serve(listener: &UnixListener, agent: &Path) {
 fn pass(mut from: UnixStream, mut to: UnixStream) {
     let _ = std::io::copy(&mut from, &mut to);
     let _ = to.shutdown(std::net::Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_agent_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("key"), "-----BEGIN OPENSSH PRIVATE KEY-----\n").expect("a file");
+        let _agent = UnixListener::bind(path("agent")).expect("a socket");
+        let check = |given: &[PathBuf], words: &str| {
+            let told = match agent_socket("id", given) {
+                Ok(_) => "an agent".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert!(told.contains(words), "{told}");
+        };
+        check(&[path("agent")], "an agent");
+        check(
+            &[path("key")],
+            "which is no socket; give a key to an agent with ssh-add",
+        );
+        check(&[path("")], "which is a directory");
+        check(&[path("gone")], "which is not there");
+        check(&[path("key/x")], "which cannot be looked at");
+        check(
+            &[path("key"), path("key")],
+            "an ssh agent made of several keys",
+        );
+    }
 }

@@ -8,8 +8,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use sandbox::{
-    Exit, Helper, Mount, Network, Options, Overlay, Root, SandboxError, Source, Spec, Status,
-    Stdio, Upper,
+    Executor, Exit, Helper, Mount, Network, OciExecutor, Options, Overlay, Root, SandboxError,
+    Source, Spec, Status, Stdio, Upper,
 };
 
 /// Set for a test program that is to run as the ordinary user who started it, in its own user namespace.
@@ -38,13 +38,111 @@ pub(crate) fn rootless() -> bool {
     std::env::var_os(ROOTLESS).is_some_and(|value| value == "1")
 }
 
+/// Set for a test program whose steps an OCI runtime of this name is to run.
+const RUNTIME: &str = "LAPSTRAKE_TEST_RUNTIME";
+
+/// Returns the name of the runtime that is tested; `None` for the sandbox itself.
+pub(crate) fn runtime() -> Option<String> {
+    std::env::var(RUNTIME).ok()
+}
+
+/// Whether this is about the sandbox itself; says what a runtime can't do.
+pub(crate) fn native(what_it_lacks: &str) -> bool {
+    match runtime() {
+        None => true,
+        Some(name) => {
+            skip(&format!("{name}: {what_it_lacks}"));
+            false
+        }
+    }
+}
+
+/// Makes tests that run all others of the program again: as an ordinary user, and by each OCI runtime that is
+/// installed, as root and as an ordinary user.
+#[allow(unused_macros, reason = "not of each test crate")]
+macro_rules! everything_holds {
+    ($($without:literal),*) => {
+        mod everything_holds {
+            const WITHOUT: &[&str] = &[$($without),*];
+
+            #[test]
+            fn for_an_ordinary_user() {
+                crate::support::run_rootless();
+            }
+
+            #[test]
+            fn by_crun() {
+                crate::support::run_by("crun", false, WITHOUT);
+            }
+
+            #[test]
+            fn by_crun_for_an_ordinary_user() {
+                crate::support::run_by("crun", true, WITHOUT);
+            }
+
+            #[test]
+            fn by_runc() {
+                crate::support::run_by("runc", false, WITHOUT);
+            }
+
+            #[test]
+            fn by_runc_for_an_ordinary_user() {
+                crate::support::run_by("runc", true, WITHOUT);
+            }
+        }
+    };
+}
+#[allow(unused_imports, reason = "not of each test crate")]
+pub(crate) use everything_holds;
+
+const ALL_BUT_THESE: [&str; 4] = ["--skip", "everything_holds", "--test-threads", "2"];
+
 /// Runs the tests of this program again as a real ordinary user.
-pub(crate) fn run_rootless(except: &str) {
-    run_as_user(
-        &["--skip", except, "--test-threads", "2"],
-        "ip link set lo up; exec \"$@\"",
-        &[],
-    );
+pub(crate) fn run_rootless() {
+    if runtime().is_none()
+        && let Some(text) = run_as_user(&ALL_BUT_THESE, "ip link set lo up; exec \"$@\"", &[])
+    {
+        count("native, ordinary user", &text);
+    }
+}
+
+/// Runs the tests of this program again with steps run by an OCI runtime.
+pub(crate) fn run_by(name: &str, as_user: bool, without: &[&str]) {
+    if runtime().is_some() || rootless() || !able() {
+        return;
+    }
+    if let Err(error) = sandbox::Runtime::find(name) {
+        return skip(&chain(&error));
+    }
+    let mut arguments = ALL_BUT_THESE.to_vec();
+    for test in without {
+        arguments.extend(["--skip", test]);
+    }
+    if as_user {
+        let script = "ip link set lo up; exec \"$@\"";
+        if let Some(text) = run_as_user(&arguments, script, &[(RUNTIME, name)]) {
+            count(&format!("{name}, ordinary user"), &text);
+        }
+        return;
+    }
+    let output = std::process::Command::new("/proc/self/exe")
+        .arg("--nocapture")
+        .args(arguments)
+        .env(RUNTIME, name)
+        .output()
+        .expect("this program");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    println!("{text}");
+    count(&format!("{name}, root"), &text);
+}
+
+/// Says how many tests held, and how many of them were skipped.
+fn count(who: &str, text: &str) {
+    let passed = text.lines().filter(|line| line.ends_with("... ok")).count();
+    let skipped = text.matches("skipped: ").count();
+    eprintln!("{who}: {passed} passed, with {skipped} skips");
 }
 
 /// Runs this program with arguments as a real ordinary user. `script` is a shell's, as root, in mount and network
@@ -125,7 +223,9 @@ pub(crate) fn able() -> bool {
 /// A directory with a busybox tree as the lower of overlays, and a helper.
 pub(crate) struct Bench {
     pub(crate) directory: tempfile::TempDir,
-    pub(crate) helper: Helper,
+    pub(crate) helper: std::sync::Arc<Helper>,
+    /// The helper, or the runtime that is tested.
+    pub(crate) executor: Box<dyn Executor>,
 }
 
 /// One root and what was printed and left.
@@ -175,8 +275,17 @@ impl Bench {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
             .expect("permissions");
         make_tree(&directory.path().join("lower"));
-        let helper = Helper::start(options).expect("a helper");
-        Bench { directory, helper }
+        let helper = std::sync::Arc::new(Helper::start(options).expect("a helper"));
+        let runtime = runtime().and_then(|name| sandbox::Runtime::find(&name).expect("a runtime"));
+        let executor: Box<dyn Executor> = match runtime {
+            Some(runtime) => Box::new(OciExecutor::new(std::sync::Arc::clone(&helper), runtime)),
+            None => Box::new(std::sync::Arc::clone(&helper)),
+        };
+        Bench {
+            directory,
+            helper,
+            executor,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -221,7 +330,7 @@ impl Bench {
     }
 
     pub(crate) fn run(&self, spec: &Spec) -> Outcome {
-        run(&self.helper, spec, Vec::new(), Vec::new())
+        run(&*self.executor, spec, Vec::new(), Vec::new())
     }
 
     pub(crate) fn run_shell(&self, script: &str) -> Outcome {
@@ -231,7 +340,7 @@ impl Bench {
 
 /// Runs a step and collects what it prints.
 pub(crate) fn run(
-    helper: &Helper,
+    executor: &dyn Executor,
     spec: &Spec,
     sources: Vec<OwnedFd>,
     keep: Vec<OwnedFd>,
@@ -261,7 +370,7 @@ pub(crate) fn run(
         })
     };
     let (stdout, stderr) = (collect(stdout), collect(stderr));
-    let exit = helper
+    let exit = executor
         .spawn(spec, stdio, sources, keep)
         .and_then(|running| running.wait());
     Outcome {

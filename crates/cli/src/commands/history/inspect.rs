@@ -77,6 +77,7 @@ fn inspected(record: &BuildRecord) -> Value {
         "Labels": pairs(&request.labels),
         "Config": {
             "Network": request.network,
+            "Runtime": request.runtime,
             "NoCache": request.no_cache,
             "NoCacheFilter": request.no_cache_filter,
             "SourceDateEpoch": request.source_date_epoch.map(|epoch| epoch.to_string()),
@@ -144,6 +145,7 @@ fn pretty(record: &BuildRecord) -> String {
         ("Dockerfile", request.dockerfile.clone()),
         ("Target", request.target.clone().unwrap_or_default()),
         ("Platforms", request.platforms.join(", ")),
+        ("Runtime", request.runtime.clone()),
         ("Tags", request.tags.join(", ")),
     ]);
     let totals = Totals::of(record);

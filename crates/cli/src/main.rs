@@ -104,8 +104,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Says what is wrong with the command line; or shows the help that was asked for.
 fn refuse(error: &clap::Error) -> ExitCode {
+    // The arguments could not be read; what follows a lone -- belongs to another program.
+    let words: Vec<_> = std::env::args_os()
+        .take_while(|word| word != "--")
+        .collect();
     let wants_json = std::env::var_os("LAPSTRAKE_LOG_FORMAT").is_some_and(|value| value == "json")
-        || std::env::args_os().any(|word| word == "--log-format=json");
+        || words.iter().any(|word| word == "--log-format=json")
+        || words
+            .windows(2)
+            .any(|pair| pair == ["--log-format", "json"]);
     if error.use_stderr() && wants_json {
         let text = error.render().to_string();
         let message = text.trim_start_matches("error: ").trim_end();

@@ -180,6 +180,15 @@ pub(crate) fn limits(global: &Global) -> Result<Option<SpaceLimits>> {
     Ok(limits.are_set().then_some(limits))
 }
 
+/// Reads all of the configuration, as a build does.
+pub(crate) fn check(global: &Global) -> Result<()> {
+    registries(global)?;
+    limits(global)?;
+    history_limits(global)?;
+    ca_bundle(global)?;
+    Ok(())
+}
+
 /// Returns what the configuration says of the history of builds.
 fn history_limits(global: &Global) -> Result<HistoryLimits> {
     #[derive(serde::Deserialize)]

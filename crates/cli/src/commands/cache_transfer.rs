@@ -13,7 +13,7 @@ use crate::build_cache::name_of;
 use crate::build_request::{fields, layer_options};
 use crate::failure::{Failure, exit};
 use crate::table::human_size;
-use crate::{output, screen, settings};
+use crate::{log, output, screen, settings};
 
 /// The tag in a directory, where none is said.
 const TAG: &str = "cache-mounts";
@@ -127,14 +127,14 @@ impl Import {
             })?,
         };
         let Some(moved) = moved else {
-            eprintln!("there is nothing at {place} yet");
+            log::info(&format!("there is nothing at {place} yet"));
             return Ok(());
         };
         for mount in moved.iter().filter(|mount| mount.kept) {
-            eprintln!(
+            log::info(&format!(
                 "{} is here already and stays; --replace replaces it",
                 mount.id
-            );
+            ));
         }
         let is_in = |id: &str| moved.iter().any(|mount| cache::is_same_id(&mount.id, id));
         if let Some(id) = self.ids.iter().find(|id| !is_in(id)) {

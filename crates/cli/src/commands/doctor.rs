@@ -203,7 +203,7 @@ fn kernel() -> Finding {
 }
 
 fn configuration(global: &Global) -> Finding {
-    let read = settings::registries(global).and_then(|_| settings::limits(global));
+    let read = settings::check(global);
     let place = places::config(global).map(|(path, _)| path.display().to_string());
     let place = place.unwrap_or_else(|_| "nowhere".to_owned());
     match read {

@@ -11,7 +11,7 @@ use report::{Picture, StageOptions, dot, mermaid, stage_picture, svg};
 use super::check::locate;
 use crate::diagnostics::Source;
 use crate::failure::{Failure, exit};
-use crate::{build_request, diagnostics, output};
+use crate::{build_request, log, output};
 
 /// Draw the stages and steps of a Dockerfile, and what the target needs of them
 #[derive(Debug, Args)]
@@ -105,7 +105,7 @@ impl Graph {
             let text = String::from_utf8_lossy(source);
             let source = Source::new(name, &text);
             for error in &errors {
-                eprintln!("{}", diagnostics::draw(error, &source));
+                log::finding(error, &source);
             }
             Failure::Said(1)
         };

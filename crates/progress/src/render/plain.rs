@@ -242,7 +242,8 @@ impl<W: Write> Plain<W> {
             writeln!(self.output, "#{number} WARN: {warning}")?;
         }
         shown.warnings = step.warnings.len();
-        show_log(&mut self.output, shown, step)?;
+        let tame = self.folds != Folds::None;
+        show_log(&mut self.output, shown, step, tame)?;
         step.changed = false;
         self.current = Some(place);
         if step.is_completed() {
@@ -360,7 +361,14 @@ fn part_line(status: &Status) -> String {
     line
 }
 
-fn show_log(output: &mut impl Write, shown: &mut Shown, step: &mut Step) -> io::Result<()> {
+/// Shows what a step printed. With `tame`, a carriage return begins a line, as readers of folds take it for one: what
+/// follows would be a command to them.
+fn show_log(
+    output: &mut impl Write,
+    shown: &mut Shown,
+    step: &mut Step,
+    tame: bool,
+) -> io::Result<()> {
     while let Some(line) = step.log.lines.front() {
         let LogLine {
             time,
@@ -368,13 +376,21 @@ fn show_log(output: &mut impl Write, shown: &mut Shown, step: &mut Step) -> io::
             end,
             continues,
         } = line;
-        match shown.partial {
-            0 if *continues => output.write_all(text)?,
-            0 => {
-                write!(output, "#{} {time} ", shown.number)?;
-                output.write_all(text)?;
+        let number = shown.number;
+        let mut put = |text: &[u8]| -> io::Result<()> {
+            let mut parts = text.split(|byte| tame && *byte == b'\r');
+            output.write_all(parts.next().unwrap_or_default())?;
+            // Nothing follows the one at the end of a line.
+            for part in parts.filter(|part| !part.is_empty()) {
+                write!(output, "\n#{number} {time} ")?;
+                output.write_all(part)?;
             }
-            partial => output.write_all(&text[partial - 1..])?,
+            Ok(())
+        };
+        match shown.partial {
+            0 if *continues => put(text)?,
+            0 => put(&[format!("#{number} {time} ").as_bytes(), text].concat())?,
+            partial => put(&text[partial - 1..])?,
         }
         match end {
             LineEnd::Open => {
@@ -402,11 +418,12 @@ fn remember(shown: &mut Shown, line: &LogLine) {
     if shown.last_lines.len() == LAST_LINES {
         shown.last_lines.pop_front();
     }
-    shown.last_lines.push_back(format!(
-        "{} {}",
-        line.time,
-        String::from_utf8_lossy(&line.text)
-    ));
+    let text = String::from_utf8_lossy(&line.text);
+    // What a terminal shows at the end.
+    let last = text.trim_end_matches('\r').rsplit('\r').next();
+    shown
+        .last_lines
+        .push_back(format!("{} {}", line.time, last.unwrap_or_default()));
 }
 
 fn end_line(step: &Step) -> String {

@@ -287,3 +287,19 @@ fn gitlab_folds_by_sections_with_names_of_their_own() {
         "{told:?}"
     );
 }
+
+#[test]
+fn a_carriage_return_begins_no_command_in_a_fold() {
+    let mut teller = Teller::new(|output| Plain::new(output).folded(Folds::GitHub));
+    teller
+        .start("a", 0)
+        .log("a", 10, "10%\r::stop-commands::x\rdone\r\n")
+        .fail("a", (0, 50), "exit code: 1")
+        .finish(2000);
+    let told = teller.output.take();
+    assert!(
+        told.contains("#1 0.010 10%\n#1 0.010 ::stop-commands::x\n#1 0.010 done\n"),
+        "{told:?}"
+    );
+    assert!(told.contains("\n0.010 done\n"), "{told:?}");
+}

@@ -44,6 +44,14 @@ enum Kind {
         #[arg(long, default_value_t = 1000)]
         count: u64,
     },
+    /// Pull, build, push and cache over bad connections to a registry; each is right or a clear error
+    Registry {
+        #[command(flatten)]
+        options: Options,
+        /// Pulls, builds, pushes, exports and imports of caches
+        #[arg(long, default_value_t = 200)]
+        count: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -62,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Kind::Kill { options, count } => (options, *count, soak::kill),
         Kind::Prunes { options, count } => (options, *count, soak::prunes),
         Kind::Edits { options, count } => (options, *count, soak::edits),
+        Kind::Registry { options, count } => (options, *count, registry),
     };
     let program = match &options.program {
         Some(program) => std::path::absolute(program)?,
@@ -90,4 +99,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     trial(&Environment::new(program), trial_of);
     println!("{count} turns in {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Runs the trial with a registry and tells what came of it.
+fn registry(environment: &Environment, trial: Trial) {
+    let tally = soak::registry(environment, trial);
+    for error in &tally.errors {
+        println!("{error}");
+    }
+    for (deed, (right, failed)) in &tally.deeds {
+        println!("{deed}: {right} right, {failed} with a clear error");
+    }
+    let failed = trial.count - tally.right();
+    println!(
+        "{} right, {failed} with a clear error, 0 wrong",
+        tally.right()
+    );
 }

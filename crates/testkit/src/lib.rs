@@ -1,7 +1,8 @@
 //! Hermetic environment for tests that drive the real binary.
 //!
 //! *Responsibility*: a state directory, a configuration and a scratch folder for one test; running
-//! the binary there; finding fixtures and examples; saying that a test is skipped.
+//! the binary there; finding fixtures and examples; a registry, and a bad connection to it; saying that a test is
+//! skipped.
 //!
 //! *Not here*: making fixtures (`cargo xtask fixtures`), knowledge of the engine.
 //!
@@ -10,8 +11,10 @@
 
 pub mod browser;
 pub mod pages;
+pub mod registry;
 pub mod soak;
 pub mod times;
+pub mod trouble;
 
 use std::ffi::OsStr;
 use std::fs;

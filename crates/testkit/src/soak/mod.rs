@@ -3,10 +3,12 @@
 mod edits;
 mod kill;
 mod prunes;
+mod registry;
 
 pub use edits::edits;
 pub use kill::kill;
 pub use prunes::prunes;
+pub use registry::{Tally, registry};
 
 /// How long a trial is, and where its chances come from.
 #[derive(Debug, Clone, Copy)]
@@ -32,10 +34,10 @@ impl Trial {
 
 /// Chances from a seed (splitmix64).
 #[derive(Debug)]
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -44,17 +46,17 @@ impl Chance {
     }
 
     /// Returns a number below `end`.
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
     /// Returns one of several.
-    fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+    pub(crate) fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len() as u64) as usize]
     }
 
     /// Returns a part of a whole, from 0 to 1.
-    fn part(&mut self) -> f64 {
+    pub(crate) fn part(&mut self) -> f64 {
         self.below(1 << 20) as f64 / (1 << 20) as f64
     }
 }

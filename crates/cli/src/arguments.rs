@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Rm(commands::container::Remove),
     /// Give a container another name
     Rename(commands::container::Rename),
+    Port(commands::container::Port),
+    Export(commands::container::Export),
     /// Manage containers
     #[command(subcommand)]
     Container(commands::container::Containers),

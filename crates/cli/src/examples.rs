@@ -55,6 +55,7 @@ git archive HEAD | lapstrake build -t app -        a context on standard input"
             "lapstrake run --rm app                       run what the image is for
 lapstrake run --rm -it alpine sh             a shell in an image
 lapstrake run --rm -v $PWD:/src app ls /src  see a folder of this machine
+lapstrake run --rm -p 8080:80 app            reach its port 80 at localhost:8080
 lapstrake run -d --name web app              in the background, under a name"
         }
         "create" => "lapstrake create --name box app    make a container; start, cp and rm take its name",
@@ -87,6 +88,14 @@ lapstrake ps --format '{{.Names}} {{.Status}}'   other columns"
             "lapstrake rm box        remove a container that ended
 lapstrake rm -f box     and one that runs"
         }
+        "port" => {
+            "lapstrake port box         all published ports
+lapstrake port box 80      where one of them is reached"
+        }
+        "export" => {
+            "lapstrake export -o files.tar box     all files of a container
+lapstrake export box | tar t          their names"
+        }
         "rename" => "lapstrake rename box crate    the container box is called crate now",
         "container prune" => "lapstrake container prune -f    remove all that ended, without a question",
         "images" | "image ls" => {
@@ -101,7 +110,8 @@ lapstrake images --format json                   an object a line"
 lapstrake rmi -f 1a2b3c     remove an image with all its names"
         }
         "prune" | "image prune" => {
-            "lapstrake image prune -f    remove images without a name, without a question"
+            "lapstrake image prune -f                            remove images without a name, without a question
+lapstrake image prune -af --filter until=168h       and all others older than a week that no container needs"
         }
         "tag" => "lapstrake tag app registry.example/team/app:1.0    give an image the name it is pushed under",
         "inspect" => {
@@ -123,6 +133,7 @@ tar c -C root . | lapstrake import -c 'CMD [\"sh\"]' - base    from a pipe"
         }
         "pull" => {
             "lapstrake pull alpine                             from the registry of its name
+lapstrake pull -a registry.example/team/app       all its tags
 lapstrake pull --platform linux/arm64 alpine      for another machine"
         }
         "push" => "lapstrake push registry.example/team/app:1.0    to the registry of its name",

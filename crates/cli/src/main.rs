@@ -67,6 +67,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Ps(command) => command.run(&global),
         Command::Rm(command) => command.run(&global),
         Command::Rename(command) => command.run(&global),
+        Command::Port(command) => command.run(&global),
+        Command::Export(command) => command.run(&global),
         Command::Container(command) => command.run(&global),
         Command::Images(images) => images
             .run(&settings::open_records(&global)?)

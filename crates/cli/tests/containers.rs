@@ -224,7 +224,7 @@ fn run_ends_as_the_command_does() {
     check(&["bare"], 125).says("no command specified");
     check(&["--user", "nobody-here", "tools"], 125).says("nobody-here");
     check(&["--pull", "never", "absent"], 125).says("No such image: absent");
-    check(&["-p", "80:80", "tools"], 125).says("--network host");
+    check(&["-p", "80:none", "tools"], 125).says("no port from 1 to 65535");
     assert_eq!(world.ok(["ps", "-aq"]).stdout, "", "--rm leaves nothing");
 }
 
@@ -491,4 +491,113 @@ fn the_builder_pattern_of_a_script_works() {
     world.ok(["create", "--name", "final", "me/counter"]);
     world.ok(["cp", "final:/app", "final-app"]);
     assert_eq!(read(world.work().join("final-app")), "built\n");
+}
+
+/// Asks an address for what a web server has, until it answers.
+fn fetch(address: &str, path: &str) -> String {
+    use std::io::Read;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let mut answer = String::new();
+        if let Ok(mut stream) = std::net::TcpStream::connect(address) {
+            let asked = stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+            if asked
+                .and_then(|()| stream.read_to_string(&mut answer))
+                .is_ok()
+                && answer.contains("\r\n\r\n")
+            {
+                return answer.split("\r\n\r\n").skip(1).collect();
+            }
+        }
+        assert!(std::time::Instant::now() < deadline, "{address} is silent");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn published_ports_reach_a_container() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    world.write(
+        "web/Dockerfile",
+        "FROM busybox\nRUN mkdir /www && seq 200000 > /www/numbers\nEXPOSE 8099\n\
+         CMD [\"httpd\", \"-f\", \"-p\", \"8099\", \"-h\", \"/www\"]\n",
+    );
+    world.ok(["build", "-q", "-t", "web", "web"]);
+    world.ok(["run", "-d", "--name", "one", "-p", "127.0.0.1::8099", "web"]);
+    let address = world.ok(["port", "one", "8099"]).stdout.trim().to_owned();
+    assert!(address.starts_with("127.0.0.1:"), "{address}");
+    let numbers: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert!(fetch(&address, "/numbers") == numbers));
+        }
+    });
+    let shown = world.ok(["ps", "--format", "{{.Ports}}"]).stdout;
+    assert_eq!(shown.trim(), format!("{address}->8099/tcp"));
+    let ports = "{{json .NetworkSettings.Ports}}";
+    let told = world.ok(["inspect", "-f", ports, "one"]).stdout;
+    let port = address.rsplit(':').next().expect("a port");
+    assert_eq!(
+        told.trim(),
+        format!("{{\"8099/tcp\":[{{\"HostIp\":\"127.0.0.1\",\"HostPort\":\"{port}\"}}]}}")
+    );
+    // Another cannot have it, and is not started without it.
+    let taken = format!("{address}:8099");
+    world
+        .run(["run", "--rm", "-p", &taken, "web"])
+        .fails_with(125)
+        .says("port is already allocated");
+    world
+        .run(["port", "one", "1"])
+        .fails_with(1)
+        .says("no public port");
+    world
+        .run(["run", "--rm", "-p", "53:53/udp", "web"])
+        .fails_with(125)
+        .says("ports of udp cannot be published");
+    // It is free again when the container ends, and another is drawn when it is started again.
+    world.ok(["stop", "-t", "0", "one"]);
+    assert!(std::net::TcpStream::connect(&address).is_err());
+    assert_eq!(world.ok(["port", "one"]).stdout, "");
+    world.ok(["start", "one"]);
+    let address = world.ok(["port", "one", "8099/tcp"]).stdout;
+    assert!(fetch(address.trim(), "/numbers") == numbers);
+    world.ok(["rm", "-f", "one"]);
+    // What the image exposes.
+    world.ok(["run", "-d", "--name", "all", "-P", "web"]);
+    let told = world.ok(["port", "all"]).stdout;
+    assert!(told.starts_with("8099/tcp -> 0.0.0.0:"), "{told}");
+    world.ok(["rm", "-f", "all"]);
+}
+
+#[test]
+fn all_files_of_a_container_go_into_a_tar() {
+    let world = world!();
+    world.ok(["create", "--name", "box", "bare"]);
+    world.write("more", "more\n");
+    world.ok(["cp", "more", "box:/srv/more"]);
+    world.ok(["export", "-o", "files.tar", "box"]);
+    let names = Outcome::of(world.program("tar").args(["tf", "files.tar"]))
+        .success()
+        .stdout;
+    let names: Vec<&str> = names.lines().collect();
+    let expected = [
+        "srv/",
+        "srv/Dockerfile",
+        "srv/app",
+        "srv/dir/",
+        "srv/dir/inner",
+        "srv/link",
+        "srv/more",
+    ];
+    assert_eq!(names, expected);
+    // It is an image again, and the same goes to standard output.
+    world.ok(["import", "files.tar", "again"]);
+    let script = "lapstrake container export box | cmp - files.tar";
+    Outcome::of(world.program("sh").args(["-c", script])).success();
+    world
+        .run(["export", "nobody"])
+        .fails_with(1)
+        .says("No such container");
 }

@@ -55,6 +55,13 @@ pub enum EngineError {
         expected: Digest,
         actual: Digest,
     },
+    /// What came of a layer cannot be unpacked.
+    #[error("failed to unpack layer {digest} of {reference}")]
+    Layer {
+        digest: Digest,
+        reference: Box<Reference>,
+        source: rootfs::Error,
+    },
     /// A file operation failed.
     #[error(transparent)]
     Files(#[from] rootfs::Error),

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
+use crate::dial::Dialer;
 use crate::entry;
 use crate::error::SandboxError;
 use crate::exit::Exit;
@@ -245,6 +246,28 @@ impl Helper {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         self.shared.send(&request, &borrowed)?;
         Ok(running)
+    }
+}
+
+impl Helper {
+    /// Makes a way into the network of a step that runs.
+    pub fn dialer(&self, step: &Running) -> Result<Dialer, SandboxError> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|error| SandboxError::io("make a socket pair", error))?;
+        let (id, slot) = self.shared.register()?;
+        let running = Running {
+            id,
+            slot,
+            shared: Arc::clone(&self.shared),
+        };
+        let request = Request::Dial { id, step: step.id };
+        self.shared.send(&request, &[theirs.as_fd()])?;
+        Ok(Dialer::new(ours, running))
     }
 }
 

@@ -23,6 +23,7 @@ mod capabilities;
 mod cgroups;
 mod child;
 mod command;
+mod dial;
 mod enter;
 pub mod entry;
 mod error;
@@ -48,6 +49,7 @@ mod users;
 mod wire;
 mod world;
 
+pub use dial::Dialer;
 pub use error::SandboxError;
 pub use executor::{Executor, OciExecutor};
 pub use exit::{Exit, Status, Usage};

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal};
 use crate::capabilities::Set;
 use crate::cgroups::{Group, Hierarchies};
 use crate::child::{self, Plan, Prepared, Report, StepNetwork};
+use crate::dial;
 use crate::enter;
 use crate::error::{self, SandboxError, failed};
 use crate::exit::{Exit, Status, Usage};
@@ -66,6 +67,8 @@ struct Step {
     tree: Option<OwnedFd>,
     /// What keeps the step's network served.
     network: Option<OwnedFd>,
+    /// The step's network, to be connected to from outside; absent where it is of no such use.
+    namespace: Option<OwnedFd>,
     host_network: bool,
     group: Option<Group>,
 }
@@ -160,6 +163,13 @@ impl Server {
                 }),
             },
             Request::Enter { id, step, entered } => match self.enter(id, step, &entered, fds) {
+                Ok(()) => Ok(()),
+                Err(error) => self.send(&Event::Failed {
+                    id,
+                    reason: error::chain(&error),
+                }),
+            },
+            Request::Dial { id, step } => match self.dial(id, step, fds) {
                 Ok(()) => Ok(()),
                 Err(error) => self.send(&Event::Failed {
                     id,
@@ -270,6 +280,13 @@ impl Server {
             .map_err(|error| SandboxError::io("make a pipe", error))?;
         let (network, lease) = self.network_for(spec.network)?;
         let host_network = matches!(network, StepNetwork::Host);
+        let namespace = match &network {
+            StepNetwork::Ready(namespace) => Some(namespace.try_clone()),
+            StepNetwork::Host | StepNetwork::Loopback => None,
+        };
+        let namespace = namespace
+            .transpose()
+            .map_err(|error| SandboxError::io("copy a descriptor", error))?;
         let group = self.group_for(id, spec);
         let mut flags =
             libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
@@ -288,7 +305,7 @@ impl Server {
         // SAFETY: the helper has one thread.
         match unsafe { sys::clone_process(flags, start_in) }.map_err(failed("clone the step"))? {
             Cloned::Child => {
-                drop((report, tree, sources, lease));
+                drop((report, tree, sources, lease, namespace));
                 let groups = group.as_ref().map(|group| group.old.as_slice());
                 let runtime = runtime.map(|runtime| oci::Chosen {
                     runtime,
@@ -319,6 +336,7 @@ impl Server {
                         report,
                         tree,
                         network: lease,
+                        namespace,
                         group,
                         host_network,
                     },
@@ -384,6 +402,61 @@ impl Server {
                         report,
                         tree: None,
                         network: None,
+                        namespace: None,
+                        group: None,
+                        host_network,
+                    },
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a process that makes connections in the network of a step.
+    fn dial(&mut self, id: u64, step: u64, fds: Vec<OwnedFd>) -> Result<(), SandboxError> {
+        let target = self
+            .steps
+            .get(&step)
+            .ok_or_else(|| SandboxError::Setup("the container is not running".to_owned()))?;
+        let copied = target.namespace.as_ref().map(OwnedFd::try_clone);
+        let namespace = copied
+            .transpose()
+            .map_err(|error| SandboxError::io("copy a descriptor", error))?;
+        let host_network = target.host_network;
+        if namespace.is_none() && !host_network {
+            return Err(SandboxError::Setup(
+                "the container has no network".to_owned(),
+            ));
+        }
+        let Some(socket) = fds.into_iter().next() else {
+            return Err(SandboxError::Protocol("no socket to answer on".to_owned()));
+        };
+        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|error| SandboxError::io("make a pipe", error))?;
+        // SAFETY: the helper has one thread.
+        match unsafe { sys::clone_process(0, None) }
+            .map_err(|error| SandboxError::io("clone a process", error))?
+        {
+            Cloned::Child => {
+                drop(report);
+                self.close_own();
+                dial::run(dial::Plan {
+                    namespace,
+                    socket,
+                    report: report_writer,
+                    liveness: self.liveness.0.as_fd(),
+                })
+            }
+            Cloned::Parent { pid, pidfd } => {
+                self.steps.insert(
+                    id,
+                    Step {
+                        pid,
+                        pidfd,
+                        report,
+                        tree: None,
+                        network: None,
+                        namespace: None,
                         group: None,
                         host_network,
                     },
@@ -433,6 +506,7 @@ impl Server {
                 Some(&step.report),
                 step.tree.as_ref(),
                 step.network.as_ref(),
+                step.namespace.as_ref(),
             ]
         });
         let pool = self.pool.iter().flat_map(Pool::descriptors);

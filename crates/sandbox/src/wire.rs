@@ -44,6 +44,12 @@ pub(crate) enum Request {
         step: u64,
         entered: Box<Entered>,
     },
+    /// One descriptor beside it: a socket for what is asked of the process in the step's network.
+    Dial {
+        id: u64,
+        /// The step whose network is connected to.
+        step: u64,
+    },
     Signal {
         id: u64,
         signal: i32,

@@ -1,6 +1,6 @@
 //! `lapstrake container …` and the same commands at the top.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub(crate) enum Containers {
     Inspect(Inspect),
     Rm(Remove),
     Rename(Rename),
+    Port(Port),
+    Export(Export),
     #[command(visible_alias = "ps", alias = "list")]
     Ls(List),
     Prune(Prune),
@@ -56,6 +58,8 @@ impl Containers {
             Self::Inspect(command) => command.run_for_containers(global),
             Self::Rm(command) => command.run(global),
             Self::Rename(command) => command.run(global),
+            Self::Port(command) => command.run(global),
+            Self::Export(command) => command.run(global),
             Self::Ls(command) => command.run(global),
             Self::Prune(command) => command.run(global),
             Self::Monitor(command) => command.run(global),
@@ -507,7 +511,7 @@ impl List {
             ("CreatedAt", output::date(container.created)),
             ("Status", status(container, now)),
             ("State", state(container).to_owned()),
-            ("Ports", String::new()),
+            ("Ports", ports(container)),
             ("Names", container.name.clone()),
             ("Labels", labels.join(",")),
         ];
@@ -515,6 +519,102 @@ impl List {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.into()))
             .collect()
+    }
+}
+
+/// Returns where the ports of a container are reached, as Docker writes it.
+fn ports(container: &Container) -> String {
+    let ports: Vec<String> = container
+        .ports()
+        .iter()
+        .map(|port| format!("{}->{}/tcp", port.address, port.container))
+        .collect();
+    ports.join(", ")
+}
+
+/// Show where the ports of a container are reached
+#[derive(Debug, Args)]
+pub(crate) struct Port {
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+    /// Only this port of the container
+    #[arg(value_name = "PORT[/tcp]")]
+    port: Option<String>,
+}
+
+impl Port {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let store = settings::open_records(global)?;
+        let container = container::find_container(&store, &self.container).map_err(exit::engine)?;
+        let mut out = String::new();
+        let Some(wanted) = &self.port else {
+            for port in container.ports() {
+                out.push_str(&format!("{}/tcp -> {}\n", port.container, port.address));
+            }
+            return output::print(&out).map_err(exit::builder);
+        };
+        let number = wanted.strip_suffix("/tcp").unwrap_or(wanted);
+        for port in container.ports() {
+            if port.container.to_string() == number {
+                out.push_str(&format!("{}\n", port.address));
+            }
+        }
+        if out.is_empty() {
+            let name = &self.container;
+            return Err(exit::build(anyhow!(
+                "no public port '{wanted}' published for {name}"
+            )));
+        }
+        output::print(&out).map_err(exit::builder)
+    }
+}
+
+/// Write all files of a container as a tar
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// File to write; standard output if absent
+    #[arg(long, short = 'o', value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+}
+
+impl Export {
+    pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        let engine = settings::open_engine(global)?;
+        let Some(path) = &self.output else {
+            if std::io::stdout().is_terminal() {
+                return Err(exit::build(anyhow!(
+                    "cowardly refusing to write a tar to a terminal; use --output or redirect"
+                )));
+            }
+            let out = std::io::stdout().lock();
+            engine
+                .export_container(&self.container, out)
+                .map_err(exit::engine)?;
+            return Ok(());
+        };
+        // It appears under its name only once it is whole.
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => std::path::Path::new("."),
+        };
+        let writing = || format!("failed to write {}", path.display());
+        let mut file = tempfile::NamedTempFile::new_in(folder)
+            .with_context(writing)
+            .map_err(exit::builder)?;
+        engine
+            .export_container(&self.container, &mut file)
+            .map_err(exit::engine)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file()
+            .set_permissions(mode)
+            .with_context(writing)
+            .map_err(exit::builder)?;
+        file.persist(path)
+            .with_context(writing)
+            .map_err(exit::builder)?;
+        Ok(())
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use engine::Destination;
 use engine::images::Subject;
+use engine::{Destination, Engine};
 use oci::{ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
 use store::{CollectPolicy, Image, Store};
@@ -367,6 +367,9 @@ pub(crate) fn platform(text: Option<&str>) -> Result<Option<Platform>> {
 /// Bring an image from a registry
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
+    /// All tags of the name
+    #[arg(long, short = 'a')]
+    all_tags: bool,
     /// Platform of the image
     #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
     platform: Option<String>,
@@ -389,11 +392,30 @@ impl Pull {
             true => ProgressMode::Quiet,
             false => ProgressMode::Auto,
         };
+        if self.all_tags {
+            if !reference.is_name_only() {
+                return Err(exit::build(anyhow!("tag can't be used with --all-tags/-a")));
+            }
+            for tag in engine.remote_tags(&self.image).map_err(exit::engine)? {
+                self.pull(&engine, &format!("{}:{tag}", self.image), &platform, mode)?;
+            }
+            return Ok(());
+        }
         if reference.is_name_only() && !self.quiet {
             output::print("Using default tag: latest\n").map_err(exit::builder)?;
         }
-        let pulled = screen::show(&engine, mode, |sink, cancel| {
-            engine.pull(&self.image, &platform, sink, cancel)
+        self.pull(&engine, &self.image, &platform, mode)
+    }
+
+    fn pull(
+        &self,
+        engine: &Engine,
+        name: &str,
+        platform: &Platform,
+        mode: ProgressMode,
+    ) -> Result<(), Failure> {
+        let pulled = screen::show(engine, mode, |sink, cancel| {
+            engine.pull(name, platform, sink, cancel)
         })?;
         let mut out = String::new();
         if !self.quiet {
@@ -493,6 +515,9 @@ pub(crate) struct Prune {
     /// Also those with a name, unless a container is made of them
     #[arg(long, short = 'a')]
     all: bool,
+    /// Only images that match: until=24h, label=KEY[=VALUE], label!=KEY[=VALUE], dangling=BOOL
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
     /// Do not ask
     #[arg(long, short = 'f')]
     force: bool,
@@ -500,7 +525,9 @@ pub(crate) struct Prune {
 
 impl Prune {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
-        let warning = match self.all {
+        let mut filters = PruneFilters::parse(&self.filter).map_err(exit::usage)?;
+        filters.all |= self.all;
+        let warning = match filters.all {
             true => {
                 "This will remove all images without at least one container associated to them."
             }
@@ -510,7 +537,7 @@ impl Prune {
             return Err(exit::build(anyhow!("nothing was removed; use --force")));
         }
         let store = settings::open_for_files(global)?;
-        let mut out = prune(&store, self.all).map_err(exit::build)?;
+        let mut out = prune(&store, &filters).map_err(exit::build)?;
         if !out.is_empty() {
             out.insert_str(0, "Deleted Images:\n");
             out.push('\n');
@@ -526,9 +553,52 @@ impl Prune {
     }
 }
 
+/// Which images are removed.
+#[derive(Debug, Default)]
+pub(crate) struct PruneFilters {
+    /// Also those with a name.
+    pub(crate) all: bool,
+    /// Made before this many seconds ago.
+    older_than: Option<i64>,
+    /// Labels they have, or have not.
+    labels: Vec<(String, bool)>,
+}
+
+impl PruneFilters {
+    fn parse(texts: &[String]) -> Result<Self> {
+        let mut filters = Self::default();
+        for text in texts {
+            match text.split_once('=') {
+                Some(("until", age)) => {
+                    filters.older_than = Some(super::space::duration(age)?);
+                }
+                Some(("label", label)) => filters.labels.push((label.to_owned(), true)),
+                Some(("label!", label)) => filters.labels.push((label.to_owned(), false)),
+                Some(("dangling", "true" | "1")) => {}
+                Some(("dangling", "false" | "0")) => filters.all = true,
+                _ => bail!("invalid filter {text:?}: there are until, label, label! and dangling"),
+            }
+        }
+        Ok(filters)
+    }
+
+    fn match_image(&self, store: &Store, image: &Image) -> Result<bool> {
+        let is_too_young = |age| image.created > store.now().saturating_sub(age);
+        if self.older_than.is_some_and(is_too_young) {
+            return Ok(false);
+        }
+        for (label, is_wanted) in &self.labels {
+            if super::images::has_label(store, image, label)? != *is_wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// Removes images that nothing needs and says which; what they are made of goes with a collection.
-pub(crate) fn prune(store: &Store, all: bool) -> Result<String> {
-    let used: BTreeSet<_> = store
+pub(crate) fn prune(store: &Store, filters: &PruneFilters) -> Result<String> {
+    let mut kept: BTreeSet<_> = store
         .containers()?
         .into_iter()
         .map(|container| container.image)
@@ -536,14 +606,19 @@ pub(crate) fn prune(store: &Store, all: bool) -> Result<String> {
     let names = store.names()?;
     let mut out = String::new();
     let images = store.images()?;
+    for image in &images {
+        if !filters.match_image(store, image)? {
+            kept.insert(image.id.clone());
+        }
+    }
     for name in &names {
-        if all && !name.images().iter().any(|image| used.contains(image)) {
+        if filters.all && !name.images().iter().any(|image| kept.contains(image)) {
             store.remove_name(&name.reference)?;
             out.push_str(&format!("untagged: {}\n", familiar(&name.reference)));
         }
     }
     for image in images {
-        if !used.contains(&image.id) && store.remove_image_without_name(&image.id)? {
+        if !kept.contains(&image.id) && store.remove_image_without_name(&image.id)? {
             out.push_str(&format!("deleted: {}\n", image.id));
         }
     }

@@ -250,7 +250,7 @@ fn keep(store: &Store, rows: &mut Vec<Row>, filter: &str) -> Result<()> {
     Ok(())
 }
 
-fn has_label(store: &Store, image: &Image, wanted: &str) -> Result<bool> {
+pub(super) fn has_label(store: &Store, image: &Image, wanted: &str) -> Result<bool> {
     let config: ImageConfig = serde_json::from_slice(&store.blobs().read(&image.id)?)?;
     let labels = &config.config.labels;
     Ok(match wanted.split_once('=') {

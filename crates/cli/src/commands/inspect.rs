@@ -241,7 +241,7 @@ fn container_value(store: &Store, container: &Container) -> Value {
     };
     let (status, started, finished, code, error, pid) = match &container.state {
         ContainerState::Created => ("created", 0, 0, 0, String::new(), 0),
-        ContainerState::Running { started, pid } => {
+        ContainerState::Running { started, pid, .. } => {
             ("running", *started, 0, 0, String::new(), *pid)
         }
         ContainerState::Exited {
@@ -303,11 +303,13 @@ fn container_value(store: &Store, container: &Container) -> Value {
         "Platform": "linux",
         "HostConfig": {
             "NetworkMode": network,
+            "PortBindings": port_bindings(config),
             "AutoRemove": config.remove,
             "Privileged": config.privileged,
             "ReadonlyRootfs": config.read_only,
             "ExtraHosts": config.add_hosts,
         },
+        "NetworkSettings": { "Ports": bound_ports(container) },
         "Mounts": mounts,
         "Config": {
             "Hostname": config.hostname,
@@ -322,4 +324,39 @@ fn container_value(store: &Store, container: &Container) -> Value {
             "StopSignal": config.stop_signal.to_string(),
         },
     })
+}
+
+/// Returns the ports to publish, as Docker tells them.
+fn port_bindings(config: &engine::container::ContainerConfig) -> Value {
+    let mut bindings = serde_json::Map::new();
+    for port in &config.ports {
+        let binding = json!({
+            "HostIp": port.address.map(|address| address.to_string()).unwrap_or_default(),
+            "HostPort": port.port.map(|port| port.to_string()).unwrap_or_default(),
+        });
+        push(&mut bindings, port.container, binding);
+    }
+    Value::Object(bindings)
+}
+
+/// Returns where the ports are reached, as Docker tells them.
+fn bound_ports(container: &Container) -> Value {
+    let mut bound = serde_json::Map::new();
+    for port in container.ports() {
+        let binding = json!({
+            "HostIp": port.address.ip().to_string(),
+            "HostPort": port.address.port().to_string(),
+        });
+        push(&mut bound, port.container, binding);
+    }
+    Value::Object(bound)
+}
+
+fn push(ports: &mut serde_json::Map<String, Value>, container: u16, binding: Value) {
+    let known = ports
+        .entry(format!("{container}/tcp"))
+        .or_insert_with(|| json!([]));
+    if let Value::Array(bindings) = known {
+        bindings.push(binding);
+    }
 }

@@ -91,9 +91,12 @@ pub(crate) struct Options {
     /// Docker's own init; every container has one here
     #[arg(long, hide = true)]
     init: bool,
-    /// Ports cannot be published yet
-    #[arg(long, short = 'p', hide = true)]
+    /// Let a port of the container be reached on this machine
+    #[arg(long, short = 'p', value_name = "[[IP:]PORT:]CONTAINER_PORT")]
     publish: Vec<String>,
+    /// Publish all ports that the image exposes
+    #[arg(long, short = 'P')]
+    publish_all: bool,
     /// The image, its command and the command's arguments
     #[arg(
         value_name = "IMAGE [COMMAND [ARG…]]",
@@ -185,9 +188,6 @@ const NOT_RUN: u8 = 125;
 
 impl Options {
     fn request(&self) -> Result<CreateRequest> {
-        if !self.publish.is_empty() {
-            bail!("ports cannot be published yet; use --network host");
-        }
         let (image, command) = self.words.split_first().context("no image was named")?;
         let mut env = Vec::new();
         for path in &self.env_file {
@@ -210,6 +210,13 @@ impl Options {
         }
         for text in &self.tmpfs {
             mounts.push(tmpfs(text)?);
+        }
+        let mut ports = Vec::new();
+        for text in &self.publish {
+            ports.extend(container::published_ports(text)?);
+        }
+        if self.network == "host" && (self.publish_all || !ports.is_empty()) {
+            log::warning("Published ports are discarded when using host network mode");
         }
         let labels = self.label.iter().map(|text| {
             let (key, value) = text.split_once('=').unwrap_or((text, ""));
@@ -250,6 +257,8 @@ impl Options {
                 "host" => ContainerNetwork::Host,
                 other => bail!("network {other} not found: there are bridge, none and host"),
             },
+            ports,
+            publish_all: self.publish_all,
             add_hosts: self.add_host.clone(),
             tty: self.tty,
             stdin: self.interactive,

@@ -265,7 +265,9 @@ fn remove_containers_and_images(store: &Store, all: bool) -> Result<String, Fail
     if !out.is_empty() {
         out = format!("Deleted Containers:\n{out}\n");
     }
-    let images = super::image::prune(store, all).map_err(exit::build)?;
+    let mut filters = super::image::PruneFilters::default();
+    filters.all = all;
+    let images = super::image::prune(store, &filters).map_err(exit::build)?;
     if !images.is_empty() {
         out.push_str(&format!("Deleted Images:\n{images}\n"));
     }

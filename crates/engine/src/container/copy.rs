@@ -105,7 +105,8 @@ impl Engine {
                 transfer(&from, &into, owner)
             }
             (CopySource::Container { container, path }, CopyTarget::Stdout) => {
-                self.to_stdout(&self.source_in_container(container, path, options)?)
+                let from = self.source_in_container(container, path, options)?;
+                self.write_tar(&from, std::io::stdout().lock())
             }
             (CopySource::Local(local), CopyTarget::Container { container, path }) => {
                 let from = from_local(local, options)?;
@@ -226,8 +227,18 @@ impl Engine {
         })
     }
 
+    /// Writes all files of a container as a tar.
+    pub fn export_container(
+        &self,
+        wanted: &str,
+        out: impl std::io::Write,
+    ) -> Result<u64, EngineError> {
+        let from = self.source_in_container(wanted, "/", CopyOptions::default())?;
+        self.write_tar(&from, out)
+    }
+
     /// Writes a source as a tar: what it is named in the archive is its own name.
-    fn to_stdout(&self, from: &From) -> Result<u64, EngineError> {
+    fn write_tar(&self, from: &From, out: impl std::io::Write) -> Result<u64, EngineError> {
         let layer = self.store().new_layer()?;
         let path = layer.path();
         let mut wanted = Copy::new(from.path.clone(), "/");
@@ -238,7 +249,6 @@ impl Engine {
         let options = rootfs::diff::DiffOptions::new(rootfs::Form::Plain);
         let compress =
             rootfs::compress::CompressOptions::new(rootfs::compress::Compression::Uncompressed);
-        let out = std::io::stdout().lock();
         rootfs::diff::write_layer(&dir, None, &options, &compress, out)?;
         Ok(report.bytes)
     }

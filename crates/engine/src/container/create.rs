@@ -6,7 +6,9 @@ use oci::{ImageConfig, Platform};
 use progress::Sink;
 use store::Image;
 
-use super::{Container, ContainerConfig, ContainerMount, ContainerNetwork, ContainerState};
+use super::{
+    Container, ContainerConfig, ContainerMount, ContainerNetwork, ContainerState, PublishedPort,
+};
 use crate::{Cancel, Engine, EngineError};
 
 /// What a container is to be.
@@ -29,6 +31,9 @@ pub struct CreateRequest {
     pub hostname: Option<String>,
     pub mounts: Vec<ContainerMount>,
     pub network: ContainerNetwork,
+    pub ports: Vec<PublishedPort>,
+    /// All ports that the image exposes are published too.
+    pub publish_all: bool,
     pub add_hosts: Vec<String>,
     pub tty: bool,
     pub stdin: bool,
@@ -236,6 +241,7 @@ fn configured(
         hostname,
         mounts: request.mounts.clone(),
         network: request.network,
+        ports: ports(request, said),
         add_hosts: request.add_hosts.clone(),
         labels,
         tty: request.tty,
@@ -249,6 +255,22 @@ fn configured(
         },
         shm_size: request.shm_size,
     })
+}
+
+/// Returns the ports to publish: those asked for, and on demand the other ones that the image exposes.
+fn ports(request: &CreateRequest, image: &oci::ContainerConfig) -> Vec<PublishedPort> {
+    let mut ports = request.ports.clone();
+    if request.publish_all {
+        for exposed in &image.exposed_ports {
+            let exposed = super::published_ports(exposed).unwrap_or_default();
+            for port in exposed {
+                if !ports.iter().any(|known| known.container == port.container) {
+                    ports.push(port);
+                }
+            }
+        }
+    }
+    ports
 }
 
 /// Returns the command: an entrypoint of the user's takes the image's CMD away, as Docker has it.

@@ -8,6 +8,7 @@ pub(crate) mod control;
 mod copy;
 mod create;
 mod log;
+mod publish;
 mod run;
 pub(crate) mod streams;
 
@@ -23,6 +24,7 @@ pub use control::{Control, ExecRequest};
 pub use copy::{CopyOptions, CopySource, CopyTarget};
 pub use create::{CreateRequest, PullPolicy, signal_number};
 pub use log::{LogEntry, LogReader};
+pub use publish::{BoundPort, PublishedPort, published_ports};
 pub use run::{ContainerHandle, RunningContainer, Streams, exec};
 pub use streams::{Terminal, TerminalSize};
 
@@ -54,6 +56,8 @@ pub struct ContainerConfig {
     pub hostname: String,
     pub mounts: Vec<ContainerMount>,
     pub network: ContainerNetwork,
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
     /// `NAME:IP`.
     pub add_hosts: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
@@ -106,6 +110,9 @@ pub enum ContainerState {
         started: i64,
         /// The process that runs it and holds its lock.
         pid: u32,
+        /// Where its ports are reached.
+        #[serde(default)]
+        ports: Vec<BoundPort>,
     },
     Exited {
         started: i64,
@@ -161,6 +168,14 @@ impl Container {
             state: self.state.clone(),
         };
         serde_json::to_string(&info).expect("a container can be written as JSON")
+    }
+
+    /// Returns where its ports are reached; none where it does not run.
+    pub fn ports(&self) -> &[BoundPort] {
+        match &self.state {
+            ContainerState::Running { ports, .. } => ports,
+            _ => &[],
+        }
     }
 
     /// Returns whether it runs.

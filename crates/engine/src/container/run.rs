@@ -10,6 +10,7 @@ use store::{Layer, NamedLock};
 
 use super::control::{Control, ExecRequest, Listener};
 use super::log::LogWriter;
+use super::publish::{Bound, Published};
 use super::streams::{Copying, Terminal};
 use super::{Container, ContainerConfig, ContainerNetwork, ContainerState, MountSource};
 use crate::{Engine, EngineError};
@@ -31,6 +32,7 @@ pub struct RunningContainer {
 struct Held {
     copying: Copying,
     listener: Listener,
+    published: Published,
     lock: NamedLock,
     _layers: Vec<Layer>,
 }
@@ -69,6 +71,7 @@ impl Engine {
             })?;
         let folder = store.container_folder(&container.id);
         let spec = self.specify(container, &layers, &folder)?;
+        let bound = self.bind_ports(&container.config)?;
         let log = match keep_log {
             true => Some(LogWriter::open(&folder)?),
             false => None,
@@ -97,6 +100,11 @@ impl Engine {
         container.state = ContainerState::Running {
             started,
             pid: std::process::id(),
+            ports: bound.ports(),
+        };
+        let published = match bound.ports().is_empty() {
+            true => Published::default(),
+            false => bound.serve(helper.dialer(&running)?)?,
         };
         store.set_container_info(&container.id, &container.info())?;
         Ok(RunningContainer {
@@ -108,10 +116,25 @@ impl Engine {
             held: Held {
                 copying,
                 listener,
+                published,
                 lock,
                 _layers: layers,
             },
         })
+    }
+
+    /// Takes the ports of this machine that a container is to be reached by.
+    fn bind_ports(&self, config: &ContainerConfig) -> Result<Bound, EngineError> {
+        // As in Docker, one with the machine's own network has its ports there, and one without has none.
+        if config.network != ContainerNetwork::Bridge || config.ports.is_empty() {
+            return Ok(Bound::default());
+        }
+        let mut ports = config.ports.clone();
+        if self.shared.helper()?.network() == sandbox::NetworkMode::Host {
+            // It shares the machine's network for want of one: there the port is its own.
+            ports.retain(|port| port.port != Some(port.container));
+        }
+        Bound::bind(&ports)
     }
 
     fn specify(
@@ -350,7 +373,7 @@ impl RunningContainer {
         engine
             .store()
             .set_container_info(&container.id, &container.info())?;
-        drop(held.listener);
+        drop((held.listener, held.published));
         drop(held.lock);
         if container.config.remove {
             super::remove_container(engine.store(), &container, true)?;

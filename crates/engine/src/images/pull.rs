@@ -36,6 +36,17 @@ impl Engine {
         pulled
     }
 
+    /// Returns the tags that a registry has of a repository, in the order of their names.
+    pub fn remote_tags(&self, name: &str) -> Result<Vec<String>, EngineError> {
+        let reference = Reference::parse_normalized(name)
+            .map_err(|error| EngineError::Request(format!("{name}: {error}")))?;
+        let images = &self.shared.images;
+        let tags = images.client().tags(&reference);
+        let mut tags = images.runtime().block_on(tags)?;
+        tags.sort();
+        Ok(tags)
+    }
+
     fn bring(
         &self,
         reference: Reference,

@@ -199,15 +199,48 @@ fn fetch(
     if let Some(layer) = find(shared, diff_id, chain_key)? {
         return Ok(Some(Fetched::Present(layer)));
     }
-    let layer = shared.store.new_layer()?;
-    let applied = download(
-        shared, reference, descriptor, diff_id, &layer, running, stop,
-    )?;
-    Ok(Some(Fetched::Unpacked(Box::new(Unpacked {
-        layer,
-        applied,
-        lock: Some(lock),
-    }))))
+    let mut attempts = 1;
+    loop {
+        let layer = shared.store.new_layer()?;
+        let applied = download(
+            shared, reference, descriptor, diff_id, &layer, running, stop,
+        );
+        match applied {
+            Err(EngineError::Layer { source, .. })
+                if attempts < MOST_ATTEMPTS && may_have_changed_on_the_way(&source) =>
+            {
+                attempts += 1;
+            }
+            applied => {
+                return Ok(Some(Fetched::Unpacked(Box::new(Unpacked {
+                    applied: applied?,
+                    layer,
+                    lock: Some(lock),
+                }))));
+            }
+        }
+    }
+}
+
+/// How often a layer is fetched that comes as something else than its digest says. What is cut or refused the client
+/// has asked for again by itself.
+const MOST_ATTEMPTS: u32 = 3;
+
+/// Tells whether other bytes than those of the registry explain a failure: they are unpacked before the last of them
+/// is there to check them all.
+fn may_have_changed_on_the_way(error: &rootfs::Error) -> bool {
+    use registry::RegistryError::{DigestMismatch, SizeMismatch};
+    match error {
+        rootfs::Error::ReadLayer { source } => {
+            let cause = source.get_ref().and_then(|cause| cause.downcast_ref());
+            matches!(cause, Some(DigestMismatch { .. } | SizeMismatch { .. }))
+        }
+        rootfs::Error::Decompress { .. }
+        | rootfs::Error::MalformedTar { .. }
+        | rootfs::Error::TruncatedTar
+        | rootfs::Error::RefusedEntry { .. } => true,
+        _ => false,
+    }
 }
 
 fn lock_name(diff_id: &Digest) -> String {
@@ -297,7 +330,12 @@ fn download(
     if stop.is_requested() && applied.is_err() {
         return Err(EngineError::Canceled);
     }
-    let applied = check_blob(descriptor, applied?)?;
+    let applied = applied.map_err(|source| EngineError::Layer {
+        digest: descriptor.digest.clone(),
+        reference: Box::new(reference.clone()),
+        source,
+    })?;
+    let applied = check_blob(descriptor, applied)?;
     writer.commit_volatile(Some((&descriptor.digest, descriptor.size)))?;
     status.finish(descriptor.size);
     Ok(applied)

@@ -110,6 +110,7 @@ fn registry(environment: &Environment, trial: Trial) {
     for (deed, (right, failed)) in &tally.deeds {
         println!("{deed}: {right} right, {failed} with a clear error");
     }
+    println!("{} connections and requests in trouble", tally.troubles);
     let failed = trial.count - tally.right();
     println!(
         "{} right, {failed} with a clear error, 0 wrong",

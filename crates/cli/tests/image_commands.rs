@@ -419,3 +419,36 @@ fn a_tar_becomes_an_image() {
         .fails_with(1)
         .says("absent.tar");
 }
+
+#[test]
+fn archives_that_are_garbage_are_refused_in_words() {
+    let world = world();
+    world.ok(["save", "-o", "whole.tar", "thing"]);
+    let whole = fs::read(world.work().join("whole.tar")).unwrap();
+    let escape = [b"\x1b]0;title\x07".as_slice(), &[0x80; 2000]].concat();
+    for (content, words) in [
+        (escape.as_slice(), "it is not a tar"),
+        (b"short", "it is cut off, or not a tar"),
+        (b"", "it has neither manifest.json nor index.json"),
+        (&whole[..whole.len() / 2], "it is cut off"),
+    ] {
+        world.write("garbage", content);
+        let failed = world.run(["load", "-i", "garbage"]).fails_with(1);
+        failed.says(words);
+        assert!(!failed.stderr.contains('\u{1b}'), "{}", failed.told());
+    }
+    // A layer that is damaged is named, whichever of them it is.
+    for part in 1..20 {
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 20 * part] ^= 0x10;
+        world.write("flipped", &flipped);
+        let root = world.work().join(format!("flipped-{part}"));
+        let root = root.to_str().unwrap();
+        let outcome = world.run(["--root", root, "load", "-q", "-i", "flipped"]);
+        assert!(!outcome.stderr.contains("canceled"), "{}", outcome.told());
+        if outcome.stderr.contains("layer") {
+            outcome.says("sha256:");
+        }
+        world.ok(["--root", root, "system", "check"]);
+    }
+}

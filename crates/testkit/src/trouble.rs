@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,24 +73,34 @@ pub struct Targets {
 
 /// Relays connections to a registry with mishaps from a seed, and returns where. Half of those with TLS, and all without,
 /// go through a server that answers 429, 500 and 503 at random and changes bits of what it passes on. It ends with the
-/// process.
+/// process. `troubles` counts the connections and requests that are not passed on as they are.
 ///
 /// # Panics
 ///
 /// When no port can be had.
-pub fn connection(targets: &Targets, seed: u64, stalls: bool) -> String {
+pub fn connection(targets: &Targets, seed: u64, stalls: bool, troubles: &Arc<AtomicU64>) -> String {
     let chance = Arc::new(Mutex::new(Chance(seed)));
-    let moody = moody(targets, Arc::clone(&chance));
+    let moody = moody(targets, Arc::clone(&chance), Arc::clone(troubles));
+    let troubles = Arc::clone(troubles);
     let secure = targets.secure.as_ref().map(|(address, _)| address.clone());
     listen(move |client| {
         let (mishap, is_direct) = {
             let mut chance = chance.lock().unwrap_or_else(PoisonError::into_inner);
             (Mishap::at_random(&mut chance, stalls), chance.below(2) == 0)
         };
+        if !matches!(mishap, Mishap::None) {
+            troubles.fetch_add(1, Ordering::Relaxed);
+        }
         let target = secure.as_ref().filter(|_| is_direct).unwrap_or(&moody);
         let Ok(server) = TcpStream::connect(target) else {
             return;
         };
+        if !stalls && !matches!(mishap, Mishap::None) {
+            // A length that was changed leaves both sides waiting for the other: not for as long as the client would.
+            let patience = Some(Duration::from_secs(3));
+            let _ = client.set_read_timeout(patience);
+            let _ = server.set_read_timeout(patience);
+        }
         let sides = || Some((client.try_clone().ok()?, server.try_clone().ok()?));
         let (Some(request), Some(answer)) = (sides(), sides()) else {
             return;
@@ -179,11 +190,28 @@ impl Mood {
     }
 }
 
+/// Where moods come from, and how many were bad.
+struct Moods {
+    chance: Arc<Mutex<Chance>>,
+    troubles: Arc<AtomicU64>,
+}
+
+impl Moods {
+    fn next(&self) -> Mood {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mood = Mood::at_random(&mut chance);
+        if !matches!(mood, Mood::Pass) {
+            self.troubles.fetch_add(1, Ordering::Relaxed);
+        }
+        mood
+    }
+}
+
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// Serves a registry in plain HTTP with moods, with TLS where the targets have a certificate.
-fn moody(targets: &Targets, chance: Arc<Mutex<Chance>>) -> String {
+fn moody(targets: &Targets, chance: Arc<Mutex<Chance>>, troubles: Arc<AtomicU64>) -> String {
     let config = targets.secure.as_ref().map(|(_, certificate)| {
         let chain = CertificateDer::from_pem_slice(certificate.chain.as_bytes()).expect("PEM");
         let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).expect("PEM");
@@ -197,24 +225,20 @@ fn moody(targets: &Targets, chance: Arc<Mutex<Chance>>) -> String {
         Arc::new(config)
     });
     let target = targets.plain.clone();
+    let moods = Moods { chance, troubles };
     listen(move |client| {
         // What goes wrong on this connection is what this is about.
         let _ = match &config {
-            None => answer(client, &target, &chance, "http"),
+            None => answer(client, &target, &moods, "http"),
             Some(config) => ServerConnection::new(Arc::clone(config))
                 .map_err(std::io::Error::other)
-                .and_then(|tls| answer(StreamOwned::new(tls, client), &target, &chance, "https")),
+                .and_then(|tls| answer(StreamOwned::new(tls, client), &target, &moods, "https")),
         };
     })
 }
 
 /// Answers one request of a connection.
-fn answer(
-    stream: impl Stream,
-    target: &str,
-    chance: &Mutex<Chance>,
-    scheme: &str,
-) -> std::io::Result<()> {
+fn answer(stream: impl Stream, target: &str, moods: &Moods, scheme: &str) -> std::io::Result<()> {
     let mut client = BufReader::new(stream);
     let mut head = String::new();
     while client.read_line(&mut head)? > 0 && !head.ends_with("\r\n\r\n") && head.len() < 1 << 16 {}
@@ -224,10 +248,7 @@ fn answer(
     else {
         return Ok(());
     };
-    let mood = {
-        let mut chance = chance.lock().unwrap_or_else(PoisonError::into_inner);
-        Mood::at_random(&mut chance)
-    };
+    let mood = moods.next();
     let mut flip = None;
     match mood {
         Mood::Refuse(status) => {

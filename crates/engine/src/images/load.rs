@@ -430,8 +430,18 @@ fn name_in(entry: &Descriptor) -> Option<Reference> {
         .map(Reference::or_latest)
 }
 
+/// Says what is wrong with a tar without its bytes, which may be anything.
 fn not_an_archive(error: std::io::Error) -> EngineError {
-    wrong(&error.to_string())
+    let told = error.to_string();
+    let is_cut = told.starts_with("unexpected EOF") || told.starts_with("failed to read entire");
+    if is_cut || error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return wrong("it is cut off, or not a tar");
+    }
+    if told.contains("numeric field") || told.contains("cksum") {
+        return wrong("it is not a tar, nor one that is compressed with gzip or zstd");
+    }
+    let plain = told.chars().filter(|letter| !letter.is_control());
+    wrong(&plain.take(200).collect::<String>())
 }
 
 fn wrong(reason: &str) -> EngineError {

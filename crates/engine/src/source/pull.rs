@@ -199,7 +199,8 @@ fn fetch(
     if let Some(layer) = find(shared, diff_id, chain_key)? {
         return Ok(Some(Fetched::Present(layer)));
     }
-    let mut attempts = 1;
+    let is_kept = shared.store.blobs().size(&descriptor.digest) == Some(descriptor.size);
+    let mut attempts = if is_kept { MOST_ATTEMPTS } else { 1 };
     loop {
         let layer = shared.store.new_layer()?;
         let applied = download(
@@ -287,7 +288,11 @@ fn download(
     if blobs.size(&descriptor.digest) == Some(descriptor.size) {
         let status = running.status_of(&short, "extracting", descriptor.size);
         let file = blobs.open(&descriptor.digest)?;
-        let applied = apply_layer(Stoppable { inner: file, stop }, &dir, &options)?;
+        let applied = apply_layer(Stoppable { inner: file, stop }, &dir, &options);
+        if stop.is_requested() && applied.is_err() {
+            return Err(EngineError::Canceled);
+        }
+        let applied = applied.map_err(unpacking(reference, descriptor))?;
         status.finish(descriptor.size);
         return check_blob(descriptor, applied);
     }
@@ -330,15 +335,24 @@ fn download(
     if stop.is_requested() && applied.is_err() {
         return Err(EngineError::Canceled);
     }
-    let applied = applied.map_err(|source| EngineError::Layer {
-        digest: descriptor.digest.clone(),
-        reference: Box::new(reference.clone()),
-        source,
-    })?;
+    let applied = applied.map_err(unpacking(reference, descriptor))?;
     let applied = check_blob(descriptor, applied)?;
     writer.commit_volatile(Some((&descriptor.digest, descriptor.size)))?;
     status.finish(descriptor.size);
     Ok(applied)
+}
+
+/// Names what could not be unpacked.
+fn unpacking(
+    reference: &Reference,
+    descriptor: &Descriptor,
+) -> impl FnOnce(rootfs::Error) -> EngineError {
+    let (digest, reference) = (descriptor.digest.clone(), Box::new(reference.clone()));
+    move |source| EngineError::Layer {
+        digest,
+        reference,
+        source,
+    }
 }
 
 fn check_blob(descriptor: &Descriptor, applied: Applied) -> Result<Applied, EngineError> {

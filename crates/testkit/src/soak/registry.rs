@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine;
 
@@ -37,6 +38,7 @@ struct Place {
     authority: String,
     /// Bad connections: with TLS, and without.
     bad: [String; 2],
+    troubles: Arc<AtomicU64>,
     _registries: [Registry; 2],
 }
 
@@ -45,6 +47,8 @@ struct Place {
 pub struct Tally {
     /// By deed: how many came out right, and how many failed with a clear error.
     pub deeds: BTreeMap<&'static str, (u64, u64)>,
+    /// Connections and requests that met with trouble.
+    pub troubles: u64,
     /// The last line of each error.
     pub errors: Vec<String>,
 }
@@ -107,6 +111,7 @@ pub fn registry(environment: &Environment, trial: Trial) -> Tally {
         trial.tell(turn);
     }
     check(&place.direct, &trial, trial.count);
+    tally.troubles = place.troubles.load(Ordering::Relaxed);
     tally
 }
 
@@ -156,9 +161,10 @@ fn place(environment: &Environment, chance: &mut Chance, stalls: bool) -> Place 
         plain: plain.authority.clone(),
         secure: Some((secure.authority.clone(), certificate)),
     };
-    let with_tls = connection(&targets, chance.next(), stalls);
+    let troubles = Arc::default();
+    let with_tls = connection(&targets, chance.next(), stalls, &troubles);
     targets.secure = None;
-    let without_tls = connection(&targets, chance.next(), stalls);
+    let without_tls = connection(&targets, chance.next(), stalls, &troubles);
     let direct = Environment::new(&environment.binary);
     let login =
         base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", LOGIN.0, LOGIN.1));
@@ -184,6 +190,7 @@ fn place(environment: &Environment, chance: &mut Chance, stalls: bool) -> Place 
         direct,
         authority: secure.authority.clone(),
         bad: [with_tls, without_tls],
+        troubles,
         _registries: [secure, plain],
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measures what the program promises, against what the machine can do.
 
 mod compare;
+mod compress;
 mod curves;
 mod growth;
 mod instructions;
@@ -22,6 +23,8 @@ pub(crate) struct Arguments {
 enum Bench {
     /// The same workloads on every builder there is, in turn
     Compare(compare::Arguments),
+    /// The export of a large layer, against tar and a parallel compressor
+    Compress(compress::Arguments),
     /// How time and memory grow with the size of what is built and with what is in the store
     Growth(growth::Arguments),
     /// Instructions of the pure hot paths, against a baseline
@@ -33,6 +36,7 @@ enum Bench {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.bench {
         Bench::Compare(arguments) => compare::run(arguments),
+        Bench::Compress(arguments) => compress::run(arguments),
         Bench::Growth(arguments) => growth::run(arguments),
         Bench::Instructions(arguments) => instructions::run(arguments),
         Bench::Steps(arguments) => steps::run(arguments),

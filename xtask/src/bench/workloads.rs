@@ -325,7 +325,7 @@ fn prune(place: &Place) -> anyhow::Result<()> {
 }
 
 /// Copies files of this machine, by their path, until they hold so many bytes.
-fn real_files(to: &Path, bytes: u64) -> anyhow::Result<()> {
+pub(super) fn real_files(to: &Path, bytes: u64) -> anyhow::Result<()> {
     let mut left = bytes;
     let mut folders = vec![PathBuf::from("/usr")];
     while let Some(folder) = folders.pop() {

@@ -179,12 +179,29 @@ impl Expander {
         word: &str,
         environment: &dyn Environment,
     ) -> Result<(Expansion, Vec<String>), ExpandError> {
+        if self.is_plain(word) {
+            let expansion = Expansion {
+                text: word.to_owned(),
+                ..Expansion::default()
+            };
+            return Ok((expansion, vec![word.to_owned()]));
+        }
         word::Lexer::new(self, word, environment)
             .process()
             .map_err(|reason| ExpandError {
                 word: word.to_owned(),
                 reason,
             })
+    }
+
+    /// Tells whether a word is one that nothing can be expanded in.
+    fn is_plain(&self, word: &str) -> bool {
+        let is_plain = |byte: &u8| {
+            matches!(byte, b'!'..=b'~')
+                && !matches!(byte, b'$' | b'\'' | b'"' | b'<')
+                && u32::from(*byte) != u32::from(self.escape)
+        };
+        !word.is_empty() && word.len() <= 256 && word.as_bytes().iter().all(is_plain)
     }
 }
 

@@ -53,8 +53,9 @@ impl Keyword {
             return None;
         }
         if name.is_ascii() {
-            return Self::ALL
-                .into_iter()
+            return Self::of_length(name.len())
+                .iter()
+                .copied()
                 .find(|keyword| keyword.as_str().eq_ignore_ascii_case(name));
         }
         // A few other letters have one of ASCII as their lower case.
@@ -62,6 +63,30 @@ impl Keyword {
         Self::ALL
             .into_iter()
             .find(|keyword| keyword.as_str() == upper)
+    }
+
+    /// Returns those whose names have so many letters.
+    fn of_length(length: usize) -> &'static [Keyword] {
+        match length {
+            3 => &[
+                Keyword::Run,
+                Keyword::Env,
+                Keyword::Arg,
+                Keyword::Add,
+                Keyword::Cmd,
+            ],
+            4 => &[Keyword::From, Keyword::Copy, Keyword::User],
+            5 => &[Keyword::Label, Keyword::Shell],
+            6 => &[Keyword::Expose, Keyword::Volume],
+            7 => &[Keyword::Workdir, Keyword::Onbuild],
+            10 => &[
+                Keyword::Entrypoint,
+                Keyword::Maintainer,
+                Keyword::StopSignal,
+            ],
+            11 => &[Keyword::Healthcheck],
+            _ => &[],
+        }
     }
 
     /// Returns the name in upper case.
@@ -85,6 +110,21 @@ impl Keyword {
             Keyword::User => "USER",
             Keyword::Volume => "VOLUME",
             Keyword::Workdir => "WORKDIR",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_in_any_case() {
+        for keyword in Keyword::ALL {
+            let name = keyword.as_str();
+            assert_eq!(Keyword::parse(name), Some(keyword));
+            assert_eq!(Keyword::parse(&name.to_lowercase()), Some(keyword));
+            assert_eq!(Keyword::parse(&name[1..]), None);
         }
     }
 }

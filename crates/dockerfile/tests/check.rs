@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use dockerfile::Diagnostic;
-use dockerfile::check::{BaseImage, CheckOptions, Images, UnknownImages, check, outline};
+use dockerfile::check::{
+    BaseImage, CheckOptions, Images, UnknownImages, check, check_parsed, outline,
+};
 use dockerfile::ignore::IgnoreFile;
 use oci::Platform;
 
@@ -42,6 +44,12 @@ fn run(source: &str, images: &dyn Images, ignore: Option<&IgnoreFile>) -> String
         ..CheckOptions::default()
     };
     let report = check(source.as_bytes(), &options);
+    if let Ok(ast) = dockerfile::parse(source.as_bytes())
+        && let Ok(stages) = ast.stages()
+    {
+        let again = check_parsed(&ast, &stages, &options);
+        assert_eq!(again, report, "a file that was read before");
+    }
     let mut out: String = report
         .warnings
         .iter()

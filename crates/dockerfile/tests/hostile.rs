@@ -1,6 +1,8 @@
 //! Files that mean harm: whatever the bytes, there is an answer.
 
-use dockerfile::check::{CheckOptions, Report, check, check_sarif, check_text, fix, outline};
+use dockerfile::check::{
+    CheckOptions, Report, check, check_parsed, check_sarif, check_text, fix, outline,
+};
 use dockerfile::{Ast, Span, Word, parse};
 
 /// Checks that a place is one of the text.
@@ -65,6 +67,12 @@ fn exercise(bytes: &[u8]) {
     let options = CheckOptions::default();
     let report = check(bytes, &options);
     check_report(&text, &report);
+    if let Ok(ast) = parse(bytes)
+        && let Ok(stages) = ast.stages()
+    {
+        let again = check_parsed(&ast, &stages, &options);
+        assert_eq!(again, report, "a file that was read before");
+    }
     let _ = outline(bytes, &options);
     let _ = check_text(bytes, "Dockerfile", &report);
     let _ = check_sarif(bytes, "Dockerfile", &report);

@@ -27,7 +27,7 @@ use crate::history::{self, BuildRecord, Known};
 use crate::plan::{self, Pinned};
 use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
-use crate::source::dockerfile::Loaded;
+use crate::source::dockerfile::{Loaded, Parsed};
 use crate::source::fetched::{self, Fetched};
 use crate::source::git::GitAccess;
 use crate::source::image::PinnedImage;
@@ -195,10 +195,9 @@ impl Engine {
     ) -> Result<Lowered, EngineError> {
         let wrong = |diagnostics| EngineError::Dockerfile { diagnostics };
         let options = loaded.options(request)?;
-        let ast = dockerfile::parse(&loaded.bytes).map_err(wrong)?;
-        let stages = ast.stages().map_err(wrong)?;
-        known.arguments = arguments_of(&stages);
-        let mut lowering = Lowering::new(&ast, &stages, &options);
+        let Parsed { ast, stages } = loaded.parsed().map_err(wrong)?;
+        known.arguments = arguments_of(stages);
+        let mut lowering = Lowering::new(ast, stages, &options);
         let mut answers = Answers::default();
         loop {
             let requests = match lowering.step(&answers).map_err(wrong)? {
@@ -423,7 +422,7 @@ impl Engine {
             .solve(plan::tasks(all), keys, policy, cancel)
             .map_err(|failed| BuildFailure {
                 state: context.take_failed(),
-                ..failure_of(failed, builds, &loaded.bytes)
+                ..failure_of(failed, builds, loaded)
             });
         trees.iter().for_each(|tree| tree.remember());
         if let Some((root, _)) = roots.last() {
@@ -537,7 +536,7 @@ pub(crate) fn contexts_of(
 fn failure_of(
     failed: Vec<Failed<VertexWork>>,
     builds: &[PlatformBuild],
-    source: &[u8],
+    loaded: &Loaded,
 ) -> BuildFailure {
     let steps = failed
         .into_iter()
@@ -546,7 +545,7 @@ fn failure_of(
             let lines = id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id)));
             let word = match (&*failed.error, lines) {
                 (EngineError::Files(rootfs::Error::NotFound { path }), Some(lines)) => {
-                    source_word(source, lines, path)
+                    source_word(loaded, lines, path)
                 }
                 _ => None,
             };
@@ -611,7 +610,7 @@ pub(crate) fn planning_failure(
         return failure_at(id, error, None, build);
     };
     let message = format!("{path}: no such file or directory in the build context");
-    let word = lines_of(build, id).and_then(|lines| source_word(&loaded.bytes, lines, path));
+    let word = lines_of(build, id).and_then(|lines| source_word(loaded, lines, path));
     let leads_out = word.as_ref().is_some_and(|word| {
         let mut parts = word.text.split('/');
         parts.any(|part| part == "..")
@@ -637,9 +636,10 @@ pub(crate) fn planning_failure(
 }
 
 /// Finds the source of a COPY or ADD that stands for a path of the tree it copies from.
-fn source_word(source: &[u8], lines: (u32, u32), path: &str) -> Option<dockerfile::Word> {
-    let stages = dockerfile::parse(source).ok()?.stages().ok()?;
-    let instruction = stages
+fn source_word(loaded: &Loaded, lines: (u32, u32), path: &str) -> Option<dockerfile::Word> {
+    let parsed = loaded.parsed().ok()?;
+    let instruction = parsed
+        .stages
         .stages
         .iter()
         .flat_map(|stage| &stage.instructions)

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use dockerfile::Diagnostic;
-use dockerfile::check::{BaseImage, CheckOptions, Images, check, is_configured};
+use dockerfile::check::{BaseImage, CheckOptions, Images, check_parsed, is_configured};
 use oci::Platform;
 
 use crate::EngineError;
 use crate::request::BuildRequest;
-use crate::source::dockerfile::Loaded;
+use crate::source::dockerfile::{Loaded, Parsed};
 use crate::source::image::PinnedImage;
 
 /// The images a lowering has asked about.
@@ -56,7 +56,11 @@ pub(crate) fn warnings(
         images: &Known(images),
         ignore: Some(loaded.ignore_file()),
     };
-    let report = check(&loaded.bytes, &options);
+    let report = match loaded.parsed() {
+        Ok(Parsed { ast, stages }) => check_parsed(ast, stages, &options),
+        // The lowering has said why.
+        Err(_) => return Ok(Vec::new()),
+    };
     match report.error {
         Some(error) if !report.warnings.is_empty() || error.is_of_options() => {
             let mut diagnostics = report.warnings;

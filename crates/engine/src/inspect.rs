@@ -64,7 +64,7 @@ impl Engine {
         sink: &Sink,
     ) -> Result<Inspected<Stages>, BuildFailure> {
         self.inspect(request, sink, |loaded, _| {
-            dockerfile::parse(&loaded.bytes)?.stages()
+            Ok(loaded.parsed()?.stages.clone())
         })
     }
 

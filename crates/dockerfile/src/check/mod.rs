@@ -239,7 +239,24 @@ impl<T> WithLines<T> for Result<T> {
 /// Checks a Dockerfile by the rules of `docker build --check`.
 pub fn check(source: &[u8], options: &CheckOptions<'_>) -> Report {
     let mut linter = Linter::default();
-    let error = match walk(source, options, &mut linter, options.target.is_none()) {
+    let walked = walk(source, options, &mut linter, options.target.is_none());
+    report(walked, linter)
+}
+
+/// Checks a Dockerfile whose stages are known already: [`check`] without reading it once more.
+///
+/// `stages` are those of `ast`.
+pub fn check_parsed(ast: &Ast, stages: &Stages, options: &CheckOptions<'_>) -> Report {
+    let mut linter = Linter::default();
+    let walked = configure(ast.source.as_bytes(), options, &mut linter).and_then(|()| {
+        source::check_nodes(ast, &mut linter);
+        walk_stages(ast, stages, options, &mut linter, options.target.is_none())
+    });
+    report(walked, linter)
+}
+
+fn report(walked: Result<Outline, Box<BuildError>>, linter: Linter) -> Report {
+    let error = match walked {
         Ok(_) => linter.error().map(|error| BuildError::of(vec![error])),
         Err(error) => Some(*error),
     };
@@ -271,13 +288,29 @@ fn walk(
     linter: &mut Linter,
     all_stages: bool,
 ) -> Result<Outline, Box<BuildError>> {
-    let fail = |diagnostics| Box::new(BuildError::of(diagnostics));
     if source.is_empty() {
         return Err(fail(vec![failure(
             "empty",
             "the Dockerfile cannot be empty",
         )]));
     }
+    configure(source, options, linter)?;
+    let ast = crate::parse(source).map_err(fail)?;
+    let stages = source::stages(&ast, linter)
+        .map_err(|errors| Box::new(BuildError::of_instruction(errors)))?;
+    walk_stages(&ast, &stages, options, linter, all_stages)
+}
+
+fn fail(diagnostics: Vec<Diagnostic>) -> Box<BuildError> {
+    Box::new(BuildError::of(diagnostics))
+}
+
+/// Makes a linter that checks what the options say, or else the file.
+fn configure(
+    source: &[u8],
+    options: &CheckOptions<'_>,
+    linter: &mut Linter,
+) -> Result<(), Box<BuildError>> {
     let given = options.build_args.get(CONFIG_ARGUMENT);
     let config = match (options.config, given) {
         (Some(config), _) => config.clone(),
@@ -304,18 +337,24 @@ fn walk(
         }
     };
     *linter = Linter::new(config);
-    let ast = crate::parse(source).map_err(fail)?;
-    let stages = source::stages(&ast, linter)
-        .map_err(|errors| Box::new(BuildError::of_instruction(errors)))?;
+    Ok(())
+}
+
+fn walk_stages(
+    ast: &Ast,
+    stages: &Stages,
+    options: &CheckOptions<'_>,
+    linter: &mut Linter,
+    all_stages: bool,
+) -> Result<Outline, Box<BuildError>> {
     if stages.stages.is_empty() {
         return Err(fail(vec![failure(
             "no-stages",
             "dockerfile contains no stages to build",
         )]));
     }
-    source::check_stages(&stages, linter);
-    plan_and_dispatch(&ast, &stages, options, linter, all_stages)
-        .map_err(|error| fail(vec![*error]))
+    source::check_stages(stages, linter);
+    plan_and_dispatch(ast, stages, options, linter, all_stages).map_err(|error| fail(vec![*error]))
 }
 
 fn plan_and_dispatch(

@@ -16,6 +16,46 @@ const RESERVED: [&str; 2] = ["context", "scratch"];
 
 /// Gathers the stages and checks each instruction on the way, up to the first that is wrong.
 pub(super) fn stages(ast: &Ast, linter: &mut Linter) -> Result<Stages, Vec<Diagnostic>> {
+    check_continuations(ast, linter);
+    let mut stages = Stages::default();
+    for (i, node) in ast.nodes.iter().enumerate() {
+        before_reading(node, ast.escape, linter);
+        let added = typed::instruction(node).and_then(|typed| {
+            check_definition(&typed, node, linter);
+            match typed {
+                Typed::Stage(stage) => {
+                    stages.stages.push(stage);
+                    Ok(())
+                }
+                Typed::Instruction(instruction) => stages.add(instruction),
+            }
+        });
+        if let Err(error) = added {
+            let rest = ast.nodes[i + 1..]
+                .iter()
+                .filter_map(|node| typed::instruction(node).err());
+            let all = std::iter::once(error).chain(rest).take(MOST_ERRORS);
+            return Err(all.map(|error| *error).collect());
+        }
+    }
+    Ok(stages)
+}
+
+/// Checks each instruction of a file whose stages are known.
+pub(super) fn check_nodes(ast: &Ast, linter: &mut Linter) {
+    check_continuations(ast, linter);
+    for node in &ast.nodes {
+        before_reading(node, ast.escape, linter);
+        // Only what stands below a comment is read again: few instructions do.
+        if !node.comments.is_empty()
+            && let Ok(typed) = typed::instruction(node)
+        {
+            check_definition(&typed, node, linter);
+        }
+    }
+}
+
+fn check_continuations(ast: &Ast, linter: &mut Linter) {
     for place in &ast.empty_continuations {
         linter.warn(Rule::NoEmptyContinuation, &[], || {
             let mut warning = Diagnostic::error(
@@ -31,35 +71,23 @@ pub(super) fn stages(ast: &Ast, linter: &mut Linter) -> Result<Stages, Vec<Diagn
             })
         });
     }
-    let mut stages = Stages::default();
-    for (i, node) in ast.nodes.iter().enumerate() {
-        before_reading(node, ast.escape, linter);
-        let added = match typed::instruction(node) {
-            Ok(Typed::Stage(stage)) => {
-                if let Some(name) = &stage.name {
-                    check_description("FROM", std::slice::from_ref(name), node, linter);
-                }
-                stages.stages.push(stage);
-                Ok(())
+}
+
+/// Checks the description of what an instruction defines.
+fn check_definition(typed: &Typed, node: &Node, linter: &mut Linter) {
+    match typed {
+        Typed::Stage(stage) => {
+            if let Some(name) = &stage.name {
+                check_description("FROM", std::slice::from_ref(name), node, linter);
             }
-            Ok(Typed::Instruction(instruction)) => {
-                if let Kind::Arg(arg) = &instruction.kind {
-                    let keys: Vec<Word> = arg.args.iter().map(|arg| arg.key.clone()).collect();
-                    check_description("ARG", &keys, node, linter);
-                }
-                stages.add(instruction)
+        }
+        Typed::Instruction(instruction) => {
+            if let Kind::Arg(arg) = &instruction.kind {
+                let keys: Vec<Word> = arg.args.iter().map(|arg| arg.key.clone()).collect();
+                check_description("ARG", &keys, node, linter);
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = added {
-            let rest = ast.nodes[i + 1..]
-                .iter()
-                .filter_map(|node| typed::instruction(node).err());
-            let all = std::iter::once(error).chain(rest).take(MOST_ERRORS);
-            return Err(all.map(|error| *error).collect());
         }
     }
-    Ok(stages)
 }
 
 /// Checks what the reference looks at before it reads an instruction's arguments.
@@ -206,22 +234,22 @@ fn check_casing(stages: &Stages, linter: &mut Linter) {
     };
     let (mut lower, mut upper) = (0, 0);
     for Header { keyword, .. } in headers() {
-        if keyword.text == keyword.text.to_lowercase() {
+        if is_in_case(keyword.as_str(), true) {
             lower += 1;
-        } else if keyword.text == keyword.text.to_uppercase() {
+        } else if is_in_case(keyword.as_str(), false) {
             upper += 1;
         }
     }
     let is_lower = lower > upper;
     for Header { keyword, lines, .. } in headers() {
+        if is_in_case(keyword.as_str(), is_lower) {
+            continue;
+        }
         let expect = if is_lower {
             keyword.text.to_lowercase()
         } else {
             keyword.text.to_uppercase()
         };
-        if keyword.text == expect {
-            continue;
-        }
         linter.warn(Rule::ConsistentInstructionCasing, &[], || {
             let case = if is_lower { "lowercase" } else { "uppercase" };
             let message = format!(
@@ -238,5 +266,15 @@ fn check_casing(stages: &Stages, linter: &mut Linter) {
             .help(format!("write {expect}"))
             .edits([Edit::new(keyword.span, expect)])
         });
+    }
+}
+
+/// Tells whether a word is what it is in lower, or else in upper case.
+fn is_in_case(word: &str, lower: bool) -> bool {
+    match (word.is_ascii(), lower) {
+        (true, true) => !word.bytes().any(|byte| byte.is_ascii_uppercase()),
+        (true, false) => !word.bytes().any(|byte| byte.is_ascii_lowercase()),
+        (false, true) => word == word.to_lowercase(),
+        (false, false) => word == word.to_uppercase(),
     }
 }

@@ -1,6 +1,6 @@
 //! The variables before the first stage, and the base names they make.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 
 use oci::{Platform, Reference, ReferenceError};
@@ -141,11 +141,18 @@ pub(super) fn check_default_bases(
     if defaults.apply(&stages.meta_args, expander, None).is_err() {
         return;
     }
+    // Many stages begin with the same few.
+    let mut valid = HashSet::new();
     for stage in &stages.stages {
+        if valid.contains(stage.base.as_str()) {
+            continue;
+        }
         let Ok(name) = expander.word(&stage.base.text, &defaults.scope) else {
             return;
         };
-        if parse_reference(&name.text).is_err() {
+        if parse_reference(&name.text).is_ok() {
+            valid.insert(stage.base.as_str());
+        } else {
             linter.warn(Rule::InvalidDefaultArgInFrom, &[], || {
                 let message = format!(
                     "Default value for ARG {} results in empty or invalid base image name",

@@ -211,3 +211,24 @@ fn hostile_words_end_soon() {
     let expansion = Expander::new('\\').word(&long, &value).unwrap();
     assert_eq!(expansion.text.len(), (1 << 22) + 5);
 }
+
+#[test]
+fn a_word_without_anything_special_is_itself_whatever_the_options() {
+    let environment = environment();
+    for word in ["a", "/usr/local/bin", "--x=y,z", "[a-z]*?", "{}", ">file"] {
+        for escape in ['\\', '`'] {
+            for expander in [
+                Expander::new(escape),
+                Expander::new(escape).raw_quotes().raw_escapes(),
+            ] {
+                // What stands before it sends a word the long way.
+                let long = expander.words(&format!("'' {word}"), &environment).unwrap();
+                assert_eq!(
+                    expander.words(word, &environment).unwrap(),
+                    long[long.len() - 1..]
+                );
+                assert_eq!(expander.word(word, &environment).unwrap().text, word);
+            }
+        }
+    }
+}

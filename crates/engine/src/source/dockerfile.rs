@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use dockerfile::git::{GitRef, GitRefError};
 use dockerfile::ignore::IgnoreFile;
@@ -32,6 +33,14 @@ pub(crate) struct Loaded {
     layouts: BTreeMap<String, PathBuf>,
     named: BTreeMap<String, NamedContext>,
     main: Main,
+    parsed: OnceLock<Parsed>,
+}
+
+/// A Dockerfile that has been read.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) ast: dockerfile::Ast,
+    pub(crate) stages: dockerfile::Stages,
 }
 
 /// The largest Dockerfile or ignore file, in bytes.
@@ -60,6 +69,7 @@ pub(crate) fn load(
         layouts,
         named,
         main,
+        parsed: OnceLock::new(),
     })
 }
 
@@ -292,6 +302,20 @@ fn canonical(name: &str) -> String {
 }
 
 impl Loaded {
+    /// Returns the instructions and the stages, which are read once.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the text.
+    pub(crate) fn parsed(&self) -> Result<&Parsed, Vec<dockerfile::Diagnostic>> {
+        if let Some(parsed) = self.parsed.get() {
+            return Ok(parsed);
+        }
+        let ast = dockerfile::parse(&self.bytes)?;
+        let stages = ast.stages()?;
+        Ok(self.parsed.get_or_init(|| Parsed { ast, stages }))
+    }
+
     /// Returns the directory behind a name.
     pub(crate) fn directory(&self, name: &str) -> Result<PathBuf, EngineError> {
         self.directories

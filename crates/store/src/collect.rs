@@ -120,6 +120,7 @@ impl Store {
         let mut done = Collected::default();
         if !policy.dry_run {
             self.sweep()?;
+            self.shorten_changes();
         }
         if policy.dangling_images {
             done.images = self.remove_dangling_images(policy.dry_run)?;
@@ -168,6 +169,9 @@ impl Store {
                 done.items.push(entry);
             }
         }
+        if !done.items.is_empty() && !policy.dry_run {
+            self.shorten_changes();
+        }
         done.used = state.used;
         if policy.max_used.is_some_and(|limit| done.used > limit) {
             done.held = kept.most();
@@ -185,6 +189,22 @@ impl Store {
                 statement.query_row([key.as_slice()], row).optional()
             })
             .map_err(StoreError::database("look up what was evicted"))
+    }
+
+    /// Brings the log of changes into the database and cuts it off, if nobody reads just now: else it is left to who
+    /// comes next.
+    fn shorten_changes(&self) {
+        let database = self.database();
+        let shorten = || -> rusqlite::Result<()> {
+            database.busy_timeout(std::time::Duration::ZERO)?;
+            database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        if let Err(error) = shorten() {
+            tracing::debug!(%error, "the log of changes stays");
+        }
+        if let Err(error) = database.busy_timeout(crate::database::PATIENCE) {
+            tracing::warn!(%error, "who waits for the records gives up at once");
+        }
     }
 
     fn free_bytes(&self) -> Result<u64, StoreError> {

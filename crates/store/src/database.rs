@@ -126,15 +126,22 @@ CREATE TRIGGER build_removed AFTER DELETE ON build
 /// The newest format this version reads and writes.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;
 
+/// How long one process waits for another.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes that the log of changes keeps for later when it has been brought into the database.
+const KEPT_CHANGES: i64 = 4 << 20;
+
 /// Opens the database. The caller holds the lock of the root exclusively if the file is new:
 /// the first switch to WAL is not protected by SQLite's own busy handler.
 pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path).map_err(StoreError::database("open a connection"))?;
     let configure = || -> rusqlite::Result<()> {
-        connection.busy_timeout(Duration::from_secs(60))?;
+        connection.busy_timeout(PATIENCE)?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "foreign_keys", "OFF")?;
         connection.pragma_update(None, "cache_size", -4096)?;
+        connection.pragma_update(None, "journal_size_limit", KEPT_CHANGES)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(())
     };
@@ -167,29 +174,39 @@ pub(crate) fn format(connection: &Connection) -> Result<u32, StoreError> {
 }
 
 /// Brings the database to [`FORMAT`]. The caller holds the lock of the root exclusively.
+///
+/// A new one is made without waiting for the disk: if the machine goes down before it is there, the file is empty, or
+/// its log of changes ends early, and it is made again. Nothing is lost with it that outlives the machine.
 pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let action = "migrate the records";
-    let journal: String = connection
-        .pragma_query_value(None, "journal_mode", |row| row.get(0))
-        .map_err(StoreError::database(action))?;
-    if journal != "wal" {
-        connection
-            .pragma_update(None, "journal_mode", "WAL")
-            .map_err(StoreError::database(action))?;
-    }
-    let mut format = format(connection)?;
-    while format < FORMAT {
-        let migration = || -> rusqlite::Result<()> {
-            let transaction = connection.transaction()?;
-            transaction.execute_batch(MIGRATIONS[format as usize])?;
-            transaction.pragma_update(None, "user_version", format + 1)?;
-            transaction.commit()
+    let run = |connection: &mut Connection| -> rusqlite::Result<()> {
+        let version = |connection: &Connection| -> rusqlite::Result<u32> {
+            connection.pragma_query_value(None, "user_version", |row| row.get(0))
         };
-        let mut migration = migration;
-        migration().map_err(StoreError::database(action))?;
-        format += 1;
-    }
-    Ok(())
+        let is_new = version(connection)? == 0;
+        if is_new {
+            connection.pragma_update(None, "synchronous", "OFF")?;
+        }
+        let journal: String =
+            connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+        if journal != "wal" {
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+        }
+        let transaction =
+            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let found = version(&transaction)?;
+        for migration in MIGRATIONS.iter().skip(found as usize) {
+            transaction.execute_batch(migration)?;
+        }
+        if found < FORMAT {
+            transaction.pragma_update(None, "user_version", FORMAT)?;
+        }
+        transaction.commit()?;
+        if is_new {
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
+        }
+        Ok(())
+    };
+    run(connection).map_err(StoreError::database("migrate the records"))
 }
 
 #[cfg(test)]

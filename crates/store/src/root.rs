@@ -1,7 +1,6 @@
 //! Opening the state directory.
 
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -148,7 +147,7 @@ impl Store {
     /// Opens the state directory, and makes it if it is not there.
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let format = root.join("format");
-        if !format.exists() {
+        if !is_written(&format) {
             Self::create(root, options.ids.as_ref())?;
         }
         let ids = check_format(root, &format, options.ids)?;
@@ -192,7 +191,7 @@ impl Store {
         std::fs::set_permissions(root, private).map_err(StoreError::io("set the mode of", root))?;
         let _lock = NamedLock::acquire(&root.join("locks/format"))?;
         let format = root.join("format");
-        if !format.exists() {
+        if !is_written(&format) {
             write_format(root, &format, ids)?;
         }
         Ok(())
@@ -345,20 +344,25 @@ fn read_format(root: &Path, format: &Path) -> Result<Option<Ids>, StoreError> {
     }
 }
 
-/// Writes a file so that it is there whole or not at all, also after a power cut.
+/// Tells whether the store says how it is arranged.
+///
+/// The disk is not waited for when that is written: after a power cut the file may be empty. Then the store had just
+/// been made, and is made again; layers that lie there without a record are swept.
+fn is_written(format: &Path) -> bool {
+    std::fs::metadata(format).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// Writes a file so that nobody sees a part of it.
 fn write_whole(root: &Path, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     use std::io::Write;
     let ingest = root.join("ingest");
     let mut file = tempfile::NamedTempFile::new_in(&ingest)
         .map_err(StoreError::io("create a file in", &ingest))?;
     file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
         .map_err(StoreError::io("write", path))?;
     file.persist(path)
         .map_err(|error| StoreError::io("rename a file to", path)(error.error))?;
-    File::open(root)
-        .and_then(|folder| folder.sync_all())
-        .map_err(StoreError::io("sync", root))
+    Ok(())
 }
 
 fn refuse_network_file_system(root: &Path) -> Result<(), StoreError> {

@@ -173,14 +173,13 @@ impl Store {
         Ok(bytes.max(0) as u64 + self.own_bytes())
     }
 
-    /// Returns the bytes of the record database and of what is remembered of contexts. The database's log of changes
-    /// comes and goes, and is not counted.
+    /// Returns the bytes of the record database with its log of changes, and of what is remembered of contexts.
     fn own_bytes(&self) -> u64 {
         let size = |path: &str| std::fs::metadata(self.path(path)).map_or(0, |meta| meta.len());
         let memos = std::fs::read_dir(self.path("memos"));
         let memos = memos.into_iter().flatten().flatten();
         let memos = memos.filter_map(|entry| Some(entry.metadata().ok()?.len()));
-        size("records.db") + memos.sum::<u64>()
+        size("records.db") + size("records.db-wal") + memos.sum::<u64>()
     }
 
     /// Returns what images with a name and containers need, each with one such name.

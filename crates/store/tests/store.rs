@@ -373,3 +373,46 @@ fn a_collector_with_a_wrong_clock_takes_no_layer_from_who_makes_it() {
         .filter(|entry| matches!(entry.item, Item::Layer(_)));
     assert_eq!(layers.map(|entry| entry.bytes).sum::<u64>(), 2000);
 }
+
+#[test]
+fn a_store_that_a_power_cut_left_empty_is_made_again() {
+    for file in ["format", "records.db"] {
+        let root = tempfile::tempdir().expect("a directory");
+        let first = open(root.path());
+        let kept = layer(&first, "a", 10).id();
+        drop(first);
+        // What the file system had not written: the name is there, its bytes are not.
+        std::fs::write(root.path().join(file), "").expect("a file");
+        let store = open(root.path());
+        let new = layer(&store, "b", 10);
+        assert_ne!(
+            new.id(),
+            kept,
+            "{file}: what lies there is not written over"
+        );
+        assert!(new.path().join("b").exists(), "{file}");
+        let format = std::fs::read_to_string(root.path().join("format")).expect("a format");
+        assert!(format.ends_with(" rootful\n"), "{file}: {format:?}");
+    }
+}
+
+#[test]
+fn the_log_of_changes_counts_and_is_cut_off_by_a_collection() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = open(root.path());
+    let size = |name: &str| std::fs::metadata(root.path().join(name)).map_or(0, |meta| meta.len());
+    let value = vec![1; 100_000];
+    store
+        .remember("test", [(b"key".as_slice(), value.as_slice())])
+        .expect("a value is remembered");
+    let log = size("records.db-wal");
+    assert!(log > 100_000, "{log}");
+    let used = store.used_bytes().expect("a sum");
+    assert_eq!(used, size("records.db") + log);
+    store
+        .collect(&CollectPolicy::default())
+        .expect("a collection");
+    assert_eq!(size("records.db-wal"), 0);
+    let used = store.used_bytes().expect("a sum");
+    assert_eq!(used, size("records.db"));
+}

@@ -353,7 +353,7 @@ impl ImageResolver {
     fn keep(&self, digest: &Digest, raw: &[u8]) -> Result<(), EngineError> {
         let mut writer = self.store.blobs().writer()?;
         writer.append(raw)?;
-        writer.commit(Some((digest, raw.len() as u64)))?;
+        writer.commit_volatile(Some((digest, raw.len() as u64)))?;
         Ok(())
     }
 }

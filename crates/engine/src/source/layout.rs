@@ -151,7 +151,7 @@ pub(crate) fn document(
     };
     let mut writer = shared.store.blobs().writer()?;
     writer.append(&raw)?;
-    writer.commit(Some((digest, raw.len() as u64)))?;
+    writer.commit_volatile(Some((digest, raw.len() as u64)))?;
     Ok(raw)
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn take(
             client.content(store, &descriptor.digest, &mut into)?;
         }
     }
-    writer.commit(Some((&descriptor.digest, descriptor.size)))?;
+    writer.commit_volatile(Some((&descriptor.digest, descriptor.size)))?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::bail;
 use clap::Parser;
 
+use crate::bench::instructions;
 use crate::command::run as run_command;
 use crate::{conformance, fixtures, program, tools, workspace};
 
@@ -15,7 +16,7 @@ struct Conformance {
     arguments: conformance::Arguments,
 }
 
-/// Installs tools, makes the fixtures, runs the tests and, where the corpus is, conformance.
+/// Installs tools, makes the fixtures, runs the tests and, where the corpus is, conformance; counts instructions.
 pub(crate) fn run() -> anyhow::Result<()> {
     let started = Instant::now();
     tools::ensure(tools::TESTS)?;
@@ -25,7 +26,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         started.elapsed().as_secs_f64()
     );
 
-    // Both run whatever the other says: one run tells all that is wrong.
+    // All run whatever the others say: one run tells all that is wrong.
     let mut tests = program::cargo();
     if tools::is_there("cargo-nextest") {
         tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
@@ -39,11 +40,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
         println!("skipped: conformance (no ../shared/conformance beside the checkout)");
         Ok(())
     };
+    let counted = instructions::check();
     println!("all in {:.0} s", started.elapsed().as_secs_f64());
-    match (tested, conformed) {
-        (Ok(()), conformed) => conformed,
-        (Err(failed), Ok(())) => Err(failed),
-        (Err(failed), Err(also)) => bail!("{failed:#}; {also:#}"),
+    let failed: Vec<String> = [tested, conformed, counted]
+        .into_iter()
+        .filter_map(|part| Some(format!("{:#}", part.err()?)))
+        .collect();
+    match failed.as_slice() {
+        [] => Ok(()),
+        failed => bail!("{}", failed.join("; ")),
     }
 }
 

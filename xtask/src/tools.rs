@@ -53,6 +53,7 @@ pub(crate) const TESTS: &[Tool] = &[
     tool("runc", "runc"),
     tool("pasta", "passt"),
     tool("slirp4netns", "slirp4netns"),
+    tool("valgrind", "valgrind"),
 ];
 
 /// Installs the packages of the tools that are missing.

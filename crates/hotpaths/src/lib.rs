@@ -13,10 +13,12 @@ mod schedule;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hint::black_box;
+use std::sync::OnceLock;
 
-use dockerfile::check::{CheckOptions, check};
+use dockerfile::check::{CheckOptions, check, check_parsed};
 use dockerfile::expand::Expander;
 use dockerfile::ignore::Matcher;
+use dockerfile::{Ast, Stages};
 use rootfs::copy::Timestamp;
 use rootfs::memo::{FileContent, FileMemo, FileStamp, MemoTable};
 
@@ -36,6 +38,16 @@ impl Workload {
         }
     }
 
+    /// Returns work on an input that is made with the first round.
+    fn on<I: Send + Sync + 'static, T>(
+        name: &'static str,
+        input: impl Fn() -> I + Send + Sync + 'static,
+        round: impl Fn(&I) -> T + Send + Sync + 'static,
+    ) -> Workload {
+        let made = OnceLock::new();
+        Workload::new(name, move || round(made.get_or_init(&input)))
+    }
+
     /// Does the work once.
     pub fn round(&self) {
         (self.round)();
@@ -53,58 +65,79 @@ const STAGES: usize = 2000;
 /// Files of the contexts.
 const FILES: usize = 10_000;
 
-/// Returns all workloads, their inputs made.
+/// Returns all workloads.
 pub fn workloads() -> Vec<Workload> {
-    let (few, all) = (
-        dockerfiles::few_needed(STAGES),
-        dockerfiles::all_needed(STAGES),
-    );
-    let (few_parsed, all_parsed) = (few.clone(), all.clone());
-    let lowered = dockerfiles::lower(&all);
-    let paths: Vec<String> = (0..FILES)
-        .map(|number| format!("src/d{:03}/deep/f{number}.rs", number % 300))
-        .collect();
-    let matcher = Matcher::new(["**/target", "*.log", "src/**/tmp*", "!src/d007/**", "docs"])
-        .expect("valid patterns");
-    let memo = memo().to_bytes();
+    let few = || dockerfiles::few_needed(STAGES);
+    let all = || dockerfiles::all_needed(STAGES);
     vec![
-        Workload::new("parse 2,000 stages", move || parse(&few_parsed)),
-        Workload::new("check 2,000 stages", move || lint(&few)),
-        Workload::new("parse and lower 2,000 stages, 3 needed", {
-            let few = dockerfiles::few_needed(STAGES);
-            move || dockerfiles::lower(&few)
+        Workload::on("parse 2,000 stages", few, |few| parse(few)),
+        Workload::on("check 2,000 stages", few, |few| lint(few)),
+        Workload::on(
+            "check 2,000 stages that were parsed",
+            move || read(&few()),
+            |parsed| {
+                let (ast, stages) = parsed;
+                check_parsed(ast, stages, &options()).warnings.len()
+            },
+        ),
+        Workload::on("parse and lower 2,000 stages, 3 needed", few, |few| {
+            dockerfiles::lower(few)
         }),
-        Workload::new("parse and lower 2,000 stages, all needed", move || {
-            dockerfiles::lower(&all_parsed)
+        Workload::on("parse and lower 2,000 stages, all needed", all, |all| {
+            dockerfiles::lower(all)
         }),
-        Workload::new("write 2,000 stages as LLB", move || {
-            lowered.encode_definition()
-        }),
+        Workload::on(
+            "write 2,000 stages as LLB",
+            move || dockerfiles::lower(&all()),
+            llb::Graph::encode_definition,
+        ),
         Workload::new("expand 1,000 words", expand),
-        Workload::new("ignore patterns over 10,000 paths", move || {
-            let ignored = paths
-                .iter()
-                .filter(|path| matcher.is_ignored(path) == Ok(true));
-            ignored.count()
-        }),
+        Workload::on(
+            "ignore patterns over 10,000 paths",
+            ignored,
+            |(matcher, paths)| {
+                let ignored = paths
+                    .iter()
+                    .filter(|path| matcher.is_ignored(path) == Ok(true));
+                ignored.count()
+            },
+        ),
         Workload::new("schedule 2,000 vertices", || schedule::run(STAGES as u32)),
-        Workload::new("read what is known of 10,000 files", move || {
-            MemoTable::from_bytes(&memo)
-        }),
+        Workload::on(
+            "read what is known of 10,000 files",
+            || memo().to_bytes(),
+            |memo| MemoTable::from_bytes(memo),
+        ),
     ]
 }
 
-fn parse(text: &str) -> usize {
+fn ignored() -> (Matcher, Vec<String>) {
+    let paths = (0..FILES).map(|number| format!("src/d{:03}/deep/f{number}.rs", number % 300));
+    let matcher = Matcher::new(["**/target", "*.log", "src/**/tmp*", "!src/d007/**", "docs"])
+        .expect("valid patterns");
+    (matcher, paths.collect())
+}
+
+fn read(text: &str) -> (Ast, Stages) {
     let ast = dockerfile::parse(text.as_bytes()).expect("a valid Dockerfile");
-    ast.stages().expect("valid instructions").stages.len()
+    let stages = ast.stages().expect("valid instructions");
+    (ast, stages)
+}
+
+fn parse(text: &str) -> usize {
+    read(text).1.stages.len()
 }
 
 fn lint(text: &str) -> usize {
-    let options = CheckOptions {
+    check(text.as_bytes(), &options()).warnings.len()
+}
+
+/// The last stage alone, as a build checks it.
+fn options() -> CheckOptions<'static> {
+    CheckOptions {
         target: Some(""),
         ..CheckOptions::default()
-    };
-    check(text.as_bytes(), &options).warnings.len()
+    }
 }
 
 fn expand() -> usize {

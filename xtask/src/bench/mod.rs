@@ -4,7 +4,7 @@ mod compare;
 mod compress;
 mod curves;
 mod growth;
-mod instructions;
+pub(crate) mod instructions;
 pub(crate) mod peers;
 mod report;
 mod steps;

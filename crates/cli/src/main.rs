@@ -24,6 +24,7 @@ mod settings;
 mod signals;
 mod summary;
 mod table;
+mod telemetry;
 mod template;
 mod words;
 

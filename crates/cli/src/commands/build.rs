@@ -15,7 +15,7 @@ use super::debug::{self, OnFailure};
 use super::{space, why};
 use crate::arguments::{ChosenRuntime, Global, ProgressMode};
 use crate::failure::{Failure, exit};
-use crate::{build_request, diagnostics, log, output, settings, signals, summary};
+use crate::{build_request, diagnostics, log, output, settings, signals, summary, telemetry};
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Args)]
@@ -248,6 +248,7 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
                 Err(Failure::Build(failure)) => failure.record.as_deref(),
                 Err(_) => None,
             };
+            let _sending = record.map(|record| telemetry::send(global, record));
             conclude(build, &history, record);
             if let (Some(path), Some(record)) = (&build.profile, record) {
                 write_profile(path, record).map_err(exit::builder)?;

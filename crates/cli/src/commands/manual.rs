@@ -104,6 +104,7 @@ const VARIABLES: &str = "
 | `DOCKER_CONFIG` | Where `config.json` with logins and proxies is; `~/.docker` if unset |
 | `SOURCE_DATE_EPOCH` | The time that an image and its files have at most, in seconds since 1970 |
 | `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` | Proxies for registries and other sources |
+| `OTEL_EXPORTER_OTLP_ENDPOINT` | A collector of OpenTelemetry that each build is sent to, over HTTP: [Build in CI](ci.md#traces) |
 ";
 
 fn visible(command: &Command) -> impl Iterator<Item = &Command> {

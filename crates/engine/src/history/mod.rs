@@ -11,6 +11,7 @@ mod diff;
 mod explain;
 pub(crate) mod files;
 mod hidden;
+mod otlp;
 mod parts;
 mod record;
 pub(crate) mod recorder;
@@ -31,6 +32,7 @@ pub use record::{
     nanoseconds_between, time_of,
 };
 
+pub use otlp::{TraceParent, spans};
 pub use totals::Totals;
 pub use trace::trace;
 

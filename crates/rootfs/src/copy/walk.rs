@@ -39,6 +39,8 @@ pub(super) enum Target {
 /// One running copy.
 struct Job<'a> {
     copy: &'a Copy,
+    /// Whose files are that this process makes.
+    own: Owner,
     data: DataCopy,
     links: Links,
     may_link: AtomicBool,
@@ -104,6 +106,10 @@ pub(super) fn copy_tree(
 ) -> Result<()> {
     let job = Job {
         copy,
+        own: Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        },
         data: DataCopy::default(),
         links: Links::default(),
         may_link: AtomicBool::new(copy.link != LinkPolicy::Never),
@@ -431,7 +437,13 @@ impl Job<'_> {
         let source = from.open_file(name, entry)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(to_fd, to_name, flags, Mode::RUSR | Mode::WUSR)
+        let (owner, mode) = (self.owner(&entry.meta), self.mode(&entry.meta));
+        // Nobody may read it before it has its owner.
+        let first_mode = match owner == self.own {
+            true => Mode::from_raw_mode(mode & 0o777),
+            false => Mode::RUSR | Mode::WUSR,
+        };
+        let file = rustix::fs::openat(to_fd, to_name, flags, first_mode)
             .map_err(|errno| to.error("create", to_name, errno))?;
         let copied = self
             .data
@@ -441,8 +453,14 @@ impl Job<'_> {
         self.cloned
             .fetch_add(u64::from(copied.cloned), Ordering::Relaxed);
         let set = || -> std::result::Result<(), Errno> {
-            set_owner_fd(file.as_fd(), self.owner(&entry.meta))?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode(&entry.meta)))?;
+            // Each change is one of the file system's journal, a look is not: most files are made as they should be.
+            let made = rustix::fs::fstat(&file)?;
+            if (made.st_uid, made.st_gid) != (owner.uid, owner.gid) {
+                set_owner_fd(file.as_fd(), owner)?;
+            }
+            if made.st_mode & 0o7777 != mode {
+                rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+            }
             for attribute in meta::xattrs(source.as_fd())? {
                 meta::set_xattr(file.as_fd(), &attribute)?;
             }

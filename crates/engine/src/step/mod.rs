@@ -31,6 +31,7 @@ pub(crate) mod merge;
 pub(crate) mod network;
 pub(crate) mod output;
 mod ssh;
+mod ssh_keys;
 pub(crate) mod trust;
 mod upper;
 

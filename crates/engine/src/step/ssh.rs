@@ -1,16 +1,18 @@
 //! Gives a step the socket of an ssh agent: `--mount=type=ssh`.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llb::SecretFile;
 
 use crate::EngineError;
 use crate::client::AgentAddress;
 use crate::step::StepContext;
+use crate::step::ssh_keys::Keys;
 
-/// A socket that passes everything on to an agent, for one step.
+/// A socket for one step, behind which an agent answers: one that runs, or this process with keys it was given.
 pub(crate) struct AgentSocket {
     folder: tempfile::TempDir,
     /// What leads to the agent, where that is a client's.
@@ -40,7 +42,7 @@ impl AgentSocket {
                 ))),
             };
         };
-        let agent = agent_socket(id, agent)?;
+        let agent = Agent::of(id, agent)?;
         let folder = tempfile::Builder::new()
             .prefix("lapstrake-ssh-")
             .tempdir()
@@ -81,48 +83,78 @@ impl Drop for AgentSocket {
     }
 }
 
-fn agent_socket(id: &str, given: &[PathBuf]) -> Result<PathBuf, EngineError> {
-    let (path, from) = match given {
-        [] => {
-            let path = std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from);
-            let unset = || {
-                EngineError::Request(format!(
-                    "--ssh {id} takes the agent from SSH_AUTH_SOCK, which is not set; start one with \
-                     eval $(ssh-agent) and give it keys with ssh-add"
-                ))
-            };
-            (path.ok_or_else(unset)?, "SSH_AUTH_SOCK names ")
-        }
-        [socket] => (socket.clone(), ""),
-        _ => {
-            return Err(EngineError::Unsupported(
-                "an ssh agent made of several keys (ssh-add gives them to one agent)".to_owned(),
-            ));
-        }
-    };
-    let reason = match std::fs::metadata(&path) {
-        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-            return Ok(path);
-        }
-        Ok(found) if found.is_dir() => {
-            "which is a directory; give the socket of an agent that is in it".to_owned()
-        }
-        Ok(_) => {
-            "which is no socket; give a key to an agent with ssh-add, and the agent to the build"
-                .to_owned()
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            "which is not there; has the agent ended?".to_owned()
-        }
-        Err(error) => format!("which cannot be looked at: {error}"),
-    };
-    Err(EngineError::Request(format!(
-        "--ssh {id}: {from}{}, {reason}",
-        path.display()
-    )))
+/// What answers a step.
+#[derive(Debug)]
+enum Agent {
+    /// An agent that runs.
+    Socket(PathBuf),
+    /// This process, with keys it was given.
+    Keys(Arc<Keys>),
 }
 
-fn serve(listener: &UnixListener, agent: &Path) {
+impl Agent {
+    /// Finds out what was given: the socket of an agent, or private keys.
+    fn of(id: &str, given: &[PathBuf]) -> Result<Self, EngineError> {
+        let environment;
+        let (given, from) = match given {
+            [] => {
+                let path = std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from);
+                environment = [path.ok_or_else(|| {
+                    EngineError::Request(format!(
+                        "--ssh {id} takes the agent from SSH_AUTH_SOCK, which is not set; start one with \
+                         eval $(ssh-agent) and give it keys with ssh-add, or give a key: --ssh {id}=FILE"
+                    ))
+                })?];
+                (&environment[..], "SSH_AUTH_SOCK names ")
+            }
+            given => (given, ""),
+        };
+        for path in given {
+            let reason = match std::fs::metadata(path) {
+                Ok(found) if found.file_type().is_socket() => match given {
+                    [_] => return Ok(Self::Socket(path.clone())),
+                    _ => "which is a socket; an agent goes with no keys and no other agent"
+                        .to_owned(),
+                },
+                Ok(found) if found.is_file() => continue,
+                Ok(found) if found.is_dir() => {
+                    "which is a directory; give the socket of an agent, or a key, that is in it"
+                        .to_owned()
+                }
+                Ok(_) => "which is neither an agent's socket nor a key".to_owned(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    "which is not there; has the agent ended?".to_owned()
+                }
+                Err(error) => format!("which cannot be looked at: {error}"),
+            };
+            return Err(EngineError::Request(format!(
+                "--ssh {id}: {from}{}, {reason}",
+                path.display()
+            )));
+        }
+        Keys::read(given).map(Arc::new).map(Self::Keys)
+    }
+
+    /// Answers a connection, on threads of its own.
+    fn answer(&self, step: UnixStream) -> std::io::Result<()> {
+        match self {
+            Self::Socket(path) => {
+                let agent = UnixStream::connect(path)?;
+                let (step_end, agent_end) = (step.try_clone()?, agent.try_clone()?);
+                std::thread::spawn(move || pass(step, agent));
+                std::thread::spawn(move || pass(agent_end, step_end));
+            }
+            Self::Keys(keys) => {
+                let keys = Arc::clone(keys);
+                // It ends with the connection, in whatever way that ends.
+                std::thread::spawn(move || keys.serve(step));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn serve(listener: &UnixListener, agent: &Agent) {
     let bound = listener.local_addr();
     let path = bound
         .ok()
@@ -131,14 +163,8 @@ fn serve(listener: &UnixListener, agent: &Path) {
         if path.as_ref().is_none_or(|path| !path.exists()) {
             return;
         }
-        let (Ok(step), Ok(agent)) = (connection, UnixStream::connect(agent)) else {
-            continue;
-        };
-        let (Ok(step_end), Ok(agent_end)) = (step.try_clone(), agent.try_clone()) else {
-            continue;
-        };
-        std::thread::spawn(move || pass(step, agent));
-        std::thread::spawn(move || pass(agent_end, step_end));
+        // One that cannot be answered is closed, which the step sees.
+        let _ = connection.and_then(|step| agent.answer(step));
     }
 }
 
@@ -155,26 +181,24 @@ mod tests {
     fn what_is_no_agent_is_refused_with_what_to_do() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("key"), "-----BEGIN OPENSSH PRIVATE KEY-----\n").expect("a file");
+        std::fs::write(path("key"), "-----BEGIN RSA PRIVATE KEY-----\n").expect("a file");
         let _agent = UnixListener::bind(path("agent")).expect("a socket");
         let check = |given: &[PathBuf], words: &str| {
-            let told = match agent_socket("id", given) {
-                Ok(_) => "an agent".to_owned(),
+            let told = match Agent::of("id", given) {
+                Ok(agent) => format!("{agent:?}"),
                 Err(error) => error.to_string(),
             };
             assert!(told.contains(words), "{told}");
         };
-        check(&[path("agent")], "an agent");
+        check(&[path("agent")], "Socket(");
         check(
             &[path("key")],
-            "which is no socket; give a key to an agent with ssh-add",
+            "cannot be used: it is not in OpenSSH's format; ssh-keygen -p",
         );
         check(&[path("")], "which is a directory");
         check(&[path("gone")], "which is not there");
         check(&[path("key/x")], "which cannot be looked at");
-        check(
-            &[path("key"), path("key")],
-            "an ssh agent made of several keys",
-        );
+        check(&["/dev/null".into()], "neither an agent's socket nor a key");
+        check(&[path("key"), path("agent")], "an agent goes with no keys");
     }
 }

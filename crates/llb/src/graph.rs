@@ -250,7 +250,9 @@ impl Draft {
 #[derive(Debug, Clone, Default)]
 pub struct GraphBuilder {
     pub(crate) drafts: Vec<Pending>,
-    sources: Vec<SourceFile>,
+    pub(crate) sources: Vec<SourceFile>,
+    /// Numbers of the files that were added, by what is in them.
+    known: HashMap<[u8; 32], usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -263,17 +265,26 @@ impl GraphBuilder {
     /// Adds a source file, unless it is there, and returns its number for [`crate::Location::source`].
     pub fn source(&mut self, file: SourceFile) -> usize {
         // Where it came from is written in more than one way.
-        let same = |known: &SourceFile| {
-            (&known.filename, &known.language, &known.data)
-                == (&file.filename, &file.language, &file.data)
-        };
-        if let Some(number) = self.sources.iter().position(same) {
-            let known = &mut self.sources[number].definition;
-            *known = known.take().or(file.definition);
-            return number;
+        let mut hash = Sha256::new();
+        for part in [
+            file.filename.as_bytes(),
+            file.language.as_bytes(),
+            &file.data,
+        ] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
         }
-        self.sources.push(file);
-        self.sources.len() - 1
+        match self.known.entry(hash.finalize().into()) {
+            Entry::Occupied(known) => {
+                let definition = &mut self.sources[*known.get()].definition;
+                *definition = definition.take().or(file.definition);
+                *known.get()
+            }
+            Entry::Vacant(unknown) => {
+                self.sources.push(file);
+                *unknown.insert(self.sources.len() - 1)
+            }
+        }
     }
 
     /// Adds a vertex and returns its first output.
@@ -302,8 +313,7 @@ impl GraphBuilder {
             let inputs = vertex.inputs.iter().map(output).collect();
             let mut metadata = vertex.metadata.clone();
             for location in &mut metadata.locations {
-                // One that names no file goes on naming none.
-                location.source = sources.get(location.source).copied().unwrap_or(usize::MAX);
+                location.source = sources[location.source];
             }
             let draft = Draft {
                 op: vertex.op.clone(),
@@ -334,7 +344,9 @@ impl GraphBuilder {
     ///
     /// If an op names an input or output that is not there, or is not complete.
     pub fn finish(self, root: Option<Output>) -> Result<Graph, LlbError> {
-        let Self { drafts, sources } = self;
+        let Self {
+            drafts, sources, ..
+        } = self;
         let Some(root) = root else {
             return Ok(Graph {
                 sources,

@@ -202,9 +202,8 @@ impl<'a> Definition<'a> {
             };
             builder.add_pending(Pending { draft, foreign });
         }
-        for source in std::mem::take(&mut self.sources) {
-            builder.source(source);
-        }
+        // As they are numbered in the definition, even if one is there twice.
+        builder.sources = std::mem::take(&mut self.sources);
         let (root, _) = link(self.operations.len(), &root.inputs[0])?;
         let mut graph = builder.finish(Some(root))?;
         graph.unknown = self.unknown;
@@ -413,4 +412,39 @@ fn read_build(bytes: &[u8], unknown: &mut Unknown) -> Decoded<BuildOp> {
         Ok(true)
     })?;
     Ok(build)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Draft, Graph, GraphBuilder, Location, Op, SourceFile, SourceOp};
+
+    #[test]
+    fn files_keep_their_numbers_and_are_one_where_graphs_meet() {
+        let mut builder = GraphBuilder::default();
+        let file = |name: &str| SourceFile {
+            filename: name.to_owned(),
+            ..SourceFile::default()
+        };
+        builder.sources = vec![file("a"), file("a"), file("b")];
+        let mut draft = Draft::new(Op::Source(SourceOp::default()), Vec::new());
+        draft.metadata.locations = [1, 2]
+            .map(|source| Location {
+                source,
+                ..Location::default()
+            })
+            .to_vec();
+        let root = builder.add(draft);
+        let graph = builder.finish(Some(root)).unwrap();
+        let graph = Graph::decode_definition(&graph.encode_definition()).unwrap();
+        let numbers = |graph: &Graph| -> Vec<usize> {
+            let locations = graph.vertices()[0].metadata().locations.iter();
+            locations.map(|location| location.source).collect()
+        };
+        assert_eq!(numbers(&graph), [1, 2]);
+        let mut builder = GraphBuilder::default();
+        let root = builder.import(&graph);
+        let graph = builder.finish(root).unwrap();
+        assert_eq!(numbers(&graph), [0, 1]);
+        assert_eq!(graph.sources().len(), 2);
+    }
 }

@@ -10,7 +10,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
 use progress::{Event, Receiver, system_clock};
 use prost::Message;
 use tokio::sync::{Notify, broadcast, mpsc};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::error::Failure;
 use crate::export::Exported;
@@ -54,6 +54,8 @@ pub(crate) struct Job {
 struct Told {
     events: Vec<Arc<StatusResponse>>,
     ended: bool,
+    /// It is known what the build came to.
+    concluded: bool,
     record: BuildHistoryRecord,
     /// What the record speaks of.
     blobs: Vec<Blob>,
@@ -283,6 +285,7 @@ impl JobGuard {
     /// Notes what the build came to.
     pub(crate) fn conclude(&self, result: &Result<Exported, Failure>) {
         let mut told = self.job.told();
+        told.concluded = true;
         match result {
             Ok(exported) => {
                 let response = exported.response.clone();
@@ -317,6 +320,11 @@ impl JobGuard {
 
 impl Drop for JobGuard {
     fn drop(&mut self) {
+        let concluded = self.job.told().concluded;
+        if !concluded {
+            // The client has given up the call.
+            self.conclude(&Err(Failure::new(Code::Cancelled, "context canceled")));
+        }
         self.job.end();
         if let Some((record, blobs)) = self.job.complete(&self.jobs.traces)
             && let Err(error) = self.jobs.records.keep(&record, &blobs)

@@ -167,6 +167,8 @@ impl Listening {
             sockets: Vec::new(),
         };
         let mut listeners = Vec::new();
+        // Those of a service manager can be asked for once.
+        let mut sockets = ListenFd::from_env();
         for address in addresses {
             match address {
                 Address::Unix(path) => {
@@ -189,7 +191,9 @@ impl Listening {
                     listeners.push(Listener::Tcp(listener, acceptor.clone()));
                 }
                 Address::Passed(number) => {
-                    for (name, listener) in passed(*number, access, acceptor.as_ref())? {
+                    for (name, listener) in
+                        passed(*number, &mut sockets, access, acceptor.as_ref())?
+                    {
                         listening.addresses.push(name);
                         listeners.push(listener);
                     }
@@ -204,9 +208,11 @@ impl Listening {
     }
 }
 
-/// What is not encrypted is for this machine, unless its owner wants it otherwise.
+/// Who does not say who it is comes from this machine, unless its owner wants it otherwise.
 fn check_protection(ip: IpAddr, address: &str, access: &Access) -> Result<(), ServeError> {
-    match access.tls.is_some() || access.unprotected_tcp || ip.is_loopback() {
+    let knows_clients = |tls: &Tls| tls.client_authority.is_some();
+    let is_shut = access.tls.as_ref().is_some_and(knows_clients);
+    match is_shut || access.unprotected_tcp || ip.is_loopback() {
         true => Ok(()),
         false => Err(ServeError::Unprotected {
             address: address.to_owned(),
@@ -311,6 +317,7 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
 /// Takes sockets that were opened by a service manager.
 fn passed(
     number: Option<usize>,
+    sockets: &mut ListenFd,
     access: &Access,
     acceptor: Option<&TlsAcceptor>,
 ) -> Result<Vec<(String, Listener)>, ServeError> {
@@ -322,7 +329,6 @@ fn passed(
         address: name.clone(),
         source,
     };
-    let mut sockets = ListenFd::from_env();
     let places: Vec<usize> = match number {
         None => (0..sockets.len()).collect(),
         Some(number) => vec![number - 3],

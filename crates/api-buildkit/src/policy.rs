@@ -19,6 +19,8 @@ use crate::error::Failure;
 const MOST_CHANGES: usize = 20;
 /// Bytes a compiled expression may take.
 const MOST_EXPRESSION: usize = 1 << 20;
+/// Rules and constraints of all policies that are sent at once.
+const MOST_RULES: usize = 1024;
 
 /// The policies of a build, in their order.
 #[derive(Debug, Clone, Default)]
@@ -64,12 +66,39 @@ pub(crate) struct Source {
     pub(crate) attrs: BTreeMap<String, String>,
 }
 
+impl Source {
+    /// Makes one of an operation's parts; the name of an image is written in full, as it is when it is looked for.
+    pub(crate) fn new(identifier: &str, attrs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let image = identifier.strip_prefix("docker-image://");
+        let image = image.and_then(|name| Reference::parse_normalized(name).ok());
+        Self {
+            identifier: match image {
+                Some(image) => format!("docker-image://{}", image.or_latest()),
+                None => identifier.to_owned(),
+            },
+            attrs: attrs.into_iter().collect(),
+        }
+    }
+}
+
 impl Policies {
     /// Reads a client's policies; what cannot be understood is an error, not a rule less.
     pub(crate) fn parse<'a>(
         policies: impl IntoIterator<Item = &'a pbs::Policy>,
     ) -> Result<Self, Failure> {
-        let rules = |policy: &pbs::Policy| policy.rules.iter().map(rule).collect();
+        let mut left = MOST_RULES;
+        let rules = |policy: &pbs::Policy| {
+            let parts = policy.rules.iter().map(|rule| {
+                let selector = rule.selector.as_ref();
+                1 + selector.map_or(0, |selector| selector.constraints.len())
+            });
+            left = left.checked_sub(parts.sum()).ok_or_else(|| {
+                Failure::unknown(format!(
+                    "invalid source policy: more than {MOST_RULES} rules"
+                ))
+            })?;
+            policy.rules.iter().map(rule).collect()
+        };
         let policies: Result<Vec<Vec<Rule>>, Failure> = policies.into_iter().map(rules).collect();
         Ok(Self(Arc::new(policies?)))
     }
@@ -125,16 +154,13 @@ impl Policies {
     ) -> Result<Option<pb::Definition>, Failure> {
         let invalid = |what: &str| Failure::unknown(format!("failed to load LLB: {what}"));
         let mut changed = false;
-        let mut waiting = Vec::with_capacity(definition.def.len());
+        let mut read = Vec::with_capacity(definition.def.len());
         for bytes in &definition.def {
             let mut op = pb::Op::decode(bytes.as_slice())
                 .map_err(|_| invalid("an operation cannot be read"))?;
             let mut own = false;
             if let Some(pb::op::Op::Source(source)) = &mut op.op {
-                let now = Source {
-                    identifier: source.identifier.clone(),
-                    attrs: source.attrs.clone().into_iter().collect(),
-                };
+                let now = Source::new(&source.identifier, source.attrs.clone());
                 let then = self.evaluate(&now);
                 let then =
                     then.map_err(|failure| failure.context("error evaluating the source policy"))?;
@@ -145,45 +171,50 @@ impl Policies {
                 }
             }
             changed |= own;
-            waiting.push((Digest::sha256_of(bytes).to_string(), bytes, op, own));
+            read.push((Digest::sha256_of(bytes).to_string(), op, own));
         }
         if !changed {
             return Ok(None);
         }
-        // Each operation is named by what it holds, which are the names of its inputs too.
-        let mut names: HashMap<String, String> = HashMap::new();
-        let mut made = Vec::with_capacity(waiting.len());
-        while !waiting.is_empty() {
-            let before = waiting.len();
-            let mut left = Vec::new();
-            for (old, bytes, mut op, own) in waiting {
-                if !op
-                    .inputs
-                    .iter()
-                    .all(|input| names.contains_key(&input.digest))
-                {
-                    left.push((old, bytes, op, own));
-                    continue;
+        // Each operation is named by what it holds, which are the names of its inputs too. A walk from the last one, which
+        // is the root, leaves inputs before their users.
+        let places: HashMap<&str, usize> = read
+            .iter()
+            .enumerate()
+            .map(|(place, (name, ..))| (name.as_str(), place))
+            .collect();
+        let mut names: HashMap<&str, String> = HashMap::new();
+        let mut begun = vec![false; read.len()];
+        let mut made = Vec::with_capacity(read.len());
+        let mut stack = vec![(read.len() - 1, 0)];
+        while let Some((place, next)) = stack.pop() {
+            begun[place] = true;
+            let (old, op, own) = &read[place];
+            if let Some(input) = op.inputs.get(next) {
+                stack.push((place, next + 1));
+                if !names.contains_key(input.digest.as_str()) {
+                    match places.get(input.digest.as_str()) {
+                        Some(place) if !begun[*place] => stack.push((*place, 0)),
+                        _ => return Err(invalid("an input is missing")),
+                    }
                 }
-                let mut touched = own;
-                for input in &mut op.inputs {
-                    let name = &names[&input.digest];
-                    touched |= *name != input.digest;
-                    input.digest.clone_from(name);
-                }
-                let bytes = match touched {
-                    true => op.encode_to_vec(),
-                    false => bytes.clone(),
-                };
-                names.insert(old, Digest::sha256_of(&bytes).to_string());
-                made.push(bytes);
+                continue;
             }
-            waiting = left;
-            if waiting.len() == before {
-                return Err(invalid("an input is missing"));
+            let mut op = op.clone();
+            let mut touched = *own;
+            for input in &mut op.inputs {
+                let name = &names[input.digest.as_str()];
+                touched |= *name != input.digest;
+                input.digest.clone_from(name);
             }
+            let bytes = match touched {
+                true => op.encode_to_vec(),
+                false => definition.def[place].clone(),
+            };
+            names.insert(old, Digest::sha256_of(&bytes).to_string());
+            made.push(bytes);
         }
-        let renamed = |name: &String| names.get(name).unwrap_or(name).clone();
+        let renamed = |name: &String| names.get(name.as_str()).unwrap_or(name).clone();
         let mut converted = definition.clone();
         converted.def = made;
         converted.metadata = definition
@@ -268,7 +299,7 @@ fn rule(rule: &pbs::Rule) -> Result<Rule, Failure> {
             return Err(invalid(format!("invalid wildcard {identifier:?}: \"**\"")));
         }
         Ok(pbs::MatchType::Wildcard) => {
-            let quoted = regex::escape(&identifier).replace(r"\*", "(.*)");
+            let quoted = regex::escape(&identifier).replace(r"\*", "((?s:.*))");
             Some(expression(&format!("^{quoted}$"))?)
         }
         Err(_) => {
@@ -309,7 +340,8 @@ fn rule(rule: &pbs::Rule) -> Result<Rule, Failure> {
 }
 
 fn expression(text: &str) -> Result<Regex, Failure> {
-    let built = RegexBuilder::new(text).size_limit(MOST_EXPRESSION).build();
+    let mut builder = RegexBuilder::new(text);
+    let built = builder.size_limit(MOST_EXPRESSION).build();
     built.map_err(|error| Failure::unknown(format!("invalid source policy: {text:?}: {error}")))
 }
 
@@ -514,5 +546,50 @@ mod tests {
         );
         let other = policies(vec![made(Convert, selector(Exact, "z"), Some("c"))]);
         assert!(other.apply(&definition).unwrap().is_none());
+
+        // In any order the last operation stays last, and what it does not need is left out.
+        let middle = op(vec![name(&a)], Some("d"));
+        let root = op(vec![name(&middle)], None);
+        let unordered = pb::Definition {
+            def: [&middle, &a, &b, &root]
+                .map(Message::encode_to_vec)
+                .to_vec(),
+            ..pb::Definition::default()
+        };
+        let converted = rules.apply(&unordered).unwrap().unwrap();
+        let middle = op(vec![name(&c)], Some("d"));
+        let root = op(vec![name(&middle)], None);
+        let expect = [&c, &middle, &root].map(Message::encode_to_vec);
+        assert_eq!(converted.def, expect);
+        let broken = pb::Definition {
+            def: [&a, &op(vec!["sha256:0".to_owned()], None)]
+                .map(Message::encode_to_vec)
+                .to_vec(),
+            ..pb::Definition::default()
+        };
+        assert!(rules.apply(&broken).is_err());
+    }
+
+    #[test]
+    fn an_image_is_judged_by_its_full_name() {
+        let deny = selector(Wildcard, "docker-image://docker.io/library/alpine*");
+        let rules = policies(vec![made(Deny, deny, None)]);
+        for name in ["alpine", "docker.io/alpine", "docker.io/library/alpine:3"] {
+            let source = Source::new(&format!("docker-image://{name}"), []);
+            assert!(rules.evaluate(&source).is_err(), "{name}");
+        }
+        let lines = selector(Wildcard, "*");
+        let rules = policies(vec![made(Deny, lines, None)]);
+        assert!(rules.evaluate(&Source::new("https://a\nb", [])).is_err());
+    }
+
+    #[test]
+    fn there_may_not_be_any_number_of_rules() {
+        let rule = || made(Allow, selector(Exact, "a"), None);
+        let policy = pbs::Policy {
+            rules: (0..=MOST_RULES).map(|_| rule()).collect(),
+            ..pbs::Policy::default()
+        };
+        assert!(Policies::parse([&policy]).is_err());
     }
 }

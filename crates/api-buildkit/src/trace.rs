@@ -25,6 +25,10 @@ use tower::Service;
 const MOST_TRACES: usize = 64;
 /// Spans of one of them.
 const MOST_SPANS: usize = 4096;
+/// Bytes of one span as it is written; larger ones are left out.
+const MOST_OF_A_SPAN: usize = 64 << 10;
+/// Bytes of all that are kept.
+const MOST_BYTES: usize = 64 << 20;
 
 /// Which trace a build belongs to: 32 and 16 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,11 +193,19 @@ fn attribute(name: &str, value: &str) -> Value {
 /// Spans that clients sent, by their traces.
 #[derive(Debug, Default)]
 pub(crate) struct Traces {
-    kept: Mutex<VecDeque<(String, Vec<Value>)>>,
+    kept: Mutex<VecDeque<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    trace: String,
+    spans: Vec<Value>,
+    /// As they are written.
+    bytes: usize,
 }
 
 impl Traces {
-    fn table(&self) -> MutexGuard<'_, VecDeque<(String, Vec<Value>)>> {
+    fn table(&self) -> MutexGuard<'_, VecDeque<Kept>> {
         self.kept
             .lock()
             .unwrap_or_else(|poison| poison.into_inner())
@@ -202,25 +214,29 @@ impl Traces {
     /// Returns the spans of a trace that clients have sent so far.
     pub(crate) fn of(&self, trace: &str) -> Vec<Value> {
         let table = self.table();
-        let kept = table.iter().find(|(id, _)| id == trace);
-        kept.map(|(_, spans)| spans.clone()).unwrap_or_default()
+        let kept = table.iter().find(|kept| kept.trace == trace);
+        kept.map(|kept| kept.spans.clone()).unwrap_or_default()
     }
 
     fn add(&self, trace: String, span: Value) {
+        let bytes = span.to_string().len();
         let mut table = self.table();
-        let place = match table.iter().position(|(id, _)| *id == trace) {
-            Some(place) => place,
-            None => {
-                table.push_back((trace, Vec::new()));
-                if table.len() > MOST_TRACES {
-                    table.pop_front();
-                }
-                table.len() - 1
-            }
+        let mut kept = match table.iter().position(|kept| kept.trace == trace) {
+            Some(place) => table.remove(place).unwrap_or_default(),
+            None => Kept {
+                trace,
+                ..Kept::default()
+            },
         };
-        let spans = &mut table[place].1;
-        if spans.len() < MOST_SPANS {
-            spans.push(span);
+        if bytes <= MOST_OF_A_SPAN && kept.spans.len() < MOST_SPANS {
+            kept.spans.push(span);
+            kept.bytes += bytes;
+        }
+        // The one that was added to last stands last.
+        table.push_back(kept);
+        let mut all: usize = table.iter().map(|kept| kept.bytes).sum();
+        while table.len() > MOST_TRACES || (all > MOST_BYTES && table.len() > 1) {
+            all -= table.pop_front().map_or(0, |oldest| oldest.bytes);
         }
     }
 

@@ -104,7 +104,10 @@ impl Serve {
             (Some(certificate), Some(key)) => Some(Tls {
                 certificate: certificate.clone(),
                 key: key.clone(),
-                client_authority: self.tlscacert.clone(),
+                client_authority: self.tlscacert.clone().or_else(|| {
+                    let configured = config.tls.as_ref()?;
+                    configured.client_authority.clone()
+                }),
             }),
             _ => config.tls.clone(),
         };

@@ -31,6 +31,20 @@ struct Remembered {
 /// The largest file that is taken.
 const MAX_SIZE: u64 = 64 << 30;
 
+/// Refuses what readers of URLs read in different ways: a policy may have read another host.
+fn check(url: &str) -> Result<(), EngineError> {
+    let has_host = url.split_once("://").is_some_and(|(_, rest)| {
+        rest.starts_with(|first: char| first.is_alphanumeric() || "[-_.~%".contains(first))
+    });
+    let is_odd = |c: char| c.is_control() || c.is_whitespace() || c == '\\';
+    match has_host && !url.contains(is_odd) {
+        true => Ok(()),
+        false => Err(EngineError::Request(format!(
+            "invalid URL {url:?}: a URL is scheme://host/path, blanks and backslashes are written as %20 and %5C"
+        ))),
+    }
+}
+
 /// Downloads the file of a source, unless it is known to be unchanged.
 pub(crate) fn pin(
     shared: &Shared,
@@ -38,6 +52,7 @@ pub(crate) fn pin(
     running: &RunningVertex,
 ) -> Result<HttpFile, EngineError> {
     let url = source.identifier.as_str();
+    check(url)?;
     let attribute = |name: &str| source.attrs.get(name).filter(|value| !value.is_empty());
     let wanted = attribute(attr::HTTP_CHECKSUM)
         .map(|text| {
@@ -341,7 +356,31 @@ impl HttpFile {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_date;
+    use super::{check, parse_date};
+
+    #[test]
+    fn urls_that_can_be_read_in_two_ways_are_refused() {
+        for good in [
+            "https://h/x",
+            "http://[::1]:80/a?b#c",
+            "https://u@h",
+            "http://127.0.0.1/%20",
+        ] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "https:////h/x",
+            "https:/\\h/x",
+            "https://\\h/x",
+            "https://ev\til/x",
+            "https://h/a b",
+            " https://h/",
+            "https://h/\n",
+            "https:///x",
+        ] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn dates_come_in_three_forms() {

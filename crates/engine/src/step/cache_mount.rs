@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use llb::{ExecOp, MountKind};
+use llb::{CacheSharing, ExecOp, MountKind};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock};
 use rustix::io::Errno;
 use store::Layer;
@@ -72,11 +72,7 @@ impl CacheMount {
     }
 
     fn private(mounts: &Path, name: &str) -> Result<Self, EngineError> {
-        for number in 0.. {
-            let folder = match number {
-                0 => mounts.join(name),
-                number => mounts.join(format!("{name}.{number}")),
-            };
+        for folder in private_folders(mounts, name) {
             if let Some(mount) = Self::acquire(&folder, EXCLUSIVE)? {
                 return Ok(mount);
             }
@@ -175,6 +171,14 @@ impl CacheMount {
     }
 }
 
+/// Returns the folders of a private directory, the first for who comes first.
+fn private_folders(mounts: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+    (0_u64..).map(move |number| match number {
+        0 => mounts.join(name),
+        number => mounts.join(format!("{name}.{number}")),
+    })
+}
+
 /// Returns the folder of all directories, made if it is not there, and the name in it of one of them.
 fn place(
     context: &StepContext,
@@ -202,7 +206,7 @@ pub(crate) fn renew(
     cancel: &Cancel,
 ) -> Result<(), EngineError> {
     for mount in &op.mounts {
-        let (MountKind::Cache { id, .. }, Some(input)) = (&mount.kind, mount.input) else {
+        let (MountKind::Cache { id, sharing }, Some(input)) = (&mount.kind, mount.input) else {
             continue;
         };
         let (Some(true), Some(Snapshot::Layers(base))) = (forced.get(input), inputs.get(input))
@@ -219,9 +223,26 @@ pub(crate) fn renew(
         if renewed.contains(&name) {
             continue;
         }
-        if folder.join("fs").exists() {
-            let directory = CacheMount::wait(&folder, EXCLUSIVE, cancel)?;
-            directory.replace(id, |tree| context.copy_whole(base, tree))?;
+        let empty = |directory: CacheMount| -> Result<(), EngineError> {
+            directory.replace(id, |tree| context.copy_whole(base, tree))
+        };
+        match sharing {
+            // Nobody waits for these: one that another build has is not the one that this build gets.
+            CacheSharing::Private => {
+                for folder in private_folders(&mounts, &name) {
+                    if !folder.join("fs").exists() {
+                        break;
+                    }
+                    if let Some(directory) = CacheMount::acquire(&folder, EXCLUSIVE)? {
+                        empty(directory)?;
+                    }
+                }
+            }
+            CacheSharing::Shared | CacheSharing::Locked => {
+                if folder.join("fs").exists() {
+                    empty(CacheMount::wait(&folder, EXCLUSIVE, cancel)?)?;
+                }
+            }
         }
         renewed.insert(name);
     }

@@ -188,13 +188,13 @@ fn count_all(program: &Path, names: &[String]) -> anyhow::Result<Vec<u64>> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut counted = Vec::new();
-        while let Some((at, name)) = {
+        loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            names.get(at).map(|name| (at, name))
-        } {
+            let Some(name) = names.get(at) else {
+                return anyhow::Ok(counted);
+            };
             counted.push((at, count(program, name)?));
         }
-        anyhow::Ok(counted)
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut counts = std::thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use testkit::{Environment, has_program, skip};
+use testkit::{Environment, Outcome, has_program, skip};
 
 fn world() -> Environment {
     let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
@@ -432,8 +432,9 @@ fn archives_that_are_garbage_are_refused_in_words() {
         (b"", "it has neither manifest.json nor index.json"),
         (&whole[..whole.len() / 2], "it is cut off"),
     ] {
-        world.write("garbage", content);
-        let failed = world.run(["load", "-i", "garbage"]).fails_with(1);
+        let garbage = fs::File::open(world.write("garbage", content)).unwrap();
+        let mut load = world.command(["load"]);
+        let failed = Outcome::of(load.stdin(garbage)).fails_with(1);
         failed.says(words);
         assert!(!failed.stderr.contains('\u{1b}'), "{}", failed.told());
     }

@@ -88,11 +88,12 @@ fn begin(
 
 fn post(registries: &registry::Settings, target: &Target, messages: Vec<Vec<u8>>) -> Result<()> {
     let endpoint = &target.endpoint;
+    let shown = attest::without_credentials(endpoint);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the network")?;
-    let client = registries.download_client(endpoint)?;
+    let client = registries.upload_client(endpoint)?;
     let send = async {
         for message in messages {
             let mut request = client
@@ -107,7 +108,7 @@ fn post(registries: &registry::Settings, target: &Target, messages: Vec<Vec<u8>>
                 .await
                 .map_err(|error| anyhow::anyhow!("{}", engine::chain(&error)))?;
             if !answer.status().is_success() {
-                bail!("{endpoint} answers {}", answer.status());
+                bail!("{shown} answers {}", answer.status());
             }
         }
         Ok(())
@@ -116,7 +117,7 @@ fn post(registries: &registry::Settings, target: &Target, messages: Vec<Vec<u8>>
         match tokio::time::timeout(target.timeout, send).await {
             Ok(sent) => sent,
             Err(_) => bail!(
-                "{endpoint} has not answered within {} s",
+                "{shown} has not answered within {} s",
                 target.timeout.as_secs_f32()
             ),
         }
@@ -158,7 +159,7 @@ impl Target {
             );
         }
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            bail!("the endpoint {endpoint} does not begin with http:// or https://");
+            bail!("the endpoint does not begin with http:// or https://");
         }
         let timeout = match of_traces("TIMEOUT") {
             None => PATIENCE,

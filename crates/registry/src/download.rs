@@ -9,6 +9,19 @@ const LIKE: &str = "(like buildkit/v0.29)";
 impl Settings {
     /// Returns a client for plain downloads from the server of `url`; it follows redirects.
     pub fn download_client(&self, url: &str) -> Result<reqwest::Client, RegistryError> {
+        self.client(url, reqwest::redirect::Policy::default())
+    }
+
+    /// Returns a client that sends to the server of `url`, and nowhere else.
+    pub fn upload_client(&self, url: &str) -> Result<reqwest::Client, RegistryError> {
+        self.client(url, reqwest::redirect::Policy::none())
+    }
+
+    fn client(
+        &self,
+        url: &str,
+        redirects: reqwest::redirect::Policy,
+    ) -> Result<reqwest::Client, RegistryError> {
         let invalid = |message: String| RegistryError::Settings {
             origin: "the HTTP client".to_owned(),
             message,
@@ -20,6 +33,7 @@ impl Settings {
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(config)
             .user_agent(format!("{} {LIKE}", self.user_agent))
+            .redirect(redirects)
             .connect_timeout(self.timeouts.connect);
         let local = url.host_str().is_some_and(is_loopback);
         if local || self.proxy == ProxyUse::None {

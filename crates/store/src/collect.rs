@@ -171,6 +171,7 @@ impl Store {
         }
         if !done.items.is_empty() && !policy.dry_run {
             self.shorten_changes();
+            state.used = self.used_bytes()?;
         }
         done.used = state.used;
         if policy.max_used.is_some_and(|limit| done.used > limit) {

@@ -133,6 +133,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut baseline = read(&path)?;
     let made_with = Circumstances::here()?;
     let difference = baseline.made_with.difference(&made_with);
+    if let (Some(difference), true, Some(_)) = (&difference, arguments.update, &arguments.only) {
+        bail!("{difference}: --update takes all counts anew, without --only");
+    }
     let is_judged = difference.is_none() && !arguments.update;
     if let (Some(difference), false) = (difference, arguments.update) {
         println!("{difference}: nothing is judged");

@@ -594,26 +594,9 @@ impl Export {
                 .map_err(exit::engine)?;
             return Ok(());
         };
-        // It appears under its name only once it is whole.
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => std::path::Path::new("."),
-        };
-        let writing = || format!("failed to write {}", path.display());
-        let mut file = tempfile::NamedTempFile::new_in(folder)
-            .with_context(writing)
-            .map_err(exit::builder)?;
         engine
-            .export_container(&self.container, &mut file)
+            .export_container_to(&self.container, path)
             .map_err(exit::engine)?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file()
-            .set_permissions(mode)
-            .with_context(writing)
-            .map_err(exit::builder)?;
-        file.persist(path)
-            .with_context(writing)
-            .map_err(exit::builder)?;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use store::{Layer, NamedLock, Store};
 
 use super::Container;
 use crate::container::find_container;
+use crate::export::files::NewFile;
 use crate::{Engine, EngineError};
 
 /// Where files come from.
@@ -235,6 +236,11 @@ impl Engine {
     ) -> Result<u64, EngineError> {
         let from = self.source_in_container(wanted, "/", CopyOptions::default())?;
         self.write_tar(&from, out)
+    }
+
+    /// Writes all files of a container as a tar into a file, which appears once it is whole.
+    pub fn export_container_to(&self, wanted: &str, path: &Path) -> Result<u64, EngineError> {
+        NewFile::write(path, |out| self.export_container(wanted, out))
     }
 
     /// Writes a source as a tar: what it is named in the archive is its own name.

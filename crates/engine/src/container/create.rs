@@ -262,7 +262,11 @@ fn ports(request: &CreateRequest, image: &oci::ContainerConfig) -> Vec<Published
     let mut ports = request.ports.clone();
     if request.publish_all {
         for exposed in &image.exposed_ports {
-            let exposed = super::published_ports(exposed).unwrap_or_default();
+            // The image says nothing of this machine's ports and addresses.
+            let exposed = match exposed.contains(':') {
+                true => Vec::new(),
+                false => super::published_ports(exposed).unwrap_or_default(),
+            };
             for port in exposed {
                 if !ports.iter().any(|known| known.container == port.container) {
                     ports.push(port);

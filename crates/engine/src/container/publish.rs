@@ -95,6 +95,11 @@ pub fn published_ports(text: &str) -> Result<Vec<PublishedPort>, EngineError> {
         .collect())
 }
 
+/// Each takes a descriptor and a thread, twice with IPv6.
+const MOST_PORTS: usize = 256;
+/// How often a free port is looked for.
+const DRAWS: usize = 16;
+
 /// The listeners of a container that is about to run.
 #[derive(Debug, Default)]
 pub(super) struct Bound {
@@ -104,6 +109,12 @@ pub(super) struct Bound {
 impl Bound {
     /// Takes the ports of this machine, so that a container is not started without them.
     pub(super) fn bind(ports: &[PublishedPort]) -> Result<Self, EngineError> {
+        if ports.len() > MOST_PORTS {
+            return Err(EngineError::Request(format!(
+                "{} ports are to be published; there can be {MOST_PORTS}",
+                ports.len()
+            )));
+        }
         let mut bound = Self::default();
         for port in ports {
             bound.add(port)?;
@@ -114,23 +125,32 @@ impl Bound {
 
     fn add(&mut self, wanted: &PublishedPort) -> Result<(), EngineError> {
         let first = wanted.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        let address = SocketAddr::new(first, wanted.port.unwrap_or(0));
-        let listener = listen(address).map_err(|error| refused(address, &error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| refused(address, &error))?;
         let container = wanted.container;
-        let bound = BoundPort { container, address };
-        self.listeners.push((listener, bound));
-        if wanted.address.is_none() {
-            let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
-            // A machine without IPv6 is reached by the other.
-            if let Ok(listener) = listen(address) {
-                let bound = BoundPort { container, address };
-                self.listeners.push((listener, bound));
+        for attempt in 1.. {
+            let address = SocketAddr::new(first, wanted.port.unwrap_or(0));
+            let listener = listen(address).map_err(|error| refused(address, &error))?;
+            let address = listener
+                .local_addr()
+                .map_err(|error| refused(address, &error))?;
+            let bound = BoundPort { container, address };
+            if wanted.address.is_none() {
+                let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+                match listen(address) {
+                    Ok(listener) => {
+                        let bound = BoundPort { container, address };
+                        self.listeners.push((listener, bound));
+                    }
+                    // A machine without IPv6 is reached by the other.
+                    Err(error) if is_without_ipv6(&error) => {}
+                    // Free for one of the two only: another one may be for both.
+                    Err(_) if wanted.port.is_none() && attempt < DRAWS => continue,
+                    Err(error) => return Err(refused(address, &error)),
+                }
             }
+            self.listeners.push((listener, bound));
+            return Ok(());
         }
-        Ok(())
+        unreachable!("the last attempt returns")
     }
 
     pub(super) fn ports(&self) -> Vec<BoundPort> {
@@ -153,6 +173,14 @@ impl Bound {
         }
         Ok(published)
     }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL)
+    )
 }
 
 fn refused(address: SocketAddr, error: &io::Error) -> EngineError {
@@ -201,20 +229,13 @@ fn accept(listener: &TcpListener, port: u16, dialer: &Arc<Dialer>) {
     loop {
         let client = match listener.accept() {
             Ok((client, _)) => client,
-            // One that went away again, or no descriptor left: the next may do better.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                ) =>
-            {
-                continue;
-            }
-            Err(error) if matches!(error.raw_os_error(), Some(23 | 24)) => {
+            // It was shut down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            // One that went away again, a network that failed it, or no descriptor left: the next may do better.
+            Err(_) => {
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 continue;
             }
-            Err(_) => return,
         };
         // Where nobody listens in the container, the connection is closed.
         let Ok(server) = dialer.connect(port) else {

@@ -10,7 +10,7 @@ use store::{Layer, NamedLock};
 
 use super::control::{Control, ExecRequest, Listener};
 use super::log::LogWriter;
-use super::publish::{Bound, Published};
+use super::publish::{Bound, Published, PublishedPort};
 use super::streams::{Copying, Terminal};
 use super::{Container, ContainerConfig, ContainerNetwork, ContainerState, MountSource};
 use crate::{Engine, EngineError};
@@ -129,12 +129,21 @@ impl Engine {
         if config.network != ContainerNetwork::Bridge || config.ports.is_empty() {
             return Ok(Bound::default());
         }
-        let mut ports = config.ports.clone();
-        if self.shared.helper()?.network() == sandbox::NetworkMode::Host {
-            // It shares the machine's network for want of one: there the port is its own.
-            ports.retain(|port| port.port != Some(port.container));
+        if self.shared.helper()?.network() != sandbox::NetworkMode::Host {
+            return Bound::bind(&config.ports);
         }
-        Bound::bind(&ports)
+        // It shares the machine's network for want of one: its port is the machine's, and another one would lead to
+        // whatever the machine has at the port of the container.
+        let is_own =
+            |port: &PublishedPort| port.address.is_none() && port.port == Some(port.container);
+        match config.ports.iter().find(|port| !is_own(port)) {
+            None => Ok(Bound::default()),
+            Some(port) => Err(EngineError::Request(format!(
+                "port {} cannot be published: containers share the network of this machine (`lapstrake info` says why); \
+                 -p {0}:{0} and --network host use its ports as they are",
+                port.container
+            ))),
+        }
     }
 
     fn specify(

@@ -105,18 +105,7 @@ pub(crate) fn to_tar(
                 engine.name
             )));
         }
-        Destination::Path(path) => match NewFile::begin(path)? {
-            Some(mut file) => {
-                write(file.file())?;
-                file.finish()?;
-                return Ok(Exported::default());
-            }
-            // A device or a pipe is written to as it is.
-            None => {
-                let file = std::fs::File::create(path);
-                write(&mut file.map_err(EngineError::io("open", path))?)?
-            }
-        },
+        Destination::Path(path) => NewFile::write(path, |out| Ok(write(out)?))?,
     };
     Ok(Exported::default())
 }
@@ -156,8 +145,22 @@ impl NewFile {
         }))
     }
 
-    pub(crate) fn file(&mut self) -> &mut std::fs::File {
-        &mut self.file
+    /// Writes a file whole; a device or a pipe is written to as it is.
+    pub(crate) fn write<T>(
+        path: &Path,
+        write: impl FnOnce(&mut dyn Write) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        match Self::begin(path)? {
+            Some(mut new) => {
+                let written = write(&mut new.file)?;
+                new.finish()?;
+                Ok(written)
+            }
+            None => {
+                let file = std::fs::File::create(path);
+                write(&mut file.map_err(EngineError::io("open", path))?)
+            }
+        }
     }
 
     /// Returns another descriptor of the file.

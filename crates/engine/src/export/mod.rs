@@ -3,7 +3,7 @@
 pub(crate) mod ahead;
 pub(crate) mod archive;
 mod blocks;
-mod files;
+pub(crate) mod files;
 pub(crate) mod image;
 pub(crate) mod layers;
 pub(crate) mod layout;

@@ -90,8 +90,11 @@ impl Chosen<'_> {
                 });
             tree.map_err(failed("make the file system for /sys"))?;
         }
+        // Two files are always there when any are; not seen any more once there is a /proc of its own.
+        let foreign =
+            std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|formats| formats.count() > 2);
         self.set_scene(machine.unified_cgroups)?;
-        self.look_up(spec, &stage, machine.groups_forbidden, report)?;
+        self.look_up(spec, &stage, machine.groups_forbidden, foreign, report)?;
         let rlimits = spec.rlimits.iter().map(|limit| {
             let number = command::resource_number(limit.resource);
             let (soft, hard) = sys::attainable_limit(number, limit.soft, limit.hard)
@@ -121,7 +124,7 @@ impl Chosen<'_> {
         for fd in stdio {
             command::hand_over(fd.as_fd(), stage.identity.uid);
         }
-        signals::block();
+        // Nothing is blocked for it: the runtime would hand that on. What comes now is held.
         let pid = self.create(&stage.path, stdio)?;
         if spec.security == Security::Sandbox && !machine.user_namespace {
             self.close_devices(pid)?;
@@ -293,11 +296,9 @@ impl Chosen<'_> {
         spec: &Spec,
         stage: &Stage,
         groups_forbidden: bool,
+        foreign: bool,
         report: &OwnedFd,
     ) -> Result<(), SandboxError> {
-        // Two files are always there when any are.
-        let foreign =
-            std::fs::read_dir("/proc/sys/fs/binfmt_misc").is_ok_and(|formats| formats.count() > 2);
         // SAFETY: this process is a clone of the single-threaded helper and started no thread.
         match unsafe { sys::clone_process(0, None) }.map_err(failed("look for the program"))? {
             Cloned::Parent { pid, .. } => {

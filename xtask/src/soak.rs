@@ -52,6 +52,14 @@ enum Kind {
         #[arg(long, default_value_t = 200)]
         count: u64,
     },
+    /// Have 64 clients of a server build at once, cancel and vanish; nothing hangs and nothing of them is left
+    Clients {
+        #[command(flatten)]
+        options: Options,
+        /// Builds
+        #[arg(long, default_value_t = 1000)]
+        count: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Kind::Prunes { options, count } => (options, *count, soak::prunes),
         Kind::Edits { options, count } => (options, *count, soak::edits),
         Kind::Registry { options, count } => (options, *count, registry),
+        Kind::Clients { options, count } => (options, *count, testclient::soak::clients),
     };
     let program = match &options.program {
         Some(program) => std::path::absolute(program)?,

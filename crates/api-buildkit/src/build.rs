@@ -6,19 +6,23 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use attest::{Request, Sources};
 use bollard_buildkit_proto::pb;
-use engine::{Caches, Cancel, Engine, GraphRequest, KnownImages, Solved};
+use engine::{
+    BuildClient, BuildRequest, Caches, Cancel, Engine, ExportTree, GraphRequest, KnownImages,
+    Limits, Solved,
+};
 use llb::Graph;
 use oci::Timestamp;
 use progress::Sink;
 use prost::Message;
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
 
 use crate::attestations::Wanted;
 use crate::caches;
 use crate::client::SessionClient;
-use crate::dockerfile;
+use crate::dockerfile::{self, Outcome};
 use crate::error::Failure;
+use crate::frontend_image;
 use crate::jobs::Job;
 use crate::policy::Policies;
 use crate::scope::{Produced, Producers, Scope};
@@ -26,10 +30,19 @@ use crate::scope::{Produced, Producers, Scope};
 /// A build under way.
 pub(crate) struct Build {
     pub(crate) engine: Engine,
-    pub(crate) client: Arc<SessionClient>,
+    pub(crate) client: Arc<dyn BuildClient>,
+    /// The same, where it is at the other end of a session.
+    remote: Option<Arc<SessionClient>>,
+    /// Where calls are waited for.
+    pub(crate) runtime: Handle,
     pub(crate) sink: Sink,
-    pub(crate) job: Arc<Job>,
+    /// Who listens in a client's words.
+    pub(crate) job: Option<Arc<Job>>,
     pub(crate) cancel: Cancel,
+    /// Limits of what runs beside the graph.
+    pub(crate) limits: Limits,
+    /// The request of this machine that it belongs to, and the id of that build.
+    part_of: Option<(Arc<BuildRequest>, String)>,
     /// What the client allows, and the server too.
     pub(crate) entitlements: Vec<String>,
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
@@ -48,8 +61,6 @@ pub(crate) struct Build {
     pub(crate) asked: Request,
     produced: Produced,
     trees: Mutex<HashMap<String, Arc<Tree>>>,
-    /// What a client's own frontend came to.
-    pub(crate) returned: watch::Sender<Option<Result<FrontendResult, Failure>>>,
 }
 
 /// A graph, and its tree once somebody needs it.
@@ -73,6 +84,27 @@ fn next_number() -> u64 {
 pub(crate) struct FrontendResult {
     pub(crate) trees: Trees,
     pub(crate) metadata: BTreeMap<String, Vec<u8>>,
+    /// What it says of its trees, by platform.
+    pub(crate) attestations: BTreeMap<String, Vec<Said>>,
+}
+
+/// What a frontend says of a tree, in the files of another.
+#[derive(Clone)]
+pub(crate) struct Said {
+    pub(crate) kind: SaidKind,
+    pub(crate) metadata: BTreeMap<String, Vec<u8>>,
+    pub(crate) tree: Option<Arc<Tree>>,
+    pub(crate) path: String,
+    pub(crate) predicate_type: String,
+}
+
+/// How it is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SaidKind {
+    /// A file is a predicate.
+    Predicate,
+    /// Each file of a directory is a statement.
+    Statements,
 }
 
 /// One tree, or one for each platform. `None` is an empty one.
@@ -144,6 +176,10 @@ impl Tree {
         let _ = self.scope.set(Arc::clone(scope));
     }
 
+    pub(crate) fn images(&self) -> &KnownImages {
+        &self.images
+    }
+
     pub(crate) fn scope(&self) -> Option<&Arc<Scope>> {
         self.scope.get()
     }
@@ -171,6 +207,7 @@ impl Tree {
             client: build.client.clone(),
             entitlements: build.entitlements.clone(),
             caches: build.read_caches(),
+            part_of: build.part_of.clone(),
         };
         let result = build
             .engine
@@ -187,9 +224,15 @@ impl Tree {
 /// What a build is made of.
 pub(crate) struct BuildParts {
     pub(crate) engine: Engine,
-    pub(crate) client: SessionClient,
+    pub(crate) client: Arc<dyn BuildClient>,
+    pub(crate) remote: Option<Arc<SessionClient>>,
+    pub(crate) runtime: Handle,
+    pub(crate) cancel: Cancel,
+    pub(crate) limits: Limits,
+    pub(crate) part_of: Option<(Arc<BuildRequest>, String)>,
     pub(crate) sink: Sink,
-    pub(crate) job: Arc<Job>,
+    /// Who listens in a client's words.
+    pub(crate) job: Option<Arc<Job>>,
     pub(crate) id: String,
     pub(crate) entitlements: Vec<String>,
     pub(crate) inputs: BTreeMap<String, pb::Definition>,
@@ -206,6 +249,11 @@ impl Build {
         let BuildParts {
             engine,
             client,
+            remote,
+            runtime,
+            cancel,
+            limits,
+            part_of,
             sink,
             job,
             id,
@@ -221,10 +269,14 @@ impl Build {
         let asked = producers.request(&frontend, &attrs, &inputs);
         Self {
             engine,
-            client: Arc::new(client),
+            client,
+            remote,
+            runtime,
             sink,
             job,
-            cancel: Cancel::default(),
+            cancel,
+            limits,
+            part_of,
             entitlements,
             inputs,
             id,
@@ -237,8 +289,23 @@ impl Build {
             asked,
             produced: producers.of_build(),
             trees: Mutex::default(),
-            returned: watch::channel(None).0,
         }
+    }
+
+    /// Uses caches that were read already.
+    pub(crate) fn use_caches(&self, caches: Caches) {
+        let _ = self.read_caches.set((caches, Vec::new()));
+    }
+
+    /// Returns the name of the client's session; empty where there is none.
+    pub(crate) fn session_id(&self) -> &str {
+        self.remote.as_ref().map_or("", |client| &client.session.id)
+    }
+
+    /// Returns the client at the other end of the session.
+    pub(crate) fn remote(&self) -> Result<&Arc<SessionClient>, Failure> {
+        let none = || Failure::unknown("the build has no session with a client");
+        self.remote.as_ref().ok_or_else(none)
     }
 
     /// Returns the caches that the client names, read when they are first needed. Blocks.
@@ -260,8 +327,12 @@ impl Build {
         request
     }
 
-    /// Carries out a frontend's request, or a client's. Blocks.
-    pub(crate) fn solve(&self, request: FrontendRequest) -> Result<FrontendResult, Failure> {
+    /// Carries out a frontend's request, or a client's, made within a scope. Blocks.
+    pub(crate) fn solve(
+        self: &Arc<Self>,
+        request: FrontendRequest,
+        scope: &Arc<Scope>,
+    ) -> Result<FrontendResult, Failure> {
         let result = match (request.definition, request.frontend.as_str()) {
             (Some(_), "dockerfile.v0" | "gateway.v0") => {
                 return Err(Failure::unknown(
@@ -276,9 +347,9 @@ impl Build {
                 let definition = converted.unwrap_or(definition);
                 let result = FrontendResult {
                     trees: Trees::One(Tree::of_definition(definition)?),
-                    metadata: BTreeMap::new(),
+                    ..FrontendResult::default()
                 };
-                self.assign(&result, &self.scope);
+                self.assign(&result, scope);
                 result
             }
             (None, _) if !request.policies.is_empty() => {
@@ -286,18 +357,8 @@ impl Build {
                     "a source policy that a frontend has for another",
                 ));
             }
-            (None, "dockerfile.v0") => self.dockerfile(request.attrs, &request.inputs)?,
-            (None, "gateway.v0") => {
-                let mut attrs = request.attrs;
-                let source = attrs.remove("source").unwrap_or_default();
-                if !is_builtin(&source) {
-                    return Err(Failure::unsupported(format!(
-                        "the frontend image {source:?}"
-                    )));
-                }
-                attrs.remove("cmdline");
-                self.dockerfile(attrs, &request.inputs)?
-            }
+            (None, "dockerfile.v0") => self.dockerfile(request.attrs, &request.inputs, scope)?,
+            (None, "gateway.v0") => self.gateway(&request.attrs, request.inputs, scope)?,
             (None, "") => FrontendResult::default(),
             (None, name) => return Err(Failure::unknown(format!("invalid frontend: {name}"))),
         };
@@ -310,21 +371,49 @@ impl Build {
     }
 
     fn dockerfile(
-        &self,
+        self: &Arc<Self>,
         attrs: BTreeMap<String, String>,
         inputs: &BTreeMap<String, pb::Definition>,
+        outer: &Arc<Scope>,
     ) -> Result<FrontendResult, Failure> {
         let producers = self.produced.producers();
         let scope = Scope::new(producers.request("dockerfile.v0", &attrs, inputs));
-        let result = dockerfile::build(self, attrs, inputs, &scope)?;
-        self.assign(&result, &scope);
-        self.scope.add(&scope);
+        match dockerfile::build(self, attrs, inputs, &scope)? {
+            Outcome::Built(result) => Ok(self.made(result, &scope, outer)),
+            Outcome::Forward(forward) => self
+                .gateway(&forward.attrs, inputs.clone(), outer)
+                .map_err(|failure| forward.place(failure)),
+        }
+    }
+
+    /// Runs the frontend that is an image.
+    pub(crate) fn gateway(
+        self: &Arc<Self>,
+        attrs: &BTreeMap<String, String>,
+        inputs: BTreeMap<String, pb::Definition>,
+        outer: &Arc<Scope>,
+    ) -> Result<FrontendResult, Failure> {
+        let producers = self.produced.producers();
+        let scope = Scope::new(producers.request("gateway.v0", attrs, &inputs));
+        let result = frontend_image::run(self, &scope, attrs, inputs)?;
+        Ok(self.made(result, &scope, outer))
+    }
+
+    /// Notes for what request a result was made.
+    fn made(
+        &self,
+        result: FrontendResult,
+        scope: &Arc<Scope>,
+        outer: &Arc<Scope>,
+    ) -> FrontendResult {
+        self.assign(&result, scope);
+        outer.add(scope);
         for tree in result.trees.all() {
             let sources = Sources::default();
-            let record = self.request_with_root(&scope, &sources).record(&sources);
+            let record = self.request_with_root(scope, &sources).record(&sources);
             self.produced.add(&tree.graph, record);
         }
-        Ok(result)
+        result
     }
 
     fn assign(&self, result: &FrontendResult, scope: &Arc<Scope>) {
@@ -366,21 +455,42 @@ impl Trees {
             Self::ByPlatform(trees) => trees.iter().filter_map(|(_, tree)| tree.as_ref()).collect(),
         }
     }
-}
 
-/// Whether the built-in frontend stands for an image of the Dockerfile frontend.
-pub(crate) fn is_builtin(source: &str) -> bool {
-    let Ok(reference) = oci::Reference::parse_normalized(source) else {
-        return source == "dockerfile.v0";
-    };
-    let name = reference.name();
-    source == "dockerfile.v0"
-        || name == "docker.io/docker/dockerfile"
-        || name == "docker.io/docker/dockerfile-upstream"
+    /// Returns the trees by the names of their platforms; that of a single one is empty.
+    pub(crate) fn named(&self) -> Vec<(&str, &Arc<Tree>)> {
+        match self {
+            Self::One(tree) => tree.iter().map(|tree| ("", tree)).collect(),
+            Self::ByPlatform(trees) => {
+                let named = trees.iter();
+                named
+                    .filter_map(|(id, tree)| Some((id.as_str(), tree.as_ref()?)))
+                    .collect()
+            }
+        }
+    }
+
+    /// Returns the graphs of exported trees, in their order.
+    pub(crate) fn in_order(&self, exported: &[ExportTree]) -> Vec<Option<Arc<Graph>>> {
+        let graph = |tree: &Option<Arc<Tree>>| tree.as_ref().map(|tree| Arc::clone(&tree.graph));
+        match self {
+            Self::One(tree) => vec![graph(tree)],
+            Self::ByPlatform(trees) => exported
+                .iter()
+                .map(|exported| {
+                    let platform = exported.platform.normalized();
+                    let own = trees.iter().find(|(id, _)| {
+                        id.parse::<oci::Platform>()
+                            .is_ok_and(|own| own.normalized() == platform)
+                    });
+                    own.and_then(|(_, tree)| graph(tree))
+                })
+                .collect(),
+        }
+    }
 }
 
 /// Returns a name that nothing else has.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     let mut bytes = [0; 16];
     let mut filled = 0;
     while filled < bytes.len() {

@@ -10,7 +10,6 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::build::Build;
-use crate::client::SessionClient;
 use crate::content::ContentStore;
 use crate::error::Failure;
 use crate::export::Response;
@@ -178,7 +177,7 @@ impl Wanted {
                 Import::Registry(reference) => {
                     sources.push(CacheSource::Registry(reference.clone()));
                 }
-                Import::Client { store, digest } => match mirror(&build.client, store, digest) {
+                Import::Client { store, digest } => match mirror(build, store, digest) {
                     Ok(folder) => {
                         sources.push(CacheSource::Local {
                             directory: folder.path().to_owned(),
@@ -240,7 +239,8 @@ impl Export {
         trees: &[ExportTree],
         store: &str,
     ) -> Result<Response, Failure> {
-        let folder = build.client.own_folder()?;
+        let client = build.remote()?;
+        let folder = client.own_folder()?;
         let target = self.to(CachePlace::Local {
             directory: folder.path().to_owned(),
             tag: "latest".to_owned(),
@@ -258,11 +258,10 @@ impl Export {
             return Ok(Response::new());
         };
         let content = ContentStore {
-            session: &build.client.session,
+            session: &client.session,
             id: store,
         };
         build
-            .client
             .runtime
             .block_on(content.write_layout(folder.path()))?;
         let root = serde_json::to_string(root)
@@ -286,13 +285,14 @@ fn reference(name: &str) -> Result<Reference, Failure> {
 }
 
 /// Copies a cache of the client here, where it is looked for like one of this machine.
-fn mirror(client: &SessionClient, store: &str, digest: &Digest) -> Result<TempDir, Failure> {
+fn mirror(build: &Build, store: &str, digest: &Digest) -> Result<TempDir, Failure> {
+    let client = build.remote()?;
     let folder = client.own_folder()?;
     let content = ContentStore {
         session: &client.session,
         id: store,
     };
-    client
+    build
         .runtime
         .block_on(content.read_layout(digest, folder.path()))?;
     Ok(folder)

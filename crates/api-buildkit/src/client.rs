@@ -86,6 +86,7 @@ impl SessionClient {
                 std::fs::create_dir_all(&path)?;
                 return Ok(LocalDirectory {
                     path,
+                    filter: None,
                     held: Box::new(lock),
                 });
             }
@@ -95,6 +96,7 @@ impl SessionClient {
             .tempdir_in(&self.folder)?;
         Ok(LocalDirectory {
             path: own.path().to_owned(),
+            filter: None,
             held: Box::new(own),
         })
     }

@@ -20,6 +20,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::attestations::Wanted;
 use crate::auth::SessionCredentials;
+use crate::bridge::Bridge;
 use crate::build::{Build, BuildParts, FrontendRequest, FrontendResult};
 use crate::caches;
 use crate::client::SessionClient;
@@ -242,23 +243,29 @@ impl Shared {
         }
         self.refuse_what_is_not_there(&asked)?;
         let session = self.sessions.get(&asked.session).await?;
-        let client = SessionClient {
-            runtime: tokio::runtime::Handle::current(),
+        let runtime = tokio::runtime::Handle::current();
+        let client = Arc::new(SessionClient {
+            runtime: runtime.clone(),
             sessions: Arc::clone(&self.sessions),
             session: Arc::clone(&session),
             folder: self.folder.clone(),
             secrets: Arc::default(),
             uploads: Arc::default(),
             local_sessions: Arc::new(Mutex::default()),
-        };
+        });
         let sink = Sink::new(JobReceiver(Arc::clone(guard.job())), system_clock);
         let credentials = SessionCredentials(Arc::clone(&session));
         let attrs = sorted(asked.frontend_attrs.clone());
         let build = Arc::new(Build::new(BuildParts {
             engine: self.engine.with_credentials(Arc::new(credentials)),
-            client,
+            client: client.clone(),
+            remote: Some(client),
+            runtime,
+            cancel: Cancel::default(),
+            limits: engine::Limits::default(),
+            part_of: None,
             sink,
-            job: Arc::clone(guard.job()),
+            job: Some(Arc::clone(guard.job())),
             id: asked.r#ref.clone(),
             entitlements: asked.entitlements.clone(),
             inputs: sorted(asked.frontend_inputs.clone()),
@@ -303,8 +310,16 @@ impl Shared {
             .filter(|epoch| epoch.bytes().all(|byte| byte.is_ascii_digit()))
             .cloned();
         let result = if asked.frontend.is_empty() && asked.definition.is_none() {
-            let _reachable = self.gateway.register(&asked.r#ref, Arc::clone(&build));
-            returned(&build).await?
+            let bridge = Bridge::new(&build, &build.scope, build.inputs.clone());
+            let _reachable = self.gateway.register(&asked.r#ref, Arc::clone(&bridge));
+            let result = returned(&bridge).await;
+            // Its containers end with it; what still calls it keeps them no longer.
+            blocking(move || {
+                bridge.containers.release_all();
+                Ok(())
+            })
+            .await?;
+            result?
         } else {
             let build = Arc::clone(&build);
             let request = FrontendRequest {
@@ -315,7 +330,7 @@ impl Shared {
                 evaluate: false,
                 policies: Policies::default(),
             };
-            blocking(move || build.solve(request)).await?
+            blocking(move || build.solve(request, &build.scope)).await?
         };
         let exporters = asked.exporters;
         blocking(move || export::export(&build, &result, &exporters, epoch.as_deref())).await
@@ -335,10 +350,6 @@ impl Shared {
                 )));
             }
         }
-        let attrs = sorted(asked.frontend_attrs.clone());
-        if Wanted::parse(&attrs, Arc::default())?.sbom.is_some() {
-            return Err(Failure::unsupported("the attestation \"sbom\""));
-        }
         if !asked.source_policy_session.is_empty() {
             return Err(Failure::unsupported(
                 "a source policy that the client decides by",
@@ -349,8 +360,8 @@ impl Shared {
 }
 
 /// Waits for what the client's own frontend comes to.
-async fn returned(build: &Build) -> Result<FrontendResult, Failure> {
-    let mut returned = build.returned.subscribe();
+async fn returned(bridge: &Bridge) -> Result<FrontendResult, Failure> {
+    let mut returned = bridge.returned.subscribe();
     let result = returned
         .wait_for(Option::is_some)
         .await

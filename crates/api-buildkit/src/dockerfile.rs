@@ -9,7 +9,9 @@ use bollard_buildkit_proto::pb;
 use dockerfile::check::{BaseImage, CheckConfig, CheckOptions, Images, Rule, UnknownImages, check};
 use dockerfile::ignore::{IgnoreFile, Matcher};
 use dockerfile::{Ast, Diagnostic, Stages, detect_syntax};
-use engine::{BuildClient, FoundImage, ImageLookup, KnownImages};
+use engine::{
+    BuildClient, FoundImage, ImageLookup, KnownImages, is_builtin_frontend as is_builtin,
+};
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, MainContext, NamedContext, Options, Request,
     ResolveMode, ResolvedImage, Step, Unresolved,
@@ -19,7 +21,8 @@ use progress::{Event, Position, Range, SourceInfo, Vertex, Warning};
 use prost::Message;
 use serde_json::json;
 
-use crate::build::{Build, FrontendResult, Tree, Trees, is_builtin};
+use crate::attestations::{self, Wanted};
+use crate::build::{Build, FrontendResult, Tree, Trees};
 use crate::error::Failure;
 use crate::files::{self, Files};
 use crate::options::{self, Attributes};
@@ -39,21 +42,65 @@ pub(crate) struct Input {
     pub(crate) check: Option<CheckConfig>,
 }
 
+/// What a request came to.
+pub(crate) enum Outcome {
+    Built(FrontendResult),
+    /// The Dockerfile is for another frontend.
+    Forward(Forward),
+}
+
+/// A request for a frontend that is an image.
+pub(crate) struct Forward {
+    pub(crate) attrs: Attributes,
+    /// The build argument that names it.
+    argument: Option<String>,
+    /// The Dockerfile, and its lines that name it.
+    line: Option<(String, Vec<u8>, llb::Range)>,
+}
+
+impl Forward {
+    /// Says of a failure what led to the frontend.
+    pub(crate) fn place(&self, failure: Failure) -> Failure {
+        if failure.has_source() {
+            return failure;
+        }
+        match (&self.argument, &self.line) {
+            (Some(argument), _) => {
+                failure.context(&format!("failed with BUILDKIT_SYNTAX = {argument}"))
+            }
+            (None, Some((name, bytes, range))) => {
+                failure.with_source(name, "Dockerfile", bytes, std::slice::from_ref(range))
+            }
+            (None, None) => failure,
+        }
+    }
+}
+
 /// Carries out a request for the frontend. Blocks.
 pub(crate) fn build(
     build: &Build,
     attrs: Attributes,
     inputs: &BTreeMap<String, pb::Definition>,
     scope: &Arc<Scope>,
-) -> Result<FrontendResult, Failure> {
-    refuse_unknown_caps(&attrs)?;
+) -> Result<Outcome, Failure> {
+    let unknown_cap = match unknown_cap(&attrs) {
+        // Another frontend may know it.
+        Some((cap, failure)) if cap.contains("+forward") => Some(failure),
+        Some((_, failure)) => return Err(failure),
+        None => None,
+    };
     let mut input = load(build, &attrs, inputs, scope)?;
-    refuse_other_frontends(&attrs, &input)?;
+    if let Some(forward) = other_frontend(&attrs, &input) {
+        return Ok(Outcome::Forward(forward));
+    }
+    if let Some(failure) = unknown_cap {
+        return Err(failure);
+    }
     if let Some(request) = attrs.get("requestid") {
         if request == "frontend.lint" {
             input.read_ignore(build)?;
         }
-        return subrequest::answer(build, request, &input);
+        return subrequest::answer(build, request, &input).map(Outcome::Built);
     }
     let wrong = |found: Vec<Diagnostic>| Failure::of_dockerfile(&input.name, &input.bytes, &found);
     if input.bytes.is_empty() {
@@ -73,7 +120,12 @@ pub(crate) fn build(
         lowered = lower(build, &input, &ast, &stages, &mut images)?;
     }
     warn(build, &input, &images)?;
-    result_of(lowered, &images.known, input.options.multi_platform)
+    let scans = attestations::Scans::of(&attrs, &lowered)?;
+    let mut result = result_of(lowered, &images.known, input.options.multi_platform)?;
+    if let Some(scans) = scans {
+        attestations::scan(build, scope, &mut result, &scans)?;
+    }
+    Ok(Outcome::Built(result))
 }
 
 /// Images by what they were asked for by.
@@ -91,9 +143,12 @@ fn load(
     scope: &Arc<Scope>,
 ) -> Result<Input, Failure> {
     let mut options = options::options(attrs)?;
+    options.scan_targets = Wanted::parse(attrs, Arc::default())?.sbom.is_some();
     {
-        let mut sessions = build.client.local_sessions();
-        sessions.extend(options::with_prefix(attrs, "local-sessionid:"));
+        let elsewhere = options::with_prefix(attrs, "local-sessionid:");
+        if !elsewhere.is_empty() {
+            build.remote()?.local_sessions().extend(elsewhere);
+        }
     }
     let context_key = attrs.get("contextkey").map_or("context", String::as_str);
     let local_dockerfile = attrs.get("dockerfilekey");
@@ -262,6 +317,36 @@ fn named_contexts(
 ) -> Result<BTreeMap<String, NamedContext>, Failure> {
     let mut named = BTreeMap::new();
     for (name, value) in options::with_prefix(attrs, "context:") {
+        let context = context_of(build, attrs, inputs, &name, &value)?;
+        named.insert(name, context);
+    }
+    Ok(named)
+}
+
+/// Returns the context that stands for a name, if there is one.
+pub(crate) fn named_context(
+    build: &Build,
+    attrs: &Attributes,
+    inputs: &BTreeMap<String, pb::Definition>,
+    name: &str,
+) -> Result<Option<NamedContext>, Failure> {
+    let familiar = Reference::parse_normalized(name).map(|reference| reference.familiar());
+    let familiar = familiar.unwrap_or_else(|_| name.to_owned());
+    let familiar = familiar.strip_suffix(":latest").unwrap_or(&familiar);
+    let given = attrs.get(&format!("context:{familiar}"));
+    given
+        .map(|value| context_of(build, attrs, inputs, familiar, value))
+        .transpose()
+}
+
+fn context_of(
+    build: &Build,
+    attrs: &Attributes,
+    inputs: &BTreeMap<String, pb::Definition>,
+    name: &str,
+    value: &str,
+) -> Result<NamedContext, Failure> {
+    {
         let invalid = || Failure::unknown(format!("invalid context specifier {value} for {name}"));
         let (scheme, rest) = value.split_once(':').ok_or_else(invalid)?;
         let context = match scheme {
@@ -306,17 +391,16 @@ fn named_contexts(
                 }
             }
             "oci-layout" => oci_layout(rest)?,
-            "git" | "http" | "https" | "ssh" => NamedContext::Url(value.clone()),
-            _ if scheme.starts_with("git@") => NamedContext::Url(value.clone()),
+            "git" | "http" | "https" | "ssh" => NamedContext::Url(value.to_owned()),
+            _ if scheme.starts_with("git@") => NamedContext::Url(value.to_owned()),
             _ => {
                 return Err(Failure::unknown(format!(
                     "unsupported context source {scheme} for {name}"
                 )));
             }
         };
-        named.insert(name, context);
+        Ok(context)
     }
-    Ok(named)
 }
 
 /// Returns what a policy has in the place of an image, if it is no image.
@@ -379,49 +463,68 @@ fn input_config(attrs: &Attributes, name: &str) -> Result<Option<ImageConfig>, F
         .map_err(|error| invalid(&error))
 }
 
-/// What a client says it needs of a frontend.
-fn refuse_unknown_caps(attrs: &Attributes) -> Result<(), Failure> {
+/// Finds what a client says it needs of a frontend and is not here.
+fn unknown_cap(attrs: &Attributes) -> Option<(&str, Failure)> {
     let wanted = attrs.get("frontend.caps").map_or("", String::as_str);
-    for cap in wanted.split(',').filter(|cap| !cap.is_empty()) {
+    let mut unknown = wanted
+        .split(',')
+        .filter(|cap| !cap.is_empty())
         // What stands after the plus is for frontends that hand a build on to another.
-        let bare = cap.split('+').next().unwrap_or(cap);
-        let known = matches!(
-            bare,
-            "moby.buildkit.frontend.inputs"
-                | "moby.buildkit.frontend.subrequests"
-                | "moby.buildkit.frontend.contexts"
-                | "moby.buildkit.frontend.gitquerystring"
-        );
-        if !known {
-            return Err(Failure::new(
-                tonic::Code::Unimplemented,
-                format!("unsupported frontend capability {cap}"),
+        .map(|cap| (cap, cap.split('+').next().unwrap_or(cap)))
+        .filter(|(_, bare)| {
+            !matches!(
+                *bare,
+                "moby.buildkit.frontend.inputs"
+                    | "moby.buildkit.frontend.subrequests"
+                    | "moby.buildkit.frontend.contexts"
+                    | "moby.buildkit.frontend.gitquerystring"
             )
-            .with_detail("errdefs.FrontendCap+json", json!({"name": cap})));
-        }
-    }
-    Ok(())
+        });
+    // One that cannot be handed on counts before others.
+    let all: Vec<_> = unknown.by_ref().collect();
+    let fatal = all.iter().find(|(cap, _)| !cap.contains("+forward"));
+    let (cap, bare) = fatal.or(all.first())?;
+    Some((cap, unsupported_cap(bare)))
 }
 
-/// A `# syntax` line is followed where it names what is built in.
-fn refuse_other_frontends(attrs: &Attributes, input: &Input) -> Result<(), Failure> {
-    let refuse = |source: &str| match is_builtin(source) {
-        true => Ok(()),
-        false => Err(Failure::unsupported(format!(
-            "the frontend image {source:?}"
-        ))),
+pub(crate) fn unsupported_cap(cap: &str) -> Failure {
+    Failure::new(
+        tonic::Code::Unimplemented,
+        format!("unsupported frontend capability {cap}"),
+    )
+    .with_detail("errdefs.FrontendCap+json", json!({"name": cap}))
+}
+
+/// Finds the frontend that a request or a `# syntax` line names, if it is not the built-in one.
+fn other_frontend(attrs: &Attributes, input: &Input) -> Option<Forward> {
+    // Then the request has been handed on already.
+    if attrs.contains_key("cmdline") {
+        return None;
+    }
+    let forward = |source: &str, cmdline: &str| {
+        let mut attrs = attrs.clone();
+        attrs.insert("source".to_owned(), source.to_owned());
+        attrs.insert("cmdline".to_owned(), cmdline.to_owned());
+        attrs
     };
     if let Some(command) = attrs.get("build-arg:BUILDKIT_SYNTAX") {
-        return refuse(command.split_whitespace().next().unwrap_or_default());
+        let source = command.split_whitespace().next().unwrap_or_default();
+        return (!is_builtin(source)).then(|| Forward {
+            attrs: forward(source, command),
+            argument: Some(command.clone()),
+            line: None,
+        });
     }
-    match detect_syntax(&input.bytes) {
-        Some(syntax) => refuse(syntax.first_word()).map_err(|failure| {
-            let lines = syntax.lines;
-            let range = llb::Range::lines(lines.first as u32, lines.last as u32);
-            failure.with_source(&input.name, "Dockerfile", &input.bytes, &[range])
-        }),
-        None => Ok(()),
-    }
+    let syntax = detect_syntax(&input.bytes)?;
+    (!is_builtin(syntax.first_word())).then(|| {
+        let lines = syntax.lines;
+        let range = llb::Range::lines(lines.first as u32, lines.last as u32);
+        Forward {
+            attrs: forward(syntax.first_word(), &syntax.value),
+            argument: None,
+            line: Some((input.name.clone(), input.bytes.clone(), range)),
+        }
+    })
 }
 
 /// Lowers the Dockerfile; images are looked for all at once.
@@ -708,5 +811,9 @@ fn result_of(
         true => Trees::ByPlatform(trees),
         false => Trees::One(trees.into_iter().next().and_then(|(_, tree)| tree)),
     };
-    Ok(FrontendResult { trees, metadata })
+    Ok(FrontendResult {
+        trees,
+        metadata,
+        ..FrontendResult::default()
+    })
 }

@@ -57,6 +57,14 @@ pub(crate) struct Failure {
     places: Vec<&'static Location<'static>>,
 }
 
+/// Lines of a file.
+pub(crate) struct Place {
+    pub(crate) filename: String,
+    pub(crate) data: Vec<u8>,
+    /// Pairs of the first and the last.
+    pub(crate) lines: Vec<(u32, u32)>,
+}
+
 /// The kinds of typed errors BuildKit's clients know.
 const TYPES: &str = "github.com/moby/buildkit/";
 
@@ -115,6 +123,35 @@ impl Failure {
             }),
         ));
         self
+    }
+
+    /// Returns the places in files that it is about.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Place> {
+        let details = self.details.iter();
+        let sources = details.filter(|(kind, _)| kind.ends_with("errdefs.Source+json"));
+        sources.map(|(_, value)| {
+            let line = |range: &Value, end: &str| range[end]["line"].as_u64().unwrap_or(0) as u32;
+            let ranges = value["ranges"].as_array().into_iter().flatten();
+            Place {
+                filename: value["info"]["filename"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                data: value["info"]["data"]
+                    .as_str()
+                    .and_then(|data| STANDARD.decode(data).ok())
+                    .unwrap_or_default(),
+                lines: ranges
+                    .map(|range| (line(range, "start"), line(range, "end")))
+                    .collect(),
+            }
+        })
+    }
+
+    /// Tells whether it says where in a file it lies.
+    pub(crate) fn has_source(&self) -> bool {
+        let mut kinds = self.details.iter().map(|(kind, _)| kind);
+        kinds.any(|kind| kind.ends_with("errdefs.Source+json"))
     }
 
     #[must_use]

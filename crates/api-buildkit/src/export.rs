@@ -116,36 +116,42 @@ struct NamedPlatform {
     platform: Platform,
 }
 
-/// Makes the trees of a result, with their configs.
-fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Failure> {
-    let text = |name: &str| result.metadata.get(name);
-    let platforms = match text("refs.platforms") {
-        None => Vec::new(),
-        Some(json) => serde_json::from_slice::<Platforms>(json)
-            .map_err(|error| {
-                Failure::unknown(format!(
-                    "failed to parse platforms passed to exporter: {error}"
-                ))
-            })?
-            .platforms
-            .unwrap_or_default(),
+/// Returns the names of a result's platforms, and the platforms.
+pub(crate) fn platforms(result: &FrontendResult) -> Result<Vec<(String, Platform)>, Failure> {
+    let Some(json) = result.metadata.get("refs.platforms") else {
+        return Ok(Vec::new());
     };
+    let platforms: Platforms = serde_json::from_slice(json).map_err(|error| {
+        Failure::unknown(format!(
+            "failed to parse platforms passed to exporter: {error}"
+        ))
+    })?;
+    let named = platforms.platforms.unwrap_or_default().into_iter();
+    Ok(named.map(|named| (named.id, named.platform)).collect())
+}
+
+/// Makes the trees of a result, with their configs.
+pub(crate) fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Failure> {
+    let scanned = attestations::scan_what_was_not(build, result)?;
+    let result = scanned.as_ref().unwrap_or(result);
+    let text = |name: &str| result.metadata.get(name);
+    let platforms = platforms(result)?;
     let all: Vec<Platform> = platforms
         .iter()
-        .map(|named| named.platform.clone())
+        .map(|(_, platform)| platform.clone())
         .collect();
     let make = |id: Option<&str>,
                 platform: Platform,
                 tree: Option<&Arc<Tree>>|
      -> Result<ExportTree, Failure> {
         let solved = tree.map(|tree| tree.solve(build)).transpose()?;
-        let attestations = match (tree, &solved) {
-            (Some(tree), Some(solved)) => {
-                let own = id.map(|_| &platform);
-                attestations::of_tree(build, result, tree, solved, own, &all)
-            }
-            _ => Vec::new(),
-        };
+        let mut stated = attestations::said(build, result, id)?;
+        if let (Some(tree), Some(solved)) = (tree, &solved) {
+            let own = id.map(|_| &platform);
+            stated.extend(attestations::of_tree(
+                build, result, tree, solved, own, &all,
+            ));
+        }
         let find = |name: &str| {
             id.and_then(|id| text(&format!("{name}/{id}")))
                 .or_else(|| text(name))
@@ -168,14 +174,14 @@ fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Fail
             config,
             tree: solved.unwrap_or_default(),
             epoch,
-            attestations,
+            attestations: stated,
         })
     };
     match &result.trees {
         Trees::One(tree) => {
             let first = platforms.into_iter().next();
             let (id, platform) = match first {
-                Some(named) => (Some(named.id), named.platform),
+                Some((id, platform)) => (Some(id), platform),
                 None => (None, Platform::host()),
             };
             Ok(vec![make(id.as_deref(), platform, tree.as_ref())?])
@@ -183,19 +189,14 @@ fn trees(build: &Build, result: &FrontendResult) -> Result<Vec<ExportTree>, Fail
         Trees::ByPlatform(trees) => {
             let mut found = Vec::new();
             // The order is the frontend's, which the map has lost.
-            for named in &platforms {
-                let tree = trees.iter().find(|(id, _)| *id == named.id);
+            for (name, platform) in &platforms {
+                let tree = trees.iter().find(|(id, _)| id == name);
                 let Some((_, tree)) = tree else {
                     return Err(Failure::unknown(format!(
-                        "failed to find ref for ID {}",
-                        named.id
+                        "failed to find ref for ID {name}"
                     )));
                 };
-                found.push(make(
-                    Some(&named.id),
-                    named.platform.clone(),
-                    tree.as_ref(),
-                )?);
+                found.push(make(Some(name), platform.clone(), tree.as_ref())?);
             }
             if platforms.is_empty() && !trees.is_empty() {
                 for (id, tree) in trees {
@@ -446,7 +447,7 @@ impl One<'_> {
     }
 
     fn folder(&self) -> Result<TempDir, Failure> {
-        let parent = &self.build.client.folder;
+        let parent = &self.build.remote()?.folder;
         std::fs::create_dir_all(parent).map_err(no_room)?;
         tempfile::Builder::new()
             .prefix("one-")
@@ -469,8 +470,8 @@ impl One<'_> {
             .vertex(Vertex::named(format!("{shown} to client")))
             .start();
         let status = running.status(shown);
-        let session = std::sync::Arc::clone(&self.build.client.session);
-        let sent = self.build.client.runtime.block_on(work(session));
+        let session = std::sync::Arc::clone(&self.build.remote()?.session);
+        let sent = self.build.runtime.block_on(work(session));
         match &sent {
             Ok(()) => {
                 status.finish(0);

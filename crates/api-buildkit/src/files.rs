@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bollard_buildkit_proto::fsutil::types::Stat;
 use dockerfile::ignore::Matcher;
-use engine::{BuildClient, LocalFiles};
+use engine::LocalFiles;
 use frontend::{MainContext, git_source};
 use llb::{Copy, Draft, FileSpec, GraphBuilder, Metadata, Op, SourceOp, attr};
 use progress::Vertex;
@@ -107,9 +107,18 @@ pub(crate) fn read(
     path: &str,
     range: Option<(u64, u64)>,
 ) -> Result<Vec<u8>, Failure> {
+    read_of(open(build, tree)?.as_ref(), path, range)
+}
+
+/// Reads a file of an open tree, or a range of it.
+pub(crate) fn read_of(
+    root: Option<&rootfs::Tree>,
+    path: &str,
+    range: Option<(u64, u64)>,
+) -> Result<Vec<u8>, Failure> {
     let place = RootPath::new(path).map_err(unreadable)?;
     let missing = || not_found("open", path);
-    let root = open(build, tree)?.ok_or_else(missing)?;
+    let root = root.ok_or_else(missing)?;
     let Some((offset, length)) = range else {
         return root
             .read(&place, MOST)
@@ -140,9 +149,14 @@ pub(crate) fn read(
 
 /// Returns the attributes of a file of a tree.
 pub(crate) fn stat(build: &Build, tree: &Tree, path: &str) -> Result<Stat, Failure> {
+    stat_of_path(open(build, tree)?.as_ref(), path)
+}
+
+/// Returns the attributes of a file of an open tree.
+pub(crate) fn stat_of_path(root: Option<&rootfs::Tree>, path: &str) -> Result<Stat, Failure> {
     let place = RootPath::new(path).map_err(unreadable)?;
     let missing = || not_found("lstat", path);
-    let root = open(build, tree)?.ok_or_else(missing)?;
+    let root = root.ok_or_else(missing)?;
     let meta = root
         .stat(&place, rootfs::Follow::Parents)
         .map_err(unreadable)?
@@ -152,7 +166,7 @@ pub(crate) fn stat(build: &Build, tree: &Tree, path: &str) -> Result<Stat, Failu
         .rsplit('/')
         .next()
         .unwrap_or(path);
-    Ok(stat_of(&root, &place, name, &meta))
+    Ok(stat_of(root, &place, name, &meta))
 }
 
 /// Returns the attributes of what is in a directory of a tree.
@@ -162,9 +176,18 @@ pub(crate) fn list(
     path: &str,
     pattern: &str,
 ) -> Result<Vec<Stat>, Failure> {
+    list_of(open(build, tree)?.as_ref(), path, pattern)
+}
+
+/// Returns the attributes of what is in a directory of an open tree.
+pub(crate) fn list_of(
+    root: Option<&rootfs::Tree>,
+    path: &str,
+    pattern: &str,
+) -> Result<Vec<Stat>, Failure> {
     let place = RootPath::new(path).map_err(unreadable)?;
     let missing = || not_found("open", path);
-    let root = open(build, tree)?.ok_or_else(missing)?;
+    let root = root.ok_or_else(missing)?;
     let entries = root
         .read_dir(&place)
         .map_err(unreadable)?
@@ -192,7 +215,7 @@ pub(crate) fn list(
         inner.extend_from_slice(&name);
         let inner = RootPath::new(&inner).map_err(unreadable)?;
         let name = String::from_utf8_lossy(&name);
-        found.push(stat_of(&root, &inner, &name, &meta));
+        found.push(stat_of(root, &inner, &name, &meta));
     }
     Ok(found)
 }

@@ -1,6 +1,6 @@
-//! LLBBridge: what a client's own frontend asks of the build it belongs to.
+//! LLBBridge: what a frontend asks of the build it belongs to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,18 +11,22 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::{self as pbf, result};
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
 use bollard_buildkit_proto::pb;
 use engine::{BuildClient, FoundImage, ImageLookup};
-use oci::{Platform, Reference};
-use progress::{Outcome, Vertex};
+use oci::{Digest, Platform, Reference};
+use progress::{Event, Outcome, SourceInfo, Vertex, Warning};
 use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::build::{Build, FrontendRequest, FrontendResult, Tree, Trees};
+use crate::bridge::{Bridge, existing, from_wire, sorted, to_wire};
+use crate::build::{Build, FrontendRequest};
 use crate::caps;
+use crate::containers;
 use crate::control::worker_record;
 use crate::error::Failure;
+use crate::exec;
 use crate::files;
 use crate::policy::{self, Policies, Source};
+use crate::scope::Scope;
 
 /// How long a call waits for the build it names.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The builds whose frontends run at their clients.
 #[derive(Default)]
 pub(crate) struct Gateway {
-    builds: Mutex<HashMap<String, Arc<Build>>>,
+    builds: Mutex<HashMap<String, Arc<Bridge>>>,
     changed: Notify,
 }
 
@@ -47,15 +51,15 @@ impl Drop for GatewayGuard {
 }
 
 impl Gateway {
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Build>>> {
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Bridge>>> {
         self.builds
             .lock()
             .unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// Lets the client's calls reach a build.
-    pub(crate) fn register(self: &Arc<Self>, id: &str, build: Arc<Build>) -> GatewayGuard {
-        self.table().insert(id.to_owned(), build);
+    pub(crate) fn register(self: &Arc<Self>, id: &str, bridge: Arc<Bridge>) -> GatewayGuard {
+        self.table().insert(id.to_owned(), bridge);
         self.changed.notify_waiters();
         GatewayGuard {
             gateway: Arc::clone(self),
@@ -63,7 +67,7 @@ impl Gateway {
         }
     }
 
-    async fn build_of<T>(&self, request: &Request<T>) -> Result<Arc<Build>, Status> {
+    async fn bridge_of<T>(&self, request: &Request<T>) -> Result<Arc<Bridge>, Status> {
         let id = request.metadata().get("buildkit-controlapi-buildid");
         let id = id
             .and_then(|id| id.to_str().ok())
@@ -71,8 +75,8 @@ impl Gateway {
         let found = async {
             loop {
                 let changed = self.changed.notified();
-                if let Some(build) = self.table().get(id) {
-                    return Arc::clone(build);
+                if let Some(bridge) = self.table().get(id) {
+                    return Arc::clone(bridge);
                 }
                 changed.await;
             }
@@ -111,7 +115,7 @@ pub(crate) fn platform_of(platform: Option<&pb::Platform>) -> Platform {
 
 /// Where an image is looked for.
 #[derive(Clone, Copy)]
-enum Lookup<'a> {
+pub(crate) enum Lookup<'a> {
     /// With the client's resolve mode.
     Registry(&'a str),
     /// In a content store of the client.
@@ -119,8 +123,9 @@ enum Lookup<'a> {
 }
 
 /// Finds an image and shows it as a vertex of the build. Blocks.
-fn find_image(
+pub(crate) fn find_image(
     build: &Build,
+    scope: &Scope,
     name: &str,
     platform: &Platform,
     lookup: Lookup<'_>,
@@ -142,7 +147,7 @@ fn find_image(
     match found {
         Ok(image) => {
             running.complete(Outcome::Done);
-            build.scope.add_image(attest::ImageSource {
+            scope.add_image(attest::ImageSource {
                 reference: reference.clone(),
                 platform: Some(platform.normalized()),
                 digest: Some(image.digest.clone()),
@@ -160,7 +165,7 @@ fn find_image(
 }
 
 /// Returns the name of the image that the policies have in the place of another.
-fn image_name(build: &Build, more: &Policies, name: &str) -> Result<String, Failure> {
+pub(crate) fn image_name(build: &Build, more: &Policies, name: &str) -> Result<String, Failure> {
     let Ok(reference) = Reference::parse_normalized(name) else {
         return Ok(name.to_owned());
     };
@@ -231,83 +236,23 @@ fn meta_of(
     Ok(answer)
 }
 
-fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
-    map.into_iter().collect()
-}
-
-fn to_wire(build: &Build, result: &FrontendResult, with_definitions: bool) -> pbf::Result {
-    let named = |tree: &Option<Arc<Tree>>| match tree {
-        None => pbf::Ref::default(),
-        Some(tree) => pbf::Ref {
-            id: build.register(tree),
-            def: Some(tree.definition.clone()),
-        },
-    };
-    let trees = match (&result.trees, with_definitions) {
-        (Trees::One(tree), true) => result::Result::Ref(named(tree)),
-        (Trees::One(tree), false) => result::Result::RefDeprecated(named(tree).id),
-        (Trees::ByPlatform(trees), true) => result::Result::Refs(pbf::RefMap {
-            refs: trees
-                .iter()
-                .map(|(id, tree)| (id.clone(), named(tree)))
-                .collect(),
-        }),
-        (Trees::ByPlatform(trees), false) => {
-            result::Result::RefsDeprecated(pbf::RefMapDeprecated {
-                refs: trees
-                    .iter()
-                    .map(|(id, tree)| (id.clone(), named(tree).id))
-                    .collect(),
-            })
-        }
-    };
-    pbf::Result {
-        metadata: result.metadata.clone().into_iter().collect(),
-        attestations: HashMap::new(),
-        result: Some(trees),
-    }
-}
-
-fn from_wire(build: &Build, result: pbf::Result) -> Result<FrontendResult, Failure> {
-    let trees = match result.result {
-        None => Trees::One(None),
-        Some(result::Result::RefDeprecated(id)) => Trees::One(build.tree(&id)?),
-        Some(result::Result::Ref(named)) => Trees::One(build.tree(&named.id)?),
-        Some(result::Result::RefsDeprecated(map)) => Trees::ByPlatform(
-            sorted(map.refs)
-                .into_iter()
-                .map(|(platform, id)| Ok((platform, build.tree(&id)?)))
-                .collect::<Result<_, Failure>>()?,
-        ),
-        Some(result::Result::Refs(map)) => Trees::ByPlatform(
-            sorted(map.refs)
-                .into_iter()
-                .map(|(platform, named)| Ok((platform, build.tree(&named.id)?)))
-                .collect::<Result<_, Failure>>()?,
-        ),
-    };
-    if result
-        .attestations
-        .values()
-        .any(|list| !list.attestation.is_empty())
-    {
-        return Err(Failure::unsupported("an attestation made by a client"));
-    }
-    Ok(FrontendResult {
-        trees,
-        metadata: sorted(result.metadata),
-    })
-}
-
-fn existing(build: &Build, id: &str) -> Result<Arc<Tree>, Failure> {
-    build
-        .tree(id)?
-        .ok_or_else(|| Failure::unknown(format!("empty ref: {id}")))
-}
-
-/// The service; its clones share the builds.
+/// The service; its clones answer the same frontends.
 #[derive(Clone)]
-pub(crate) struct GatewayService(pub(crate) Arc<Gateway>);
+pub(crate) enum GatewayService {
+    /// Calls name the build they belong to.
+    OfClients(Arc<Gateway>),
+    /// Whoever calls is this frontend.
+    Of(Arc<Bridge>),
+}
+
+impl GatewayService {
+    async fn bridge_of<T>(&self, request: &Request<T>) -> Result<Arc<Bridge>, Status> {
+        match self {
+            Self::OfClients(gateway) => gateway.bridge_of(request).await,
+            Self::Of(bridge) => Ok(Arc::clone(bridge)),
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl LlbBridge for GatewayService {
@@ -315,7 +260,7 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::ResolveImageConfigRequest>,
     ) -> Result<Response<pbf::ResolveImageConfigResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let answer = blocking(move || {
             let platform = platform_of(asked.platform.as_ref());
@@ -327,10 +272,12 @@ impl LlbBridge for GatewayService {
                 Lookup::Store(_) => asked.r#ref.clone(),
                 Lookup::Registry(_) => {
                     let more = Policies::parse(&asked.source_policies)?;
-                    image_name(&build, &more, &asked.r#ref)?
+                    image_name(&bridge.build, &more, &asked.r#ref)?
                 }
             };
-            let (reference, image) = find_image(&build, &name, &platform, mode, &asked.log_name)?;
+            let (build, scope) = (&bridge.build, &bridge.scope);
+            let (reference, image) =
+                find_image(build, scope, &name, &platform, mode, &asked.log_name)?;
             Ok(pbf::ResolveImageConfigResponse {
                 digest: image.digest.to_string(),
                 config: image.raw_config,
@@ -344,7 +291,7 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::ResolveSourceMetaRequest>,
     ) -> Result<Response<pbf::ResolveSourceMetaResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let Some(mut source) = asked.source else {
             return Err(Status::invalid_argument("source is required"));
@@ -354,7 +301,7 @@ impl LlbBridge for GatewayService {
             identifier: source.identifier,
             attrs: source.attrs.into_iter().collect(),
         };
-        let then = policy::in_turn(&[&more, &build.policies], &now)
+        let then = policy::in_turn(&[&more, &bridge.build.policies], &now)
             .map_err(|failure| failure.context("could not resolve image due to policy"))?;
         let then = then.unwrap_or(now);
         source.identifier = then.identifier;
@@ -367,7 +314,7 @@ impl LlbBridge for GatewayService {
         });
         let in_registry = source.identifier.strip_prefix("docker-image://");
         let Some(name) = in_registry.or(in_layout) else {
-            let answer = blocking(move || meta_of(&build, source, &asked.log_name));
+            let answer = blocking(move || meta_of(&bridge.build, source, &asked.log_name));
             return Ok(Response::new(answer.await?));
         };
         let name = name.to_owned();
@@ -378,7 +325,14 @@ impl LlbBridge for GatewayService {
                 None => Lookup::Registry(&asked.resolve_mode),
                 Some(store) => Lookup::Store(store),
             };
-            let (_, image) = find_image(&build, &name, &platform, mode, &asked.log_name)?;
+            let (_, image) = find_image(
+                &bridge.build,
+                &bridge.scope,
+                &name,
+                &platform,
+                mode,
+                &asked.log_name,
+            )?;
             Ok(pbf::ResolveSourceMetaResponse {
                 source: Some(source),
                 image: Some(pbf::ResolveSourceImageResponse {
@@ -400,12 +354,12 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::SolveRequest>,
     ) -> Result<Response<pbf::SolveResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let (map_allowed, with_definitions) =
             (asked.allow_result_return, asked.allow_result_array_ref);
         let answer = blocking(move || {
-            let result = build.solve(FrontendRequest {
+            let result = bridge.solve(FrontendRequest {
                 policies: Policies::parse(&asked.source_policies)?,
                 definition: asked.definition,
                 frontend: asked.frontend,
@@ -413,7 +367,7 @@ impl LlbBridge for GatewayService {
                 inputs: sorted(asked.frontend_inputs),
                 evaluate: asked.evaluate,
             })?;
-            let result = to_wire(&build, &result, with_definitions);
+            let result = to_wire(&bridge.build, &result, with_definitions);
             let single = match &result.result {
                 Some(result::Result::RefDeprecated(id)) => id.clone(),
                 Some(result::Result::Ref(named)) => named.id.clone(),
@@ -431,14 +385,12 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::ReadFileRequest>,
     ) -> Result<Response<pbf::ReadFileResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let answer = blocking(move || {
-            let tree = existing(&build, &asked.r#ref)?;
-            let range = asked
-                .range
-                .map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64));
-            files::read(&build, &tree, &asked.file_path, range)
+            let tree = existing(&bridge.build, &asked.r#ref)?;
+            let range = range_of(asked.range);
+            files::read(&bridge.build, &tree, &asked.file_path, range)
         });
         Ok(Response::new(pbf::ReadFileResponse {
             data: answer.await?,
@@ -449,11 +401,16 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::ReadDirRequest>,
     ) -> Result<Response<pbf::ReadDirResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let answer = blocking(move || {
-            let tree = existing(&build, &asked.r#ref)?;
-            files::list(&build, &tree, &asked.dir_path, &asked.include_pattern)
+            let tree = existing(&bridge.build, &asked.r#ref)?;
+            files::list(
+                &bridge.build,
+                &tree,
+                &asked.dir_path,
+                &asked.include_pattern,
+            )
         });
         Ok(Response::new(pbf::ReadDirResponse {
             entries: answer.await?,
@@ -464,11 +421,11 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::StatFileRequest>,
     ) -> Result<Response<pbf::StatFileResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let answer = blocking(move || {
-            let tree = existing(&build, &asked.r#ref)?;
-            files::stat(&build, &tree, &asked.path)
+            let tree = existing(&bridge.build, &asked.r#ref)?;
+            files::stat(&bridge.build, &tree, &asked.path)
         });
         Ok(Response::new(pbf::StatFileResponse {
             stat: Some(answer.await?),
@@ -479,11 +436,11 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::EvaluateRequest>,
     ) -> Result<Response<pbf::EvaluateResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         blocking(move || {
-            if let Some(tree) = build.tree(&asked.r#ref)? {
-                tree.solve(&build)?;
+            if let Some(tree) = bridge.build.tree(&asked.r#ref)? {
+                tree.solve(&bridge.build)?;
             }
             Ok(())
         })
@@ -495,11 +452,11 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::PingRequest>,
     ) -> Result<Response<pbf::PongResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         Ok(Response::new(pbf::PongResponse {
             frontend_api_caps: caps::gateway(),
             llb_caps: caps::graphs(),
-            workers: vec![worker_record(&build.engine)],
+            workers: vec![worker_record(&bridge.build.engine)],
         }))
     }
 
@@ -507,13 +464,13 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::ReturnRequest>,
     ) -> Result<Response<pbf::ReturnResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
         let result = match asked.error {
             Some(error) => Err(Failure::from_rpc(&error)),
-            None => Ok(from_wire(&build, asked.result.unwrap_or_default())?),
+            None => Ok(from_wire(&bridge.build, asked.result.unwrap_or_default())?),
         };
-        build.returned.send_replace(Some(result));
+        bridge.set_result(result)?;
         Ok(Response::new(pbf::ReturnResponse {}))
     }
 
@@ -521,76 +478,139 @@ impl LlbBridge for GatewayService {
         &self,
         request: Request<pbf::InputsRequest>,
     ) -> Result<Response<pbf::InputsResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         Ok(Response::new(pbf::InputsResponse {
-            definitions: build.inputs.clone().into_iter().collect(),
+            definitions: bridge.inputs.clone().into_iter().collect(),
         }))
     }
 
     async fn new_container(
         &self,
-        _request: Request<pbf::NewContainerRequest>,
+        request: Request<pbf::NewContainerRequest>,
     ) -> Result<Response<pbf::NewContainerResponse>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let asked = request.into_inner();
+        blocking(move || containers::create(&bridge, asked)).await?;
+        Ok(Response::new(pbf::NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _request: Request<pbf::ReleaseContainerRequest>,
+        request: Request<pbf::ReleaseContainerRequest>,
     ) -> Result<Response<pbf::ReleaseContainerResponse>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let asked = request.into_inner();
+        blocking(move || bridge.containers.release(&asked.container_id)).await?;
+        Ok(Response::new(pbf::ReleaseContainerResponse {}))
     }
 
     type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<pbf::ExecMessage, Status>> + Send>>;
 
     async fn exec_process(
         &self,
-        _request: Request<Streaming<pbf::ExecMessage>>,
+        request: Request<Streaming<pbf::ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let answers = exec::serve(bridge, request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn read_file_container(
         &self,
-        _request: Request<pbf::ReadFileRequest>,
+        request: Request<pbf::ReadFileRequest>,
     ) -> Result<Response<pbf::ReadFileResponse>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = bridge.containers.tree(&asked.r#ref, asked.mount_index)?;
+            let range = range_of(asked.range);
+            files::read_of(Some(&tree), &asked.file_path, range)
+        });
+        Ok(Response::new(pbf::ReadFileResponse {
+            data: answer.await?,
+        }))
     }
 
     async fn read_dir_container(
         &self,
-        _request: Request<pbf::ReadDirRequest>,
+        request: Request<pbf::ReadDirRequest>,
     ) -> Result<Response<pbf::ReadDirResponse>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = bridge.containers.tree(&asked.r#ref, asked.mount_index)?;
+            files::list_of(Some(&tree), &asked.dir_path, &asked.include_pattern)
+        });
+        Ok(Response::new(pbf::ReadDirResponse {
+            entries: answer.await?,
+        }))
     }
 
     async fn stat_file_container(
         &self,
-        _request: Request<pbf::StatFileRequest>,
+        request: Request<pbf::StatFileRequest>,
     ) -> Result<Response<pbf::StatFileResponse>, Status> {
-        Err(Failure::unsupported("a container of a gateway").into())
+        let bridge = self.bridge_of(&request).await?;
+        let asked = request.into_inner();
+        let answer = blocking(move || {
+            let tree = bridge.containers.tree(&asked.r#ref, asked.mount_index)?;
+            files::stat_of_path(Some(&tree), &asked.path)
+        });
+        Ok(Response::new(pbf::StatFileResponse {
+            stat: Some(answer.await?),
+        }))
     }
 
     async fn warn(
         &self,
         request: Request<pbf::WarnRequest>,
     ) -> Result<Response<pbf::WarnResponse>, Status> {
-        let build = self.0.build_of(&request).await?;
+        let bridge = self.bridge_of(&request).await?;
         let asked = request.into_inner();
-        build.job.tell(StatusResponse {
-            warnings: vec![VertexWarning {
-                vertex: asked.digest,
-                level: asked.level,
-                short: asked.short,
-                detail: asked.detail,
-                url: asked.url,
-                info: asked.info,
-                ranges: asked.ranges,
-            }],
-            ..StatusResponse::default()
-        });
+        let warning = VertexWarning {
+            vertex: asked.digest,
+            level: asked.level,
+            short: asked.short,
+            detail: asked.detail,
+            url: asked.url,
+            info: asked.info,
+            ranges: asked.ranges,
+        };
+        match &bridge.build.job {
+            Some(job) => job.tell(StatusResponse {
+                warnings: vec![warning],
+                ..StatusResponse::default()
+            }),
+            None => warn_here(&bridge.build, &warning),
+        }
         Ok(Response::new(pbf::WarnResponse {}))
     }
+}
+
+/// Tells a warning where no client listens.
+fn warn_here(build: &Build, warning: &VertexWarning) {
+    let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    // A name that nothing has is no reason to say nothing.
+    let vertex = warning.vertex.parse();
+    build.sink.send(Event::Warning(Warning {
+        vertex: vertex.unwrap_or_else(|_| Digest::sha256_of(warning.vertex.as_bytes())),
+        level: u8::try_from(warning.level).unwrap_or(1),
+        short: text(&warning.short),
+        detail: warning.detail.iter().map(text).collect(),
+        url: warning.url.clone(),
+        source: warning.info.as_ref().map(|info| {
+            Arc::new(SourceInfo {
+                filename: info.filename.clone(),
+                data: info.data.clone(),
+                language: info.language.clone(),
+            })
+        }),
+        ranges: Vec::new(),
+    }));
+}
+
+fn range_of(range: Option<pbf::FileRange>) -> Option<(u64, u64)> {
+    range.map(|range| (range.offset.max(0) as u64, range.length.max(0) as u64))
 }
 
 pub(crate) fn seconds(seconds: i64) -> Timestamp {

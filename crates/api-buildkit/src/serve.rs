@@ -29,7 +29,7 @@ use crate::reading::ReadingService;
 use crate::trace::{TraceService, Traces};
 
 /// The largest message a client may send, in bytes.
-const MOST: usize = 64 << 20;
+pub(crate) const MOST: usize = 64 << 20;
 
 /// How the server is run.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ impl Server {
             folder,
             stop: stop.clone(),
         });
-        let gateway = GatewayService(Arc::clone(&shared.gateway));
+        let gateway = GatewayService::OfClients(Arc::clone(&shared.gateway));
         let (ending, ended) = tokio::sync::watch::channel(false);
         let _on_stop = stop.on_request(move || {
             ending.send_replace(true);
@@ -162,7 +162,7 @@ fn sweep(folder: &Path, records: &Records) -> Option<File> {
 
 /// Says that all is well, which it is as long as anything is said.
 #[derive(Debug)]
-struct Healthy;
+pub(crate) struct Healthy;
 
 #[tonic::async_trait]
 impl Health for Healthy {

@@ -76,6 +76,7 @@ fn result(json: String, text: String, status: Option<&str>) -> FrontendResult {
     FrontendResult {
         trees: Trees::One(None),
         metadata,
+        ..FrontendResult::default()
     }
 }
 

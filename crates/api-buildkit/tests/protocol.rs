@@ -12,8 +12,9 @@ use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend as pbf;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use bollard_buildkit_proto::pb;
-use common::{Client, Directory, TestServer, name, names, offer};
+use common::{TestServer, names};
 use prost::Message;
+use testclient::{Client, Directory, name, offer};
 use tonic::{Code, Request, Status};
 
 const DIRECTORY: u32 = 1 << 31 | 0o755;
@@ -51,7 +52,7 @@ fn a_build_takes_its_files_from_the_client_and_sends_the_result() {
             .file("d/inner", "two")
             .file("foo", "one");
         let offer = offer("FROM scratch\nCOPY . /\n", context);
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
         let files = client.files();
@@ -66,7 +67,7 @@ fn only_what_changed_is_sent_again() {
     with_server(|server| async move {
         let context = Directory::default().file("a", "1").file("b", "2");
         let offer = offer("FROM scratch\nCOPY a b /\n", context);
-        let mut client = Client::connect(&server, offer, "my-directory").await;
+        let mut client = server.client(offer, "my-directory").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
         let before = client.offer.requested.swap(0, Ordering::SeqCst);
@@ -111,7 +112,7 @@ fn files_that_lead_out_of_the_context_are_refused() {
             (Directory::default().file("a", "x").file("a", "y"), "twice"),
         ] {
             let offer = offer("FROM scratch\nCOPY . /\n", context);
-            let mut client = Client::connect(&server, offer, "").await;
+            let mut client = server.client(offer, "").await;
             let request = client.request();
             let status = client.solve(request).await.expect_err("a refusal");
             assert!(status.message().contains(said), "{}", status.message());
@@ -126,10 +127,10 @@ fn errors_say_which_lines_of_the_dockerfile_they_are_about() {
         for (dockerfile, line) in [
             ("FROM scratch\nCOPY missing /\n", 2),
             ("FROM scratch\nENV a=b\nCOPY --foo=bar / /\n", 3),
-            ("#syntax=example.com/other\nFROM scratch\n", 1),
+            ("#syntax=127.0.0.1:1/other\nFROM scratch\n", 1),
         ] {
             let offer = offer(dockerfile, Directory::default().file("a", ""));
-            let mut client = Client::connect(&server, offer, "").await;
+            let mut client = server.client(offer, "").await;
             let request = client.request();
             let status = client.solve(request).await.expect_err("an error");
             let details = details(&status);
@@ -146,7 +147,7 @@ fn errors_say_which_lines_of_the_dockerfile_they_are_about() {
 #[test]
 fn a_clients_own_graph_is_solved_as_it_is() {
     with_server(|server| async move {
-        let mut client = Client::connect(&server, offer("", Directory::default()), "").await;
+        let mut client = server.client(offer("", Directory::default()), "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
             definition: Some(definition("from a graph")),
@@ -179,7 +180,7 @@ fn a_frontend_at_the_client_reads_and_returns() {
             "FROM scratch\nCOPY foo /\n",
             Directory::default().file("foo", "x"),
         );
-        let client = Client::connect(&server, offer, "").await;
+        let client = server.client(offer, "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
             ..client.request()
@@ -263,7 +264,7 @@ fn a_frontend_at_the_client_reads_and_returns() {
 #[test]
 fn what_the_frontend_of_a_client_came_to_is_what_the_build_fails_with() {
     with_server(|server| async move {
-        let client = Client::connect(&server, offer("", Directory::default()), "").await;
+        let client = server.client(offer("", Directory::default()), "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
             ..client.request()
@@ -294,7 +295,7 @@ fn a_client_that_vanishes_leaves_nothing() {
     with_server(|mut server| async move {
         let mut silent = offer("FROM scratch\nCOPY . /\n", Directory::default());
         silent.silent = Some("context".to_owned());
-        let client = Client::connect(&server, silent, "").await;
+        let client = server.client(silent, "").await;
         let mut request = client.request();
         request.r#ref = name("gone");
         let id = request.r#ref.clone();
@@ -324,7 +325,7 @@ fn findings_come_with_their_lines_in_the_status() {
     with_server(|server| async move {
         let dockerfile = "FROM scratch as base\nCOPY foo /\n";
         let offer = offer(dockerfile, Directory::default().file("foo", ""));
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         let id = request.r#ref.clone();
         client.solve(request).await.expect("a build");
@@ -362,7 +363,7 @@ fn what_is_not_there_is_refused_by_its_name() {
             "FROM scratch\nCOPY foo /\n",
             Directory::default().file("foo", ""),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let attrs = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
         let base = client.request();
         for (request, said) in [
@@ -376,10 +377,10 @@ fn what_is_not_there_is_refused_by_its_name() {
             (
                 pbc::SolveRequest {
                     frontend: "gateway.v0".to_owned(),
-                    frontend_attrs: attrs("source", "example.com/front"),
+                    frontend_attrs: attrs("source", "127.0.0.1:1/front"),
                     ..base.clone()
                 },
-                "example.com/front",
+                "127.0.0.1:1/front",
             ),
             (
                 pbc::SolveRequest {
@@ -390,10 +391,10 @@ fn what_is_not_there_is_refused_by_its_name() {
             ),
             (
                 pbc::SolveRequest {
-                    frontend_attrs: attrs("attest:sbom", "generator=x"),
+                    frontend_attrs: attrs("attest:sbom", "generator=127.0.0.1:1/scanner"),
                     ..base.clone()
                 },
-                "sbom",
+                "the SBOM generator cannot be had",
             ),
             (
                 pbc::SolveRequest {
@@ -424,7 +425,7 @@ fn a_source_policy_says_what_a_build_takes() {
             "FROM busybox AS base\nFROM scratch\nCOPY --from=base foo /\n",
             Directory::default().file("foo", "replaced"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let rule =
             |action: PolicyAction, kind: MatchType, identifier: &str, to: Option<&str>| Rule {
                 action: action as i32,
@@ -517,7 +518,8 @@ fn a_source_policy_says_what_a_build_takes() {
 #[test]
 fn the_server_tells_about_itself() {
     with_server(|server| async move {
-        let channel = server.channel().await;
+        let channel = testclient::channel(server.socket()).await;
+        let channel = channel.expect("a connection");
         let health = HealthClient::new(channel.clone())
             .check(HealthCheckRequest::default())
             .await
@@ -542,7 +544,7 @@ fn prune_gives_back_what_builds_left() {
             "FROM scratch\nCOPY foo /\n",
             Directory::default().file("foo", "x"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
         let usage = client
@@ -580,7 +582,7 @@ fn the_history_tells_of_builds_until_they_are_forgotten() {
             "FROM scratch\nCOPY foo /\n",
             Directory::default().file("foo", "x"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let good = client.request();
         let bad = pbc::SolveRequest {
             r#ref: name("bad"),

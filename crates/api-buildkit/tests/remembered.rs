@@ -4,9 +4,10 @@ mod common;
 
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
-use common::{Client, Directory, TestServer, offer};
+use common::TestServer;
 use http::uri::PathAndQuery;
 use prost::Message;
+use testclient::{Client, Directory, offer};
 use tonic::client::Grpc;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
@@ -81,7 +82,7 @@ fn what_is_told_of_a_build_can_be_read_from_the_next_server() {
             "FROM scratch\nCOPY a /\n",
             Directory::default().file("a", "1"),
         );
-        let mut client = Client::connect(&server, offered.clone(), "").await;
+        let mut client = server.client(offered.clone(), "").await;
         let request = client.request();
         let build = request.r#ref.clone();
         client.solve(request).await.expect("a build");
@@ -90,7 +91,7 @@ fn what_is_told_of_a_build_can_be_read_from_the_next_server() {
         let server = tokio::task::spawn_blocking(|| server.restart())
             .await
             .expect("a server");
-        let mut client = Client::connect(&server, offered, "").await;
+        let mut client = server.client(offered, "").await;
         let records = records(&mut client).await;
         assert_eq!(records.len(), 1);
         let record = &records[0];
@@ -127,7 +128,7 @@ fn what_is_told_of_a_build_can_be_read_from_the_next_server() {
 fn an_error_is_kept_with_its_details() {
     with_server(|server| async move {
         let offer = offer("FROM scratch\nCOPY missing /\n", Directory::default());
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         let error = client.solve(request).await.expect_err("an error");
         let records = records(&mut client).await;
@@ -159,7 +160,7 @@ fn only_what_there_is_can_be_read() {
             "FROM scratch\nCOPY a /\n",
             Directory::default().file("a", "1"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
         let record = records(&mut client).await.remove(0);
@@ -190,7 +191,7 @@ fn a_build_that_is_pinned_or_finalized_stays_and_one_that_is_not_there_is_named(
             "FROM scratch\nCOPY a /\n",
             Directory::default().file("a", "1"),
         );
-        let mut client = Client::connect(&server, offer, "").await;
+        let mut client = server.client(offer, "").await;
         let request = client.request();
         let build = request.r#ref.clone();
         client.solve(request).await.expect("a build");

@@ -93,6 +93,21 @@ impl Sbom {
     }
 }
 
+/// In the form that [`Sbom::parse`] reads.
+impl std::fmt::Display for Sbom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let quoted = |name: &str, value: &str| {
+            let field = format!("{name}={value}").replace('"', "\"\"");
+            format!("\"{field}\"")
+        };
+        f.write_str(&quoted("generator", &self.generator))?;
+        for (name, value) in &self.parameters {
+            write!(f, ",{}", quoted(name, value))?;
+        }
+        Ok(())
+    }
+}
+
 impl Provenance {
     /// Reads `key=value,…`; `None` where it is disabled.
     pub fn parse(text: &str) -> Result<Option<Self>, AttestError> {
@@ -235,6 +250,7 @@ mod tests {
         assert_eq!(sbom.generator, "x/y");
         assert_eq!(sbom.parameters["a"], "b,c");
         assert_eq!(sbom.parameters["d"], "say \"no\"");
+        assert_eq!(Sbom::parse(&sbom.to_string()).unwrap(), Some(sbom));
         let usual = Sbom::parse("generator=").unwrap().unwrap();
         assert_eq!(usual.generator, Sbom::GENERATOR);
     }

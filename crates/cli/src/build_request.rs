@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use dockerfile::git::{GitRef, GitRefError};
 use engine::{
     ArchiveOutput, BuildRequest, CaBundle, Compression, Context, Destination, DockerfileSource,
-    IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
+    Frontends, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
 use oci::{Platform, Reference};
 use tempfile::TempPath;
@@ -21,7 +22,7 @@ use crate::{annotations, engines};
 
 /// Reads the options of `lapstrake build`; with the request comes what must not be dropped before it is carried out.
 pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)> {
-    let provenance = provenance(build)?;
+    let (provenance, sbom) = attestations(build)?;
     let (context, dockerfile, spool) = sources(build)?;
     let tags = build
         .tags
@@ -83,6 +84,8 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         tags,
         squash: build.squash,
         provenance,
+        sbom,
+        frontends: Some(Frontends(Arc::new(api_buildkit::Frontends))),
     };
     Ok((request, spool))
 }
@@ -136,47 +139,49 @@ fn proxies_of(text: &str) -> Result<Vec<(String, String)>> {
     Ok(proxies)
 }
 
-/// Reads `--provenance`, `--sbom` and `--attest`; the last word about provenance counts.
-fn provenance(build: &Build) -> Result<Option<attest::Provenance>> {
-    let mut wanted = None;
-    let read = |text: &str| -> Result<Option<attest::Provenance>> {
-        match text {
-            "false" => Ok(None),
-            "true" => Ok(Some(attest::Provenance::default())),
-            text => Ok(attest::Provenance::parse(text)?),
-        }
+/// Reads `--provenance`, `--sbom` and `--attest`; the last word about each counts.
+fn attestations(build: &Build) -> Result<(Option<attest::Provenance>, Option<attest::Sbom>)> {
+    let mut wanted = (None, None);
+    let provenance = |text: &str| match text {
+        "false" => Ok(None),
+        "true" => Ok(Some(attest::Provenance::default())),
+        text => attest::Provenance::parse(text),
+    };
+    let sbom = |text: &str| match text {
+        "false" => Ok(None),
+        "true" => attest::Sbom::parse(""),
+        text => attest::Sbom::parse(text),
     };
     for text in &build.attest {
         let fields = attest::fields("--attest", text)?;
         let kind = fields.iter().find(|(name, _)| name == "type");
+        let rest: Vec<String> = fields
+            .iter()
+            .filter(|(name, _)| name != "type")
+            .map(|(name, value)| format!("\"{}\"", format!("{name}={value}").replace('"', "\"\"")))
+            .collect();
+        let rest = rest.join(",");
         match kind.map(|(_, kind)| kind.as_str()) {
-            Some("provenance") => {
-                let rest: Vec<&str> = text
-                    .split(',')
-                    .filter(|field| !field.starts_with("type="))
-                    .collect();
-                wanted = read(&rest.join(","))?;
-            }
-            Some("sbom") if text.split(',').any(|field| field == "disabled=true") => {}
-            Some("sbom") => bail!("{NO_SBOM}"),
+            Some("provenance") => wanted.0 = provenance(&rest)?,
+            Some("sbom") => wanted.1 = sbom(&rest)?,
             Some(kind) => {
-                bail!("invalid --attest {text:?}: there is no type {kind:?}, only provenance")
+                bail!(
+                    "invalid --attest {text:?}: there is no type {kind:?}, only provenance and sbom"
+                )
             }
             None => {
                 bail!("invalid --attest {text:?}: it has no type, as in type=provenance,mode=max")
             }
         }
     }
-    if build.sbom.as_deref().is_some_and(|text| text != "false") {
-        bail!("{NO_SBOM}");
+    if let Some(text) = &build.sbom {
+        wanted.1 = sbom(text)?;
     }
     if let Some(text) = &build.provenance {
-        wanted = read(text)?;
+        wanted.0 = provenance(text)?;
     }
     Ok(wanted)
 }
-
-const NO_SBOM: &str = "bills of materials are not made yet; use --sbom=false";
 
 fn sources(build: &Build) -> Result<(Context, DockerfileSource, Option<TempPath>)> {
     let file = build.file.as_deref();

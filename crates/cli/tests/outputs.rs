@@ -454,25 +454,105 @@ fn times_are_cut_to_the_epoch_unless_that_is_refused() {
 }
 
 #[test]
-fn bills_of_materials_are_refused_plainly() {
+fn what_attestations_are_is_read() {
     let world = world();
     for accepted in [
         "--provenance=false",
         "--sbom=false",
         "--attest=type=sbom,disabled=true",
+        // What the store keeps holds none, so that nothing is scanned.
+        "--sbom=generator=127.0.0.1:1/scanner",
     ] {
         world.ok(["build", "-q", accepted, "ctx"]);
     }
-    for refused in ["--sbom=true", "--attest=type=sbom"] {
+    for (refused, said) in [
+        ("--provenance=mode=some", "it is min or max"),
+        ("--attest=type=horoscope", "only provenance and sbom"),
+        ("--attest=mode=max", "it has no type"),
+    ] {
         world
             .run(["build", refused, "ctx"])
             .fails_with(2)
-            .says("bills of materials are not made yet");
+            .says(said);
     }
+}
+
+#[test]
+fn a_scanner_writes_the_bill_of_materials() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    world.write(
+        "scanner/scan",
+        "#!/bin/sh\nset -e\n\
+         for source in $BUILDKIT_SCAN_SOURCE $BUILDKIT_SCAN_SOURCE_EXTRAS/*; do\n\
+         [ -d $source ] || continue\n\
+         cat > $BUILDKIT_SCAN_DESTINATION/$(basename $source).spdx.json <<EOF\n\
+         {\"_type\": \"x\", \"predicateType\": \"https://spdx.dev/Document\",\n\
+          \"predicate\": {\"files\": \"$(ls $source | tr '\\n' ' ')\", \"words\": \"$BUILDKIT_SCAN_words\"}}\n\
+         EOF\n\
+         done\n\
+         ! touch $BUILDKIT_SCAN_SOURCE/not\n",
+    );
+    world.write(
+        "scanner/Dockerfile",
+        "FROM busybox\nCOPY --chmod=755 scan /scan\nCMD [\"/scan\"]\n",
+    );
+    world.ok(["build", "-q", "-t", "scanner", "scanner"]);
+    world.write(
+        "scanned/Dockerfile",
+        "FROM busybox AS made\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nRUN mkdir /only && touch /only/here\n\
+         FROM scratch\nCOPY --from=made /only /\n",
+    );
+    let build = |more: &[&str]| {
+        let mut words = vec![
+            "build",
+            "--attest=type=sbom,generator=scanner,\"words=a,b\"",
+            "-o=type=oci,dest=layout,tar=false",
+        ];
+        words.extend(more);
+        words.push("scanned");
+        world.ok(words)
+    };
+    build(&["-o=type=local,dest=files", "--provenance=mode=min"]);
+    let layout = world.work().join("layout");
+    let entry = json(layout.join("index.json"));
+    let index = blob(&layout, &entry["manifests"][0]["digest"]);
+    let manifest = blob(&layout, &index["manifests"][1]["digest"]);
+    let layers = manifest["layers"].as_array().unwrap();
+    let statements: Vec<_> = layers
+        .iter()
+        .map(|layer| blob(&layout, &layer["digest"]))
+        .collect();
+    assert_eq!(statements.len(), 3);
+    let [result, stage, provenance] = statements.as_slice() else {
+        panic!("{statements:?}");
+    };
+    for statement in [result, stage] {
+        assert_eq!(statement["predicateType"], "https://spdx.dev/Document");
+        assert_eq!(statement["predicate"]["words"], "a,b");
+    }
+    assert_eq!(result["predicate"]["files"], "here ");
+    let files = stage["predicate"]["files"].as_str().unwrap();
+    assert!(files.contains("bin ") && files.contains("only "), "{files}");
+    assert_eq!(
+        provenance["predicateType"],
+        "https://slsa.dev/provenance/v1"
+    );
+    let beside = json(world.work().join("files/sbom.spdx.json"));
+    assert_eq!(beside["subject"][0]["name"], "here");
+    // A scan of what was scanned is not run again, and no build is for a scan's sake.
+    let again = build(&["--progress=plain"]);
+    let (_, scanned) = again.stderr.split_once("generating sbom").expect("a scan");
+    assert!(scanned.contains("CACHED"), "{}", again.stderr);
     world
-        .run(["build", "--provenance=mode=some", "ctx"])
-        .fails_with(2)
-        .says("it is min or max");
+        .run([
+            "build",
+            "--sbom=generator=127.0.0.1:1/scanner",
+            "-o=type=oci,dest=other,tar=false",
+            "scanned",
+        ])
+        .fails_with(1)
+        .says("the SBOM generator cannot be had");
 }
 
 #[test]

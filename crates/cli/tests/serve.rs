@@ -87,6 +87,21 @@ fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
 }
 
 #[test]
+fn clients_that_cancel_and_vanish_leave_nothing() {
+    require_fixtures!("busybox:latest");
+    require_programs!("kill");
+    if !is_root() {
+        skip!("a server of its own needs root here");
+    }
+    let trial = testkit::soak::Trial {
+        count: 24,
+        seed: 7,
+        is_told: false,
+    };
+    testclient::soak::clients(&environment(), trial);
+}
+
+#[test]
 fn buildctl_builds_where_it_can_be_had() {
     require_fixtures!("busybox:latest");
     if !is_root() {

@@ -22,6 +22,7 @@ use crate::driver::{Driver, Failed};
 use crate::error::{BuildFailure, StepFailure};
 use crate::export::ahead::Ahead;
 use crate::export::{self, Exported};
+use crate::frontends;
 use crate::history::recorder::Recorder;
 use crate::history::{self, BuildRecord, Known};
 use crate::plan::{self, Pinned};
@@ -134,6 +135,13 @@ impl Engine {
         let sink = recorder.sink();
         let loaded = self.read_sources(request, sink)?;
         known.dockerfile = Some(loaded.source_text());
+        if let Some(frontends) = &request.frontends
+            && let Some(named) = frontends::other_frontend(request, &loaded)
+        {
+            let asked = (request, &loaded);
+            return self
+                .build_by_frontend(frontends, &named, asked, recorder, cancel, known, built);
+        }
         let lowered = self.lower(request, &loaded, sink, known)?;
         known.builds = lowered.builds;
         let ahead = Ahead::new(&self.shared, request);
@@ -152,6 +160,7 @@ impl Engine {
             *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
             Ok(checking.join().expect("checking does not panic")?)
         })?;
+        self.scan(request, &loaded, known, recorder, cancel, built)?;
         let (shared, several) = (&self.shared, lowered.multi_platform);
         let ahead = ahead.map(Arc::as_ref);
         let exported = export::export(shared, request, built, several, sink, ahead)?;
@@ -461,7 +470,7 @@ impl Engine {
         Ok(built)
     }
 
-    fn driver(&self, request: &BuildRequest) -> Driver<VertexWork> {
+    pub(crate) fn driver(&self, request: &BuildRequest) -> Driver<VertexWork> {
         match request.jobs {
             Some(jobs) => Driver::start(jobs),
             None => self.driver.clone(),
@@ -525,7 +534,7 @@ pub(crate) fn contexts_of(
         let vertex = &build.graph.vertices()[used.vertex];
         let name = vertex.metadata().name.clone();
         let shown = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
-        let tree = ContextTree::capture_of(shared, &directory, &used.ignore)?;
+        let tree = ContextTree::capture_of(shared, &directory, &[], &used.ignore)?;
         shown.complete(Outcome::Done);
         contexts.insert(used.name.clone(), Arc::new(tree));
     }

@@ -59,8 +59,17 @@ pub struct LocalFiles {
 /// A directory of this machine that holds a client's files.
 pub struct LocalDirectory {
     pub path: PathBuf,
+    /// What counts of it, where that is not all.
+    pub filter: Option<LocalFilter>,
     /// Keeps the directory as it is until it is dropped.
     pub held: Box<dyn Any + Send + Sync>,
+}
+
+/// Patterns of files; without includes all are meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalFilter {
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
 }
 
 impl std::fmt::Debug for LocalDirectory {

@@ -39,12 +39,13 @@ impl ContextTree {
     pub(crate) fn capture_of(
         shared: &Shared,
         root: &Path,
+        include: &[String],
         ignore: &[String],
     ) -> Result<Self, EngineError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let patterns = Patterns::new(&[], ignore)?;
-        let filter: Option<&dyn Filter> = match ignore {
-            [] => None,
+        let patterns = Patterns::new(include, ignore)?;
+        let filter: Option<&dyn Filter> = match (include, ignore) {
+            ([], []) => None,
             _ => Some(&patterns),
         };
         let capture = Capture::new(root, filter, Some(OWNER))?;

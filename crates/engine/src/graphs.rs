@@ -27,6 +27,7 @@ use crate::source::http;
 use crate::source::image::PinnedImage;
 use crate::source::layout::LayoutPlace;
 use crate::step::StepContext;
+use crate::vertex::VertexWork;
 use crate::{BuildResult, Cancel, Engine, EngineError};
 
 /// How an image is looked for.
@@ -71,6 +72,10 @@ impl KnownImages {
         self.0.insert((name, platform), image.pinned.clone());
     }
 
+    pub(crate) fn of(images: BTreeMap<(String, String), PinnedImage>) -> Self {
+        Self(images)
+    }
+
     /// Adds all images of another set.
     pub fn extend(&mut self, other: &KnownImages) {
         let theirs = other.0.iter();
@@ -89,11 +94,19 @@ pub struct GraphRequest {
     pub entitlements: Vec<String>,
     /// Results of other machines.
     pub caches: Caches,
+    /// The request of this machine that it belongs to, and the id of the build.
+    pub part_of: Option<(Arc<BuildRequest>, String)>,
 }
 
 /// Caches of other machines that were read.
 #[derive(Debug, Clone, Default)]
 pub struct Caches(Arc<Imports>);
+
+impl Caches {
+    pub(crate) fn of(imports: Imports) -> Self {
+        Self(Arc::new(imports))
+    }
+}
 
 impl std::fmt::Debug for GraphRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,6 +125,15 @@ impl Solved {
     /// Returns what the graph took from outside.
     pub fn taken(&self) -> &Taken {
         &self.taken
+    }
+
+    /// Returns what was done for it.
+    pub(crate) fn works(&self) -> impl Iterator<Item = Arc<VertexWork>> {
+        self.taken.works.iter().cloned()
+    }
+
+    pub(crate) fn into_layers(self) -> Vec<Layer> {
+        self.layers
     }
 }
 
@@ -275,13 +297,19 @@ impl Engine {
         // Other processes that need a step of this graph follow what it prints while it runs.
         let recorder = Passing::new(&self.shared.store, sink);
         let sink = recorder.sink();
-        let context = Arc::new(StepContext {
+        let mut context = StepContext {
             log: recorder.id().to_owned(),
             entitlements: request.entitlements.clone(),
             client: Some(Arc::clone(&request.client)),
             imports: Arc::clone(&request.caches.0),
             ..StepContext::new(Arc::clone(&self.shared))
-        });
+        };
+        let mut driver = self.driver.clone();
+        if let Some((part_of, id)) = &request.part_of {
+            context.heed(part_of, id)?;
+            driver = self.driver(part_of);
+        }
+        let context = Arc::new(context);
         let mut held = Vec::new();
         let mut pinned = Pinned {
             images: self.pin_images(request, sink)?,
@@ -296,7 +324,7 @@ impl Engine {
             .map_err(|(id, error)| GraphFailure::at(Some((graph, id)), planning(error)))?;
         let target = Arc::clone(&works[root.vertex]);
         let taken = attest::capture(graph, &works);
-        let outputs = self.driver.solve(
+        let outputs = driver.solve(
             plan::tasks(&works),
             vec![target.key],
             FailurePolicy::Cancel,
@@ -433,7 +461,10 @@ impl Engine {
             let capture = |held: &mut Vec<LocalDirectory>| -> Result<ContextTree, EngineError> {
                 let wanted = local_files(local, source)?;
                 let directory = request.client.directory(&wanted, &running)?;
-                let tree = ContextTree::capture_of(&self.shared, &directory.path, &[])?;
+                let filter = directory.filter.clone().unwrap_or_default();
+                let (include, exclude) = (&filter.include, &filter.exclude);
+                let tree =
+                    ContextTree::capture_of(&self.shared, &directory.path, include, exclude)?;
                 held.push(directory);
                 Ok(tree)
             };
@@ -537,7 +568,7 @@ impl Engine {
 }
 
 impl ExportTree {
-    fn into_built(self) -> Built {
+    pub(crate) fn into_built(self) -> Built {
         Built {
             build: PlatformBuild {
                 platform: self.platform,
@@ -547,6 +578,7 @@ impl ExportTree {
                 epoch: self.epoch,
                 ignore_cache: false,
                 contexts: Vec::new(),
+                scan_targets: Vec::new(),
                 stages: Vec::new(),
             },
             layers: self.tree.layers,

@@ -26,6 +26,7 @@ mod engine;
 mod error;
 mod export;
 pub mod forecast;
+mod frontends;
 mod graphs;
 pub mod history;
 pub mod images;
@@ -35,11 +36,13 @@ pub mod library;
 mod matching;
 mod plan;
 mod request;
+mod sbom;
 mod shared_vertex;
 mod shell;
 mod snapshot;
 mod source;
 mod step;
+mod tree_container;
 mod verify;
 mod vertex;
 
@@ -47,10 +50,11 @@ pub use attest::{Attestation, AttestationContent, ProvenanceOf, Taken};
 pub use build::BuildResult;
 pub use cache::mounts::{MountsPlace, MovedMount};
 pub use cancel::{Cancel, CancelGuard};
-pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, UPLOAD_HOST};
+pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, LocalFilter, UPLOAD_HOST};
 pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
 pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain, resolve_help};
+pub use frontends::{FrontendCall, FrontendOutput, Frontends, RunFrontend, is_builtin_frontend};
 pub use graphs::{
     Caches, ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup,
     KnownImages, Solved,
@@ -63,7 +67,11 @@ pub use request::{
     CacheSource, CacheTarget, Compression, ContainerEngine, Context, Destination, DockerfileSource,
     EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
-pub use sandbox::Limits;
+pub use sandbox::{Limits, Status as ProcessStatus};
+pub use sbom::{SPDX, Scan};
 pub use shell::StepState;
 pub use source::main_context::looks_like_archive;
+pub use tree_container::{
+    TreeContainer, TreeContainerRequest, TreeMount, TreeProcess, TreeProcessRequest,
+};
 pub use verify::verify_layers;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use oci::{Platform, Reference};
 
+use crate::frontends::Frontends;
+
 /// One build.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
@@ -65,6 +67,10 @@ pub struct BuildRequest {
     pub squash: bool,
     /// Says how it was built, beside what is pushed or written in OCI layout or as files.
     pub provenance: Option<::attest::Provenance>,
+    /// Says what is in it, in the same places.
+    pub sbom: Option<::attest::Sbom>,
+    /// Runs the frontend that the Dockerfile names, if that is an image; without it all are read as Dockerfiles.
+    pub frontends: Option<Frontends>,
 }
 
 /// Asks for nothing: no files, an empty Dockerfile, no outputs.
@@ -102,6 +108,8 @@ impl Default for BuildRequest {
             cache_to: Vec::new(),
             squash: false,
             provenance: None,
+            sbom: None,
+            frontends: None,
         }
     }
 }

@@ -26,7 +26,7 @@ mod state;
 mod text;
 
 pub use git::git_source;
-pub use lowered::{ContextUse, Lowered, PlatformBuild, StageRole, StageSummary};
+pub use lowered::{ContextUse, Lowered, PlatformBuild, ScanTarget, StageRole, StageSummary};
 pub use lowering::{Lowering, Step};
 pub use options::{MainContext, NamedContext, NoCache, Options, ResolveMode, is_true};
 pub use pass::context::context_source;

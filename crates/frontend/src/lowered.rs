@@ -30,8 +30,18 @@ pub struct PlatformBuild {
     pub ignore_cache: bool,
     /// The local directories the graph needs.
     pub contexts: Vec<ContextUse>,
+    /// What is to be scanned beside the result.
+    pub scan_targets: Vec<ScanTarget>,
     /// Every stage of the file.
     pub stages: Vec<StageSummary>,
+}
+
+/// A tree that is looked into for a bill of materials.
+#[derive(Debug, Clone)]
+pub struct ScanTarget {
+    /// `context`, or a stage.
+    pub name: String,
+    pub graph: llb::Graph,
 }
 
 /// What is needed of a local directory.

@@ -19,6 +19,8 @@ pub struct Options {
     pub target: Option<String>,
     /// Build arguments. `SOURCE_DATE_EPOCH` and the proxy variables among them have their own meaning.
     pub build_args: BTreeMap<String, String>,
+    /// Find out what else than the result is to be scanned for a bill of materials.
+    pub scan_targets: bool,
     /// Labels of the image beside those of the Dockerfile, which they replace.
     pub labels: BTreeMap<String, String>,
     /// The platforms to build for; none asked for means that of the builder or what the base image is for.

@@ -330,6 +330,13 @@ impl GraphBuilder {
         graph.root.map(|edge| placed[edge.vertex].at(edge.output))
     }
 
+    /// Lets all vertices that are there now use recorded results.
+    pub fn heed_cache(&mut self) {
+        for pending in &mut self.drafts {
+            pending.draft.metadata.ignore_cache = false;
+        }
+    }
+
     pub(crate) fn add_pending(&mut self, pending: Pending) -> Output {
         self.drafts.push(pending);
         Output {

@@ -173,10 +173,11 @@ pub(crate) struct Build {
     /// version=v0.2, …
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) provenance: Option<String>,
-    /// Bill of materials: only false is possible yet
-    #[arg(long, value_name = "false", num_args = 0..=1, default_missing_value = "true")]
+    /// Have a scanner list what is in the image, beside it like --provenance: true (the usual scanner),
+    /// generator=IMAGE, …
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) sbom: Option<String>,
-    /// Attestations: type=provenance,… as --provenance
+    /// Attestations: type=provenance,… as --provenance, type=sbom,… as --sbom
     #[arg(long, value_name = "ATTEST")]
     pub(crate) attest: Vec<String>,
     /// Say something of the build instead: check, outline or targets[,format=json]

@@ -14,10 +14,11 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 use rootfs::{Root, RootPath};
 
 use super::fetched::PinnedSource;
+use super::local_client::{DOCKERFILE, LocalClient};
 use super::main_context::Main;
 use super::missing::{missing_file, missing_in_context};
 use crate::EngineError;
-use crate::request::{BuildRequest, DockerfileSource, IgnoreCache};
+use crate::request::{BuildRequest, Context, DockerfileSource, IgnoreCache};
 use crate::step::Shared;
 
 /// A Dockerfile and where its files are.
@@ -344,6 +345,62 @@ impl Loaded {
             .ok_or_else(missing)
     }
 
+    /// Offers what was read to another frontend, and says in its words where that is.
+    pub(crate) fn client(
+        &self,
+        request: &BuildRequest,
+        attrs: &mut BTreeMap<String, String>,
+    ) -> Result<LocalClient, EngineError> {
+        let mut directories = self.directories.clone();
+        let mut set = |name: &str, value: &str| attrs.insert(name.to_owned(), value.to_owned());
+        let mut files: Vec<(String, &[u8])> = Vec::new();
+        let is_remote = match &request.context {
+            Context::Git(url) | Context::Http(url) => {
+                set("context", url);
+                directories.remove("context");
+                true
+            }
+            Context::Directory(_) | Context::Tar(_) | Context::Empty => false,
+        };
+        match &request.dockerfile {
+            DockerfileSource::InContext(path) if is_remote => {
+                set("filename", path);
+            }
+            DockerfileSource::InContext(path) => {
+                set("filename", path);
+                directories.insert(DOCKERFILE.to_owned(), self.main.directory.clone());
+            }
+            DockerfileSource::File(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                set("filename", &name.to_string_lossy());
+                let folder = path.parent().filter(|folder| *folder != Path::new(""));
+                let folder = folder.unwrap_or(Path::new(".")).to_owned();
+                directories.insert(DOCKERFILE.to_owned(), folder);
+            }
+            DockerfileSource::Bytes { .. } | DockerfileSource::Url(_) => {
+                files.push(("Dockerfile".to_owned(), &self.bytes));
+                set("filename", "Dockerfile");
+            }
+        }
+        if is_remote && !matches!(request.dockerfile, DockerfileSource::InContext(_)) {
+            set("dockerfilekey", DOCKERFILE);
+        }
+        for (name, context) in &self.named {
+            let value = match context {
+                NamedContext::Image(image) => format!("docker-image://{image}"),
+                NamedContext::OciLayout { store, digest } => {
+                    format!("oci-layout://{store}@{digest}")
+                }
+                NamedContext::Local { name, .. } => format!("local:{name}"),
+                NamedContext::Url(url) => url.clone(),
+                NamedContext::Stage(stage) => format!("target:{stage}"),
+                NamedContext::Graph { .. } => continue,
+            };
+            set(&format!("context:{name}"), &value);
+        }
+        LocalClient::new(request, directories, self.layouts.clone(), &files)
+    }
+
     /// Returns what a remote main context was pinned to.
     pub(crate) fn pinned(&self) -> Option<&PinnedSource> {
         self.main.pinned.as_ref()
@@ -410,6 +467,7 @@ impl Loaded {
                 remote => remote.clone(),
             },
             named_contexts: self.named.clone(),
+            scan_targets: request.sbom.is_some(),
             ..Options::default()
         };
         let heeded = options.heeding_build_args();

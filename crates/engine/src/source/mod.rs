@@ -6,6 +6,7 @@ pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod layout;
+pub(crate) mod local_client;
 pub(crate) mod main_context;
 mod missing;
 pub(crate) mod pull;

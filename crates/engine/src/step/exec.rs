@@ -242,7 +242,8 @@ fn commit(
     Ok(outputs)
 }
 
-fn specify(
+/// Says what is to be run. What has to live as long goes to `held`.
+pub(crate) fn specify(
     context: &StepContext,
     op: &ExecOp,
     inputs: &[Snapshot],

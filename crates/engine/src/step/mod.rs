@@ -16,7 +16,7 @@ use crate::cache::Imports;
 use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
-use crate::request::{SecretSource, StepOptions};
+use crate::request::{BuildRequest, SecretSource, StepOptions};
 use crate::shell::StepState;
 use crate::snapshot::tree_of;
 use crate::source::git::GitAccess;
@@ -248,6 +248,22 @@ impl StepContext {
             failed: Mutex::default(),
             renewed: Mutex::default(),
         }
+    }
+
+    /// Takes over how a request of this machine has its steps run.
+    pub(crate) fn heed(&mut self, request: &BuildRequest, id: &str) -> Result<(), EngineError> {
+        self.secrets.clone_from(&request.secrets);
+        self.ssh.clone_from(&request.ssh);
+        self.limits = request.limits.clone();
+        self.shm_size = request.shm_size;
+        let bundle = request.steps.ca_bundle.as_ref();
+        self.trust = bundle.map(trust::Trust::read).transpose()?;
+        self.steps = StepOptions {
+            keep_failed: false,
+            ..request.steps.clone()
+        };
+        id.clone_into(&mut self.build);
+        Ok(())
     }
 
     /// Keeps what is left of a failed step, unless another failed before it.

@@ -11,6 +11,7 @@ impl Pass<'_> {
     pub(super) fn finish(&mut self, target: usize, needed: &Needed) -> Result<PlatformBuild, Stop> {
         // All of the target is used: it is the result.
         self.states[target].paths.borrow_mut().add_all();
+        let scanned = self.scan_outputs(target, needed)?;
         self.set_local_paths();
         let options = self.options;
         let stage = &self.states[target];
@@ -36,6 +37,7 @@ impl Pass<'_> {
             }
         }
         config.platform = config.platform.normalized();
+        let scan_targets = self.scan_targets(scanned)?;
         let graph = std::mem::take(&mut self.graph).finish(stage.state.output);
         let graph: Graph = graph.map_err(|problem| nowhere("graph", problem.to_string()))?;
         let contexts = self.context_uses(&graph);
@@ -47,6 +49,7 @@ impl Pass<'_> {
             epoch: self.epoch,
             ignore_cache: stage.ignore_cache,
             contexts,
+            scan_targets,
             stages: self.summaries(target, needed),
         })
     }

@@ -19,6 +19,7 @@ mod base;
 pub(crate) mod context;
 mod epoch;
 mod finish;
+mod scan;
 mod stages;
 
 /// The name that stands for an empty tree.

@@ -191,7 +191,7 @@ fn edit(context: &Path, chance: &mut Chance) -> String {
     fs::create_dir_all(&folder).expect("a folder");
     if files.len() < 6 {
         let path = folder.join(format!("{}.txt", chance.below(8)));
-        fs::write(&path, chance.next().to_string()).expect("a file");
+        fs::write(&path, chance.any().to_string()).expect("a file");
         return format!("add {}", path.display());
     }
     let path = chance.one(&files).clone();
@@ -199,7 +199,7 @@ fn edit(context: &Path, chance: &mut Chance) -> String {
     let shown = path.display();
     match chance.below(14) {
         0 => {
-            fs::write(&path, chance.next().to_string()).expect("a file");
+            fs::write(&path, chance.any().to_string()).expect("a file");
             format!("write {shown}")
         }
         1 | 2 => {
@@ -208,7 +208,7 @@ fn edit(context: &Path, chance: &mut Chance) -> String {
             let mut bytes = fs::read(&path).expect("a file");
             bytes
                 .iter_mut()
-                .for_each(|byte| *byte = b'a' + (chance.next() % 26) as u8);
+                .for_each(|byte| *byte = b'a' + (chance.any() % 26) as u8);
             fs::write(&path, bytes).expect("a file");
             set_times(&path, times);
             format!("write {shown} with its old size and time")
@@ -259,7 +259,7 @@ fn edit(context: &Path, chance: &mut Chance) -> String {
             let new = folder.join(format!("{}.{extension}", chance.below(8)));
             if !new.exists() || new.is_file() {
                 let _ = fs::remove_file(&new);
-                fs::write(&new, chance.next().to_string()).expect("a file");
+                fs::write(&new, chance.any().to_string()).expect("a file");
             }
             format!("add {}", new.display())
         }

@@ -23,7 +23,7 @@ pub struct Trial {
 
 impl Trial {
     /// Says how to do it again, and how far it is.
-    fn tell(&self, turn: u64) {
+    pub fn tell(&self, turn: u64) {
         if turn == 0 {
             println!("seed {}", self.seed);
         } else if self.is_told && turn.is_multiple_of(50) {
@@ -34,10 +34,11 @@ impl Trial {
 
 /// Chances from a seed (splitmix64).
 #[derive(Debug)]
-pub(crate) struct Chance(pub(crate) u64);
+pub struct Chance(pub u64);
 
 impl Chance {
-    pub(crate) fn next(&mut self) -> u64 {
+    /// Returns any number.
+    pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -46,17 +47,17 @@ impl Chance {
     }
 
     /// Returns a number below `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.any() % end.max(1)
     }
 
     /// Returns one of several.
-    pub(crate) fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+    pub fn one<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len() as u64) as usize]
     }
 
     /// Returns a part of a whole, from 0 to 1.
-    pub(crate) fn part(&mut self) -> f64 {
+    pub fn part(&mut self) -> f64 {
         self.below(1 << 20) as f64 / (1 << 20) as f64
     }
 }

@@ -70,7 +70,7 @@ pub fn prunes(environment: &Environment, trial: Trial) {
 
 /// Writes a context whose steps are partly those of others; returns what has to come out.
 fn context(environment: &Environment, turn: u64, number: u64, chance: &mut Chance) -> String {
-    let (shared, own) = (chance.below(3), chance.next());
+    let (shared, own) = (chance.below(3), chance.any());
     let dockerfile = format!(
         "FROM busybox AS shared\nRUN head -c 1500000 /dev/urandom > /large && echo {turn} {shared} > /shared\n\
          FROM busybox AS own\nCOPY file /file\nRUN head -c 500000 /dev/zero > /zeros && echo {own} > /own\n\
@@ -78,7 +78,7 @@ fn context(environment: &Environment, turn: u64, number: u64, chance: &mut Chanc
          RUN cat /shared /own /file > /all\n"
     );
     environment.write(&format!("ctx{number}/Dockerfile"), dockerfile);
-    let file = chance.next().to_string();
+    let file = chance.any().to_string();
     environment.write(&format!("ctx{number}/file"), &file);
     format!("{turn} {shared}\n{own}\n{file}")
 }

@@ -162,9 +162,9 @@ fn place(environment: &Environment, chance: &mut Chance, stalls: bool) -> Place 
         secure: Some((secure.authority.clone(), certificate)),
     };
     let troubles = Arc::default();
-    let with_tls = connection(&targets, chance.next(), stalls, &troubles);
+    let with_tls = connection(&targets, chance.any(), stalls, &troubles);
     targets.secure = None;
-    let without_tls = connection(&targets, chance.next(), stalls, &troubles);
+    let without_tls = connection(&targets, chance.any(), stalls, &troubles);
     let direct = Environment::new(&environment.binary);
     let login =
         base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", LOGIN.0, LOGIN.1));
@@ -413,7 +413,7 @@ fn id(environment: &Environment, name: &str) -> String {
 }
 
 fn noise(chance: &mut Chance, size: u64) -> Vec<u8> {
-    let words = (0..size.div_ceil(8)).flat_map(|_| chance.next().to_le_bytes());
+    let words = (0..size.div_ceil(8)).flat_map(|_| chance.any().to_le_bytes());
     words.take(size as usize).collect()
 }
 

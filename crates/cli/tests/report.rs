@@ -291,3 +291,66 @@ const CONTRASTS: &str = r"(() => {
   }
   return bad;
 })()";
+
+#[test]
+fn a_page_of_a_failed_build_begins_with_the_failure() {
+    testkit::require_fixtures!("busybox");
+    testkit::require_programs!("chromium");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    let failing =
+        "FROM busybox AS a\nRUN echo \"<script>document.title='owned'</script>\" >&2; exit 7\n";
+    environment.write(
+        "Dockerfile",
+        format!("{failing}FROM scratch\nCOPY --from=a /f /\n"),
+    );
+    environment.run(["build", "-t", "app", "."]).fails_with(1);
+    environment.ok(["report", "-o", "page.html"]);
+    let mut browser = Browser::start();
+    for width in [400, 1280] {
+        browser.look(width, 900, false);
+        browser.open(&environment.work().join("page.html"));
+        let status = browser.evaluate("document.querySelector('.status').innerText.trim()");
+        assert_eq!(status, "✕\nFailed");
+        let text = browser.evaluate("document.body.innerText");
+        let text = text.as_str().unwrap_or_default();
+        let (before, _) = text.split_once("Stages side by side").unwrap_or_default();
+        assert!(before.contains("exit code: 7"), "{text}");
+        let wide = browser.evaluate("document.documentElement.scrollWidth");
+        assert!(
+            wide.as_u64().unwrap() <= u64::from(width),
+            "{wide} at {width}"
+        );
+        let title = browser.evaluate("document.title");
+        assert_ne!(title, "owned");
+    }
+}
+
+#[test]
+fn a_page_of_many_stages_and_a_long_log_stays_usable() {
+    testkit::require_fixtures!("busybox");
+    testkit::require_programs!("chromium");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    let mut dockerfile = String::new();
+    for number in 0..300 {
+        dockerfile.push_str(&format!(
+            "FROM scratch AS s{number}\nCOPY Dockerfile /{number}\n"
+        ));
+    }
+    dockerfile.push_str("FROM busybox\nRUN yes 'a line that goes on and on' | head -c 20000000\n");
+    for number in 0..300 {
+        dockerfile.push_str(&format!("COPY --from=s{number} /{number} /\n"));
+    }
+    environment.write("Dockerfile", dockerfile);
+    environment.ok(["build", "-q", "-t", "app", "."]);
+    environment.ok(["report", "-o", "page.html"]);
+    let page = environment.work().join("page.html");
+    let size = std::fs::metadata(&page).unwrap().len();
+    assert!(size < 4_000_000, "{size} bytes");
+    let mut browser = Browser::start();
+    browser.look(1280, 900, false);
+    browser.open(&page);
+    let high = browser.evaluate("document.querySelector('#timeline').clientHeight");
+    assert!(high.as_u64().unwrap() < 2000, "the timeline is {high} high");
+    let lanes = browser.evaluate("document.querySelectorAll('.lanes > li').length");
+    assert!(lanes.as_u64().unwrap() > 300, "{lanes} lanes");
+}

@@ -11,6 +11,9 @@ const BAR: usize = 30;
 /// The share of the scale below which a bar has no text, in per cent.
 const TEXT_SHARE: f64 = 5.0;
 
+/// More lanes than these scroll in a window of their own: what follows stays within reach.
+const MOST_LANES: usize = 40;
+
 /// One line of bars.
 struct Lane<'a> {
     name: String,
@@ -29,12 +32,18 @@ pub(super) fn section(page: &Page<'_>) -> Section {
     };
     let path = record.critical_path();
     let is_critical = |step: &StepRecord| path.iter().any(|on| std::ptr::eq(*on, step));
-    let lanes: String = lanes(page)
+    let lanes = lanes(page);
+    let many = if lanes.len() > MOST_LANES {
+        " many"
+    } else {
+        ""
+    };
+    let lanes: String = lanes
         .iter()
         .map(|lane| lane.html(&scale, &is_critical))
         .collect();
     let body = format!(
-        "<div class=\"timeline\">\n<div class=\"axis\" aria-hidden=\"true\"><span></span>{}</div>\n<ol class=\"lanes\">{lanes}</ol>\n</div>\n{}{}",
+        "<div class=\"timeline\">\n<div class=\"axis\" aria-hidden=\"true\"><span></span>{}</div>\n<ol class=\"lanes{many}\">{lanes}</ol>\n</div>\n{}{}",
         scale.axis(),
         legend(),
         slow(page, &path),

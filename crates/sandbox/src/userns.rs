@@ -241,7 +241,9 @@ fn refusal(errno: i32) -> String {
         libc::EPERM => {
             "they are forbidden (kernel.unprivileged_userns_clone, a seccomp filter of a container, or a chroot)"
         }
-        libc::ENOSYS | libc::EINVAL => "the kernel has none",
+        libc::ENOSYS | libc::EINVAL => {
+            "the kernel has none, or a seccomp filter of a container hides them"
+        }
         _ => {
             return format!(
                 "user namespaces can't be made: {}",

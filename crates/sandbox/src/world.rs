@@ -178,7 +178,18 @@ impl World<'_> {
             }
             Ok(root)
         });
-        protected.map_err(|error| SandboxError::io("mount the root of the step", error))
+        let refused = |error: io::Error| {
+            // What overlayfs says of an upper directory that it cannot use.
+            let action = match (&self.spec.root, error.raw_os_error()) {
+                (Root::Overlay(_), Some(libc::EINVAL)) => {
+                    "mount the root of the step: the state directory has to lie on a file system that overlayfs can \
+                     write to, in a container on a volume"
+                }
+                _ => "mount the root of the step",
+            };
+            SandboxError::io(action, error)
+        };
+        protected.map_err(refused)
     }
 
     /// Lays the places for the mounts of every step under the layers, where there are any.

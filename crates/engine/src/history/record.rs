@@ -12,7 +12,7 @@ use crate::KeyPart;
 pub const RECORD_VERSION: u32 = 1;
 
 /// One build. Values of secrets are in none of it; values of build arguments whose name says that they are
-/// secret are hashed (see [`hidden`](super::hidden)).
+/// secret are hashed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BuildRecord {
     pub version: u32,

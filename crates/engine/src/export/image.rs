@@ -54,6 +54,11 @@ pub(crate) fn config_of(
         };
         times.push(timestamp(created)?);
     }
+    // A frontend that dates its last step means the image too, if that step made what is last.
+    let steps = config.history.iter().filter(|entry| !entry.empty_layer);
+    let is_whole = steps.count() >= times.len();
+    let told = config.history.last().filter(|_| is_whole);
+    let told = told.and_then(|entry| entry.created);
     date_history(&mut config, base, &times);
     crate::cache::inline::write(&mut config, &built.inline);
     let last = config
@@ -66,6 +71,7 @@ pub(crate) fn config_of(
         // A frontend that sets a time means it; ours leaves it to the layers.
         None => config
             .created
+            .or(told)
             .or_else(|| times.get(base..).and_then(<[_]>::last).copied())
             .or(last),
     };

@@ -150,6 +150,8 @@ impl<W: Work> Driver<W> {
 }
 
 struct Job<W: Work> {
+    /// The vertices of its graph.
+    keys: Vec<Key>,
     reply: Sender<Outcome<W>>,
     _on_cancel: crate::cancel::CancelGuard,
 }
@@ -203,6 +205,7 @@ impl<W: Work> Loop<W> {
         reply: Sender<Outcome<W>>,
     ) {
         let mut vertices = Vec::with_capacity(tasks.len());
+        let keys: Vec<Key> = tasks.iter().map(|task| task.key).collect();
         for task in tasks {
             vertices.push(Vertex {
                 key: task.key,
@@ -220,6 +223,7 @@ impl<W: Work> Loop<W> {
             Ok(taken) => taken,
             Err(error) => {
                 let _ = reply.send(Err(Failed::general(EngineError::Graph(error.to_string()))));
+                self.forget(keys);
                 return;
             }
         };
@@ -230,6 +234,7 @@ impl<W: Work> Loop<W> {
         self.jobs.insert(
             id,
             Job {
+                keys,
                 reply,
                 _on_cancel: on_cancel,
             },
@@ -263,6 +268,7 @@ impl<W: Work> Loop<W> {
 
     fn carry_out(&mut self, effects: Vec<Effect<Key, Arc<W::Output>>>) {
         let mut work: std::collections::VecDeque<_> = effects.into();
+        let mut left = Vec::new();
         while let Some(effect) = work.pop_front() {
             match effect {
                 Effect::LookUp { key } => {
@@ -290,7 +296,18 @@ impl<W: Work> Loop<W> {
                         cancel.request();
                     }
                 }
-                Effect::Finish { job, outcome } => self.finish(job, outcome),
+                Effect::Finish { job, outcome } => left.extend(self.finish(job, outcome)),
+            }
+        }
+        self.forget(left);
+    }
+
+    /// Lets go of the works of vertices, except where they are part of other jobs: those go on with them.
+    fn forget(&mut self, keys: Vec<Key>) {
+        for key in keys {
+            if !self.scheduler.knows(key) {
+                self.works.remove(&key);
+                self.errors.remove(&key);
             }
         }
     }
@@ -326,7 +343,8 @@ impl<W: Work> Loop<W> {
         }
     }
 
-    fn finish(&mut self, job: JobId, outcome: JobOutcome<Key, Arc<W::Output>>) {
+    /// Answers a job that has ended; returns the vertices it leaves.
+    fn finish(&mut self, job: JobId, outcome: JobOutcome<Key, Arc<W::Output>>) -> Vec<Key> {
         let outcome = match outcome {
             JobOutcome::Complete(results) => Ok(results),
             JobOutcome::Canceled => Err(Failed::general(EngineError::Canceled)),
@@ -340,13 +358,11 @@ impl<W: Work> Loop<W> {
                 })
                 .collect()),
         };
-        if let Some(job) = self.jobs.remove(&job) {
-            let _ = job.reply.send(outcome);
-        }
-        if self.jobs.is_empty() {
-            self.works.clear();
-            self.errors.clear();
-        }
+        let Some(job) = self.jobs.remove(&job) else {
+            return Vec::new();
+        };
+        let _ = job.reply.send(outcome);
+        job.keys
     }
 }
 
@@ -429,5 +445,33 @@ mod tests {
         let results = builds.map(|build| build.join().expect("no panic"));
         assert!(Arc::ptr_eq(&results[0], &results[1]));
         assert!(["one for two too", "two for one too"].contains(&results[0].as_str()));
+    }
+
+    #[test]
+    fn a_build_is_not_run_by_the_work_of_one_that_has_ended() {
+        let driver = Driver::start(2);
+        let solve = |key: u8, work: &Arc<Joined>| {
+            let task = Task {
+                key: [key; 32],
+                inputs: Vec::new(),
+                class: Class::Step,
+                work: Arc::clone(work),
+            };
+            let policy = FailurePolicy::Cancel;
+            let roots = vec![[key; 32]];
+            let outcome = driver.solve(vec![task], roots, policy, &Cancel::default());
+            outcome.map_err(|_| ()).expect("a result").remove(0)
+        };
+        let [long, one, two] = ["long", "one", "two"].map(Joined::new);
+        std::thread::scope(|scope| {
+            // Something is always under way.
+            let busy = scope.spawn(|| solve(9, &long));
+            for work in [&one, &two] {
+                work.others.send("nobody").expect("it runs");
+                assert_eq!(*solve(1, work), format!("{} for nobody too", work.name));
+            }
+            long.others.send("nobody").expect("it runs");
+            busy.join().expect("no panic");
+        });
     }
 }

@@ -209,6 +209,11 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         effects
     }
 
+    /// Returns whether a vertex is part of a job that has not ended.
+    pub fn knows(&self, key: K) -> bool {
+        self.nodes.contains_key(&key)
+    }
+
     /// Returns whether nothing is known and nothing is under way.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty() && self.nodes.is_empty()

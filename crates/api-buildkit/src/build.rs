@@ -342,7 +342,7 @@ impl Build {
             (Some(definition), _) => {
                 let converted = match request.policies.is_empty() {
                     true => None,
-                    false => request.policies.apply(&definition)?,
+                    false => self.policies.and(&request.policies).apply(&definition)?,
                 };
                 let definition = converted.unwrap_or(definition);
                 let result = FrontendResult {

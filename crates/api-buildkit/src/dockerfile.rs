@@ -14,7 +14,7 @@ use engine::{
 };
 use frontend::{
     Answers, ImageRequest, Lowered, Lowering, MainContext, NamedContext, Options, Request,
-    ResolveMode, ResolvedImage, Step, Unresolved,
+    ResolveMode, ResolvedImage, SourceRequest, Step, Unresolved,
 };
 use oci::{ImageConfig, Platform, Reference};
 use progress::{Event, Position, Range, SourceInfo, Vertex, Warning};
@@ -26,7 +26,7 @@ use crate::build::{Build, FrontendResult, Tree, Trees};
 use crate::error::Failure;
 use crate::files::{self, Files};
 use crate::options::{self, Attributes};
-use crate::policy;
+use crate::policy::{self, Source};
 use crate::scope::Scope;
 use crate::subrequest;
 
@@ -408,7 +408,7 @@ fn other_than_image(build: &Build, image: &str) -> Result<Option<String>, Failur
     let Ok(reference) = Reference::parse_normalized(image) else {
         return Ok(None);
     };
-    let identifier = policy::image(&[&build.policies], &reference.or_latest())?;
+    let identifier = policy::image(&build.policies, &reference.or_latest())?;
     Ok(identifier.filter(|identifier| !identifier.starts_with("docker-image://")))
 }
 
@@ -547,16 +547,7 @@ fn lower(
             match request {
                 Request::Image(image) => asked.push(image),
                 Request::SourceTime(asked) => {
-                    let source = llb::SourceOp {
-                        identifier: asked.identifier.clone(),
-                        attrs: asked.attrs.clone(),
-                    };
-                    let client: Arc<dyn BuildClient> = build.client.clone();
-                    let sink = &build.sink;
-                    let time = build
-                        .engine
-                        .source_time(&source, &asked.name, &client, sink);
-                    let time = time.map_err(|error| engine::chain(&error));
+                    let time = source_time(build, &asked);
                     images.answers.source_times.insert(asked, time);
                 }
             }
@@ -637,10 +628,28 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundIma
     found
 }
 
+/// Tells when a source was made, as far as the policies let it be taken.
+fn source_time(build: &Build, asked: &SourceRequest) -> Result<Option<i64>, String> {
+    let source = Source::new(&asked.identifier, asked.attrs.clone());
+    let source = match build.policies.evaluate(&source) {
+        Ok(changed) => changed.unwrap_or(source),
+        Err(failure) => return Err(failure.message),
+    };
+    let source = llb::SourceOp {
+        identifier: source.identifier,
+        attrs: source.attrs,
+    };
+    let client: Arc<dyn BuildClient> = build.client.clone();
+    build
+        .engine
+        .source_time(&source, &asked.name, &client, &build.sink)
+        .map_err(|error| engine::chain(&error))
+}
+
 /// Returns the image that the policies have in the place of another, if they do.
 fn allowed(build: &Build, reference: &Reference) -> Result<Option<Reference>, Failure> {
     let tagged = reference.clone().or_latest();
-    let Some(identifier) = policy::image(&[&build.policies], &tagged)? else {
+    let Some(identifier) = policy::image(&build.policies, &tagged)? else {
         return Ok(None);
     };
     let name = identifier.strip_prefix("docker-image://").ok_or_else(|| {

@@ -170,7 +170,7 @@ pub(crate) fn image_name(build: &Build, more: &Policies, name: &str) -> Result<S
         return Ok(name.to_owned());
     };
     let reference = reference.or_latest();
-    match policy::image(&[more, &build.policies], &reference)? {
+    match policy::image(&build.policies.and(more), &reference)? {
         None => Ok(name.to_owned()),
         Some(identifier) => match identifier.strip_prefix("docker-image://") {
             Some(name) => Ok(name.to_owned()),
@@ -297,11 +297,10 @@ impl LlbBridge for GatewayService {
             return Err(Status::invalid_argument("source is required"));
         };
         let more = Policies::parse(&asked.source_policies)?;
-        let now = Source {
-            identifier: source.identifier,
-            attrs: source.attrs.into_iter().collect(),
-        };
-        let then = policy::in_turn(&[&more, &bridge.build.policies], &now)
+        let now = Source::new(&source.identifier, source.attrs);
+        let policies = bridge.build.policies.and(&more);
+        let then = policies
+            .evaluate(&now)
             .map_err(|failure| failure.context("could not resolve image due to policy"))?;
         let then = then.unwrap_or(now);
         source.identifier = then.identifier;

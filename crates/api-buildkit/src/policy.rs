@@ -24,7 +24,7 @@ const MOST_RULES: usize = 1024;
 
 /// The policies of a build, in their order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Policies(Arc<Vec<Vec<Rule>>>);
+pub(crate) struct Policies(Vec<Arc<Vec<Rule>>>);
 
 #[derive(Debug)]
 struct Rule {
@@ -97,14 +97,20 @@ impl Policies {
                     "invalid source policy: more than {MOST_RULES} rules"
                 ))
             })?;
-            policy.rules.iter().map(rule).collect()
+            let rules: Result<Vec<Rule>, Failure> = policy.rules.iter().map(rule).collect();
+            rules.map(Arc::new)
         };
-        let policies: Result<Vec<Vec<Rule>>, Failure> = policies.into_iter().map(rules).collect();
-        Ok(Self(Arc::new(policies?)))
+        let policies: Result<_, Failure> = policies.into_iter().map(rules).collect();
+        Ok(Self(policies?))
+    }
+
+    /// Returns these and more: each is asked about what another one has made of a source.
+    pub(crate) fn and(&self, more: &Policies) -> Policies {
+        Self(self.0.iter().chain(&more.0).cloned().collect())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(Vec::is_empty)
+        self.0.iter().all(|policy| policy.is_empty())
     }
 
     /// Returns what is taken in the place of a source, `None` for itself.
@@ -123,7 +129,7 @@ impl Policies {
     }
 
     fn evaluate_once(&self, source: &Source) -> Result<Option<Source>, Failure> {
-        for policy in self.0.iter() {
+        for policy in &self.0 {
             let mut denied = false;
             for rule in policy.iter().filter(|rule| rule.matches(source)) {
                 match &rule.action {
@@ -346,28 +352,15 @@ fn expression(text: &str) -> Result<Regex, Failure> {
 }
 
 /// Returns what is taken in the place of an image.
-pub(crate) fn image(
-    policies: &[&Policies],
-    reference: &Reference,
-) -> Result<Option<String>, Failure> {
+pub(crate) fn image(policies: &Policies, reference: &Reference) -> Result<Option<String>, Failure> {
     let source = Source {
         identifier: format!("docker-image://{reference}"),
         attrs: BTreeMap::new(),
     };
-    let changed = in_turn(policies, &source)
+    let changed = policies
+        .evaluate(&source)
         .map_err(|failure| failure.context("could not resolve image due to policy"))?;
     Ok(changed.map(|source| source.identifier))
-}
-
-/// Returns what is taken in the place of a source by several sets of policies, `None` for itself.
-pub(crate) fn in_turn(policies: &[&Policies], source: &Source) -> Result<Option<Source>, Failure> {
-    let mut current = source.clone();
-    for policies in policies {
-        if let Some(changed) = policies.evaluate(&current)? {
-            current = changed;
-        }
-    }
-    Ok((current != *source).then_some(current))
 }
 
 #[cfg(test)]

@@ -36,9 +36,7 @@ pub(crate) fn send(global: &Global, record: &BuildRecord) -> Sending {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let ended = match Target::of(&variable) {
         Ok(None) => None,
-        Ok(Some(target)) => begin(global, record, target)
-            .inspect_err(|error| warn(error))
-            .ok(),
+        Ok(Some(target)) => begin(global, record, target).inspect_err(warn).ok(),
         Err(error) => {
             warn(&error);
             None

@@ -302,7 +302,7 @@ async fn one(socket: &Path, manner: Manner, turn: u64, chance: &mut Chance) -> R
         _ => format!("own{turn}-{}", chance.below(1 << 30)),
     };
     let text = match manner {
-        Manner::Fails => format!("FROM busybox\nRUN exit 3 # {word}\n"),
+        Manner::Fails => "FROM busybox\nRUN exit 3\n".to_owned(),
         _ => dockerfile(&word),
     };
     let mut offer = offer(&text, Directory::default().file("file", &word));

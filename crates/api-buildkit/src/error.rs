@@ -33,7 +33,7 @@ pub enum ServeError {
     #[error("{} cannot be used for TLS: {reason}", path.display())]
     Tls { path: PathBuf, reason: String },
     #[error(
-        "{address} is open to other machines, and neither encrypted nor protected: give --tlscert, --tlskey and --tlscacert, or listen on 127.0.0.1, or ask for it with --allow-unprotected-tcp"
+        "{address} is open to other machines, and does not ask who they are: give --tlscert, --tlskey and --tlscacert, or listen on 127.0.0.1, or ask for it with --allow-unprotected-tcp"
     )]
     Unprotected { address: String },
     #[error("no socket was passed: LISTEN_FDS and LISTEN_PID are not set for this process")]

@@ -441,6 +441,15 @@ mod tests {
             tls: Some(Tls::default()),
             ..Access::default()
         };
-        assert!(check("0.0.0.0", &tls).is_ok());
+        // Anybody speaks TLS.
+        assert!(check("0.0.0.0", &tls).is_err());
+        let mutual = Access {
+            tls: Some(Tls {
+                client_authority: Some(PathBuf::from("ca.pem")),
+                ..Tls::default()
+            }),
+            ..Access::default()
+        };
+        assert!(check("0.0.0.0", &mutual).is_ok());
     }
 }

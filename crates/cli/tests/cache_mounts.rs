@@ -43,9 +43,7 @@ fn filled() -> Environment {
 
 /// Returns what the steps of [`LOOK`] print.
 fn looked(machine: &Environment) -> String {
-    let told = machine
-        .ok(["build", "--no-cache", "--progress=plain", "look"])
-        .stderr;
+    let told = machine.ok(["build", "--progress=plain", "look"]).stderr;
     let printed = told.lines().filter_map(|line| {
         let (time, text) = line.split_once(' ')?.1.split_once(' ')?;
         time.parse::<f64>().ok().map(|_| format!("{text}\n"))
@@ -209,7 +207,7 @@ fn a_directory_keeps_what_else_is_in_it() {
             &format!("type=local,src={shared},tag=latest"),
         ])
         .fails_with(1)
-        .says("it has no cache mounts");
+        .says("there are no cache mounts");
 }
 
 /// A layout whose one mount is this tar.

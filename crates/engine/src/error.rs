@@ -175,11 +175,13 @@ const FULL: u64 = 1 << 20;
 /// Says that the disk of a store is full, to be put behind an error; empty where it is not.
 pub(crate) fn fullness(store: &store::Store) -> String {
     match store.disk() {
-        Ok(disk) if disk.free < FULL => {
-            format!("; no space left on the disk of {}", store.root().display())
-        }
+        Ok(disk) if disk.free < FULL => full(store),
         _ => String::new(),
     }
+}
+
+fn full(store: &store::Store) -> String {
+    format!("; no space left on the disk of {}", store.root().display())
 }
 
 /// Says what to do about an error where the store has no room.
@@ -191,8 +193,8 @@ pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<Str
         return None;
     }
     let is_full = match error {
-        // What a step prints and is called may have any words in it.
-        EngineError::Step { .. } => !fullness(store).is_empty(),
+        // A command may have any words in it.
+        EngineError::Step { ending, .. } => ending.ends_with(&full(store)),
         // The database has errors of its own for it.
         error => {
             let told = chain(error).to_lowercase();

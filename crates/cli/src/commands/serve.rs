@@ -36,7 +36,7 @@ pub(crate) struct Serve {
     /// Let in only clients whose certificates this authority has signed
     #[arg(long, value_name = "FILE", requires = "tlscert")]
     pub(crate) tlscacert: Option<PathBuf>,
-    /// Let everybody who reaches a tcp port use it, without TLS
+    /// Let everybody who reaches a tcp port use it, without a certificate
     #[arg(long)]
     pub(crate) allow_unprotected_tcp: bool,
     /// Let clients ask for this: network.host or security.insecure

@@ -316,7 +316,7 @@ mod tests {
         check(
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
             "h:4317",
-            "the endpoint h:4317 does not begin with http:// or https://",
+            "the endpoint does not begin with http:// or https://",
         );
     }
 }

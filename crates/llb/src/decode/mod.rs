@@ -426,7 +426,13 @@ mod tests {
             ..SourceFile::default()
         };
         builder.sources = vec![file("a"), file("a"), file("b")];
-        let mut draft = Draft::new(Op::Source(SourceOp::default()), Vec::new());
+        let mut draft = Draft::new(
+            Op::Source(SourceOp {
+                identifier: "docker-image://a".to_owned(),
+                ..SourceOp::default()
+            }),
+            Vec::new(),
+        );
         draft.metadata.locations = [1, 2]
             .map(|source| Location {
                 source,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use oci::Platform;
@@ -251,8 +252,8 @@ impl Draft {
 pub struct GraphBuilder {
     pub(crate) drafts: Vec<Pending>,
     pub(crate) sources: Vec<SourceFile>,
-    /// Numbers of the files that were added, by what is in them.
-    known: HashMap<[u8; 32], usize>,
+    /// Numbers of the files that were added, by a hash of what is in them.
+    known: HashMap<u64, Vec<usize>>,
 }
 
 #[derive(Debug, Clone)]
@@ -265,26 +266,21 @@ impl GraphBuilder {
     /// Adds a source file, unless it is there, and returns its number for [`crate::Location::source`].
     pub fn source(&mut self, file: SourceFile) -> usize {
         // Where it came from is written in more than one way.
-        let mut hash = Sha256::new();
-        for part in [
-            file.filename.as_bytes(),
-            file.language.as_bytes(),
-            &file.data,
-        ] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
+        let parts = (&file.filename, &file.language, &file.data);
+        let hash = self.known.hasher().hash_one(parts);
+        let alike = self.known.entry(hash).or_default();
+        let same = |known: &&usize| {
+            let known = &self.sources[**known];
+            (&known.filename, &known.language, &known.data) == parts
+        };
+        if let Some(known) = alike.iter().find(same).copied() {
+            let definition = &mut self.sources[known].definition;
+            *definition = definition.take().or(file.definition);
+            return known;
         }
-        match self.known.entry(hash.finalize().into()) {
-            Entry::Occupied(known) => {
-                let definition = &mut self.sources[*known.get()].definition;
-                *definition = definition.take().or(file.definition);
-                *known.get()
-            }
-            Entry::Vacant(unknown) => {
-                self.sources.push(file);
-                *unknown.insert(self.sources.len() - 1)
-            }
-        }
+        alike.push(self.sources.len());
+        self.sources.push(file);
+        self.sources.len() - 1
     }
 
     /// Adds a vertex and returns its first output.

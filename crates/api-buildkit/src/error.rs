@@ -196,7 +196,7 @@ impl Failure {
     #[track_caller]
     pub(crate) fn of_graph(failure: &GraphFailure) -> Self {
         match failure.failed.first() {
-            None => Self::new(Code::Cancelled, "context canceled"),
+            None => Self::new(Code::Internal, "the build failed, and nothing says why"),
             Some(failed) => Self::of_vertex(failed),
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! One thread owns the scheduler. Lookups are answered there, as they cost microseconds; matching
 //! and running get a thread each, because they wait for processes, disks and networks.
+//!
+//! A vertex of several builds is worked on by the work of one of them: with its contexts, secrets and credentials. When
+//! that build ends first, what is still to be done is done by the work of another.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -141,7 +144,11 @@ impl<W: Work> Driver<W> {
             cancel: cancel.clone(),
             reply,
         };
-        let ended = || Err(Failed::general(EngineError::Canceled));
+        // Not a word of canceling: nobody has asked for it.
+        let ended = || {
+            let message = "the scheduler has ended".to_owned();
+            Err(Failed::general(EngineError::Panic(message)))
+        };
         if self.messages.send(message).is_err() {
             return ended();
         }
@@ -159,10 +166,49 @@ struct Job<W: Work> {
 struct Loop<W: Work> {
     scheduler: Scheduler<Key, Arc<W::Output>>,
     outbox: Sender<Message<W>>,
-    works: HashMap<Key, Arc<W>>,
+    works: HashMap<Key, Works<W>>,
     cancels: HashMap<Key, Cancel>,
     errors: HashMap<Key, Arc<EngineError>>,
     jobs: HashMap<JobId, Job<W>>,
+}
+
+/// The works of one vertex, one for each job it is part of.
+struct Works<W> {
+    /// In the order they came.
+    of_jobs: Vec<(JobId, Arc<W>)>,
+    /// The job whose work tells the others what happens.
+    told_by: JobId,
+}
+
+impl<W: Work> Works<W> {
+    fn of(&self, job: JobId) -> Option<&Arc<W>> {
+        let mut works = self.of_jobs.iter();
+        works.find_map(|(id, work)| (*id == job).then_some(work))
+    }
+
+    /// Adds the work of another job, which hears what was told already.
+    fn add(&mut self, job: JobId, work: Arc<W>) {
+        if let Some(teller) = self.of(self.told_by) {
+            teller.join(&work);
+        }
+        self.of_jobs.push((job, work));
+    }
+
+    /// Returns the work of a job, which tells all others from now on.
+    fn take_over(&mut self, job: JobId) -> Arc<W> {
+        let Some(work) = self.of(job).cloned() else {
+            unreachable!("{job:?} has gone");
+        };
+        if self.told_by != job {
+            self.told_by = job;
+            for (other, listener) in &self.of_jobs {
+                if *other != job {
+                    work.join(listener);
+                }
+            }
+        }
+        work
+    }
 }
 
 impl<W: Work> Loop<W> {
@@ -205,28 +251,34 @@ impl<W: Work> Loop<W> {
         reply: Sender<Outcome<W>>,
     ) {
         let mut vertices = Vec::with_capacity(tasks.len());
-        let keys: Vec<Key> = tasks.iter().map(|task| task.key).collect();
+        let mut works = Vec::with_capacity(tasks.len());
         for task in tasks {
             vertices.push(Vertex {
                 key: task.key,
                 inputs: task.inputs,
                 class: task.class,
             });
-            match self.works.entry(task.key) {
-                Entry::Vacant(place) => {
-                    place.insert(task.work);
-                }
-                Entry::Occupied(first) => first.get().join(&task.work),
-            }
+            works.push((task.key, task.work));
         }
         let (id, effects) = match self.scheduler.submit(vertices, roots, policy) {
             Ok(taken) => taken,
             Err(error) => {
                 let _ = reply.send(Err(Failed::general(EngineError::Graph(error.to_string()))));
-                self.forget(keys);
                 return;
             }
         };
+        let keys = works.iter().map(|(key, _)| *key).collect();
+        for (key, work) in works {
+            match self.works.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(Works {
+                        of_jobs: vec![(id, work)],
+                        told_by: id,
+                    });
+                }
+                Entry::Occupied(mut others) => others.get_mut().add(id, work),
+            }
+        }
         let outbox = self.outbox.clone();
         let on_cancel = cancel.on_request(move || {
             let _ = outbox.send(Message::Cancel(id));
@@ -271,49 +323,67 @@ impl<W: Work> Loop<W> {
         let mut left = Vec::new();
         while let Some(effect) = work.pop_front() {
             match effect {
-                Effect::LookUp { key } => {
-                    let found = self.works[&key].look_up().unwrap_or_else(|error| {
+                Effect::LookUp { key, job } => {
+                    let one = self.work(key, job);
+                    let found = one.look_up().unwrap_or_else(|error| {
                         tracing::warn!(%error, "no lookup by key");
                         None
                     });
-                    if found.is_none() && self.works[&key].may_fetch() {
-                        self.spawn(key, Vec::new(), Step::Fetch);
+                    if found.is_none() && one.may_fetch() {
+                        self.spawn(key, one, Vec::new(), Step::Fetch);
                     } else {
                         work.extend(self.scheduler.handle(Event::LookedUp { key, found }));
                     }
                 }
-                Effect::Match { key, inputs } => {
-                    if self.works[&key].may_match() {
-                        self.spawn(key, inputs, Step::Match);
+                Effect::Match { key, job, inputs } => {
+                    let one = self.work(key, job);
+                    if one.may_match() {
+                        self.spawn(key, one, inputs, Step::Match);
                     } else {
                         let event = Event::Matched { key, found: None };
                         work.extend(self.scheduler.handle(event));
                     }
                 }
-                Effect::Run { key, inputs } => self.spawn(key, inputs, Step::Run),
+                Effect::Run { key, job, inputs } => {
+                    let one = self.work(key, job);
+                    self.spawn(key, one, inputs, Step::Run);
+                }
                 Effect::Abort { key } => {
                     if let Some(cancel) = self.cancels.get(&key) {
                         cancel.request();
                     }
                 }
-                Effect::Finish { job, outcome } => left.extend(self.finish(job, outcome)),
+                Effect::Finish { job, outcome } => left.push((job, self.finish(job, outcome))),
             }
         }
-        self.forget(left);
+        for (job, keys) in left {
+            self.forget(job, keys);
+        }
     }
 
-    /// Lets go of the works of vertices, except where they are part of other jobs: those go on with them.
-    fn forget(&mut self, keys: Vec<Key>) {
+    /// Returns by what a vertex is worked on for a job.
+    fn work(&mut self, key: Key, job: JobId) -> Arc<W> {
+        match self.works.get_mut(&key) {
+            Some(works) => works.take_over(job),
+            None => unreachable!("a vertex of {job:?} has no work"),
+        }
+    }
+
+    /// Lets go of a job's works; other jobs that have the vertices too have their own.
+    fn forget(&mut self, job: JobId, keys: Vec<Key>) {
         for key in keys {
-            if !self.scheduler.knows(key) {
-                self.works.remove(&key);
+            let Entry::Occupied(mut works) = self.works.entry(key) else {
+                continue;
+            };
+            works.get_mut().of_jobs.retain(|(id, _)| *id != job);
+            if works.get().of_jobs.is_empty() {
+                works.remove();
                 self.errors.remove(&key);
             }
         }
     }
 
-    fn spawn(&mut self, key: Key, inputs: Vec<Arc<W::Output>>, step: Step) {
-        let work = Arc::clone(&self.works[&key]);
+    fn spawn(&mut self, key: Key, work: Arc<W>, inputs: Vec<Arc<W::Output>>, step: Step) {
         let outbox = self.outbox.clone();
         let cancel = Cancel::default();
         self.cancels.insert(key, cancel.clone());
@@ -351,8 +421,9 @@ impl<W: Work> Loop<W> {
             JobOutcome::Failed(keys) => Err(keys
                 .iter()
                 .filter_map(|key| {
+                    let works = self.works.get(key);
                     Some(Failed {
-                        work: self.works.get(key).cloned(),
+                        work: works.and_then(|works| works.of(job)).cloned(),
                         error: self.errors.get(key)?.clone(),
                     })
                 })
@@ -445,6 +516,157 @@ mod tests {
         let results = builds.map(|build| build.join().expect("no panic"));
         assert!(Arc::ptr_eq(&results[0], &results[1]));
         assert!(["one for two too", "two for one too"].contains(&results[0].as_str()));
+    }
+
+    /// A step that tells of each run and ends it as it is told to.
+    struct Told {
+        inputs: Vec<Key>,
+        begun: Sender<&'static str>,
+        /// Whether it comes to something.
+        until: Mutex<Receiver<bool>>,
+        name: &'static str,
+    }
+
+    impl Work for Told {
+        type Output = String;
+
+        fn look_up(&self) -> Result<Option<Arc<String>>, EngineError> {
+            Ok(None)
+        }
+
+        fn may_match(&self) -> bool {
+            false
+        }
+
+        fn match_inputs(
+            &self,
+            _inputs: &[Arc<String>],
+            _cancel: &Cancel,
+        ) -> Result<Option<Arc<String>>, EngineError> {
+            Ok(None)
+        }
+
+        fn run(
+            &self,
+            inputs: &[Arc<String>],
+            _cancel: &Cancel,
+        ) -> Result<Arc<String>, EngineError> {
+            self.begun.send(self.name).expect("somebody hears of it");
+            let until = self.until.lock().expect("no panic");
+            match until.recv().expect("a word") {
+                true => Ok(Arc::new(format!("{} of {}", self.name, inputs.len()))),
+                false => Err(EngineError::Canceled),
+            }
+        }
+    }
+
+    /// Builds of one driver, and what they do.
+    struct Builds {
+        driver: Driver<Told>,
+        begun: Receiver<&'static str>,
+        tell: Sender<&'static str>,
+    }
+
+    impl Builds {
+        fn new() -> Self {
+            let (tell, begun) = channel();
+            let driver = Driver::start(4);
+            Self {
+                driver,
+                begun,
+                tell,
+            }
+        }
+
+        /// Makes a task, and returns by what it is told how to end.
+        fn task(&self, name: &'static str, key: u8, inputs: &[u8]) -> (Task<Told>, Sender<bool>) {
+            let (end, until) = channel();
+            let inputs: Vec<Key> = inputs.iter().map(|input| [*input; 32]).collect();
+            let work = Told {
+                inputs: inputs.clone(),
+                begun: self.tell.clone(),
+                until: Mutex::new(until),
+                name,
+            };
+            let task = Task {
+                key: [key; 32],
+                inputs: work.inputs.clone(),
+                class: Class::Step,
+                work: Arc::new(work),
+            };
+            (task, end)
+        }
+
+        /// Begins a build of the last of the tasks.
+        fn begin(&self, tasks: Vec<Task<Told>>, cancel: &Cancel) -> Receiver<Outcome<Told>> {
+            let (reply, answer) = channel();
+            let roots = vec![tasks.last().expect("a root").key];
+            let message = Message::Submit {
+                tasks,
+                roots,
+                policy: FailurePolicy::Cancel,
+                cancel: cancel.clone(),
+                reply,
+            };
+            assert!(self.driver.messages.send(message).is_ok());
+            answer
+        }
+    }
+
+    fn result(answer: &Receiver<Outcome<Told>>) -> String {
+        let outcome = answer.recv().expect("the scheduler lives");
+        let results = outcome.map_err(|failed| failed.len());
+        results.expect("a result")[0].to_string()
+    }
+
+    /// Each build has its own context, though they do the same with it.
+    #[test]
+    fn a_build_that_comes_while_another_of_the_same_is_stopping_has_its_own_inputs() {
+        let builds = Builds::new();
+        let cancel = Cancel::default();
+        let (slow, end_slow) = builds.task("slow of one", 1, &[]);
+        let (own, end_own) = builds.task("context of one", 10, &[]);
+        let (root, _) = builds.task("root of one", 2, &[1, 10]);
+        let one = builds.begin(vec![slow, own, root], &cancel);
+        let mut first = [builds.begun.recv(), builds.begun.recv()].map(Result::unwrap);
+        first.sort_unstable();
+        assert_eq!(first, ["context of one", "slow of one"]);
+        end_own.send(true).expect("it runs");
+        cancel.request();
+        // Before the first has stopped; the messages of one thread keep their order.
+        let (slow, end_again) = builds.task("slow of two", 1, &[]);
+        let (own, end_own) = builds.task("context of two", 11, &[]);
+        let (root, end_root) = builds.task("root of two", 2, &[1, 11]);
+        let two = builds.begin(vec![slow, own, root], &Cancel::default());
+        assert_eq!(builds.begun.recv().unwrap(), "context of two");
+        end_own.send(true).expect("it runs");
+        end_slow.send(false).expect("it runs");
+        let stopped = one.recv().expect("the scheduler lives");
+        let stopped = stopped.map(|_| ()).map_err(|failed| failed.len());
+        assert_eq!(stopped, Err(1));
+        assert_eq!(builds.begun.recv().unwrap(), "slow of two");
+        end_again.send(true).expect("it runs");
+        assert_eq!(builds.begun.recv().unwrap(), "root of two");
+        end_root.send(true).expect("it runs");
+        assert_eq!(result(&two), "root of two of 2");
+    }
+
+    #[test]
+    fn a_build_goes_on_by_itself_where_the_one_that_ran_a_step_for_both_has_gone() {
+        let builds = Builds::new();
+        let cancel = Cancel::default();
+        let (shared, end_first) = builds.task("by one", 1, &[]);
+        let one = builds.begin(vec![shared], &cancel);
+        assert_eq!(builds.begun.recv().unwrap(), "by one");
+        let (shared, end_second) = builds.task("by two", 1, &[]);
+        let two = builds.begin(vec![shared], &Cancel::default());
+        cancel.request();
+        assert!(one.recv().expect("the scheduler lives").is_err());
+        // What it had from its client is there no longer.
+        end_first.send(false).expect("it runs on");
+        assert_eq!(builds.begun.recv().unwrap(), "by two");
+        end_second.send(true).expect("it runs");
+        assert_eq!(result(&two), "by two of 0");
     }
 
     #[test]

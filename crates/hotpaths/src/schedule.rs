@@ -23,7 +23,7 @@ pub(crate) fn run(count: u32) -> usize {
     let (mut todo, mut ran) = (effects, 0);
     while let Some(effect) = todo.pop() {
         let event = match effect {
-            Effect::LookUp { key } => Event::LookedUp { key, found: None },
+            Effect::LookUp { key, .. } => Event::LookedUp { key, found: None },
             Effect::Match { key, .. } => Event::Matched { key, found: None },
             Effect::Run { key, .. } => {
                 ran += 1;

@@ -1,6 +1,6 @@
 //! One vertex as the scheduler sees it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::scheduler::{Class, Failure, JobId};
 
@@ -29,11 +29,12 @@ pub(crate) enum State<K, R> {
 
 #[derive(Debug)]
 pub(crate) struct Node<K, R> {
-    pub(crate) inputs: Vec<K>,
     pub(crate) class: Class,
     pub(crate) state: State<K, R>,
-    /// Jobs whose graph holds this vertex.
-    pub(crate) jobs: BTreeSet<JobId>,
+    /// Jobs whose graph holds this vertex, with its inputs there: those that its key does not speak of may differ.
+    pub(crate) jobs: BTreeMap<JobId, Vec<K>>,
+    /// The job by whose graph and inputs it is worked on.
+    pub(crate) lead: JobId,
     /// Vertices that wait for this one's result. One entry for each edge.
     pub(crate) dependents: Vec<K>,
 }

@@ -33,7 +33,8 @@ pub enum FailurePolicy {
 pub struct Vertex<K> {
     /// Identity: equal keys are one vertex, also between jobs.
     pub key: K,
-    /// The keys of the vertices whose results this one needs, in order.
+    /// The keys of the vertices whose results this one needs, in order. Those of another job may be other ones, where
+    /// they stand for the same.
     pub inputs: Vec<K>,
     /// What bounds its running.
     pub class: Class,
@@ -55,21 +56,23 @@ pub enum Event<K, R> {
     LookedUp { key: K, found: Option<R> },
     /// The answer to [`Effect::Match`].
     Matched { key: K, found: Option<R> },
-    /// The answer to [`Effect::Run`]; `None` is a failure or an obeyed abort.
+    /// The answer to [`Effect::Run`]; `None` is a failure or an obeyed abort. The failure of what was run for a job that
+    /// has ended meanwhile says nothing of the others: it is run again for one of them.
     Ran { key: K, result: Option<R> },
     /// The job's client does not want it any more.
     Cancel { job: JobId },
 }
 
-/// What the driver is to do. Each of the first three is answered by one event.
+/// What the driver is to do. Each of the first three is answered by one event, and names the job that it is done for:
+/// one that has not ended, though others may wait for it too.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect<K, R> {
     /// Look for a result by the definition key.
-    LookUp { key: K },
+    LookUp { key: K, job: JobId },
     /// Look for a result by the content of the inputs, which are all there.
-    Match { key: K, inputs: Vec<R> },
+    Match { key: K, job: JobId, inputs: Vec<R> },
     /// Run the operation.
-    Run { key: K, inputs: Vec<R> },
+    Run { key: K, job: JobId, inputs: Vec<R> },
     /// Stop what was begun for this vertex; its answer is still awaited.
     Abort { key: K },
     /// The job has ended. No effect names it again.
@@ -168,13 +171,13 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         self.next_job += 1;
         for vertex in vertices {
             let node = self.nodes.entry(vertex.key).or_insert_with(|| Node {
-                inputs: vertex.inputs,
                 class: vertex.class,
                 state: State::Idle,
-                jobs: BTreeSet::new(),
+                jobs: BTreeMap::new(),
+                lead: id,
                 dependents: Vec::new(),
             });
-            node.jobs.insert(id);
+            node.jobs.insert(id, vertex.inputs);
         }
         self.jobs.insert(
             id,
@@ -220,14 +223,47 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
     }
 
     fn demand(&mut self, key: K, effects: &mut Vec<Effect<K, R>>) {
-        let node = self.node(key);
-        match &mut node.state {
+        match &mut self.node(key).state {
             State::Idle => {
-                node.state = State::LookingUp;
-                effects.push(Effect::LookUp { key });
+                let job = self.lead(key);
+                self.node(key).state = State::LookingUp;
+                effects.push(Effect::LookUp { key, job });
             }
             State::Abandoned { wanted_again } => *wanted_again = true,
             _ => {}
+        }
+    }
+
+    fn is_live(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|job| job.ending.is_none())
+    }
+
+    /// Returns the job that a vertex is worked on for from now on: the one it was, as long as that has not ended.
+    ///
+    /// What waits for inputs is to be taken off their lists before.
+    fn lead(&mut self, key: K) -> JobId {
+        let node = &self.nodes[&key];
+        let mut lead = node.lead;
+        if !self.is_live(lead) {
+            let mut others = node.jobs.keys().copied();
+            lead = others.find(|job| self.is_live(*job)).unwrap_or(lead);
+            self.node(key).lead = lead;
+        }
+        lead
+    }
+
+    /// Returns whether a vertex is worked on for a job that has ended, while there is one that has not.
+    fn is_orphan(&self, key: K) -> bool {
+        let node = &self.nodes[&key];
+        !self.is_live(node.lead) && node.jobs.keys().any(|job| self.is_live(*job))
+    }
+
+    /// Returns the inputs of a vertex for the job that it is worked on for.
+    fn inputs(&self, key: K) -> &[K] {
+        let node = &self.nodes[&key];
+        match node.jobs.get(&node.lead) {
+            Some(inputs) => inputs,
+            None => unreachable!("{key:?} is worked on for {:?}, which has gone", node.lead),
         }
     }
 
@@ -242,7 +278,8 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
     }
 
     fn demand_inputs(&mut self, key: K, effects: &mut Vec<Effect<K, R>>) {
-        let inputs = self.node(key).inputs.clone();
+        self.lead(key);
+        let inputs = self.inputs(key).to_vec();
         let mut missing = 0;
         for input in &inputs {
             let node = self.node(*input);
@@ -272,8 +309,10 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
 
     fn inputs_complete(&mut self, key: K, effects: &mut Vec<Effect<K, R>>) {
         let inputs = self.results_of_inputs(key);
-        self.node(key).state = State::Matching;
-        effects.push(Effect::Match { key, inputs });
+        let node = self.node(key);
+        node.state = State::Matching;
+        let job = node.lead;
+        effects.push(Effect::Match { key, job, inputs });
     }
 
     fn matched(&mut self, key: K, found: Option<R>, effects: &mut Vec<Effect<K, R>>) {
@@ -282,6 +321,8 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         }
         match found {
             Some(result) => self.complete(key, result, effects),
+            // Its inputs may have gone with the job they belong to.
+            None if self.is_orphan(key) => self.demand_inputs(key, effects),
             None => match self.node(key).class {
                 Class::Free => self.run(key, effects),
                 Class::Step => {
@@ -294,8 +335,10 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
 
     fn run(&mut self, key: K, effects: &mut Vec<Effect<K, R>>) {
         let inputs = self.results_of_inputs(key);
-        self.node(key).state = State::Running;
-        effects.push(Effect::Run { key, inputs });
+        let node = self.node(key);
+        node.state = State::Running;
+        let job = node.lead;
+        effects.push(Effect::Run { key, job, inputs });
     }
 
     fn start_queued(&mut self, effects: &mut Vec<Effect<K, R>>) {
@@ -317,6 +360,10 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         }
         match result {
             Some(result) => self.complete(key, result, effects),
+            None if self.is_orphan(key) => {
+                self.node(key).state = State::Idle;
+                self.demand(key, effects);
+            }
             None => self.fail(key, Failure::Own, effects),
         }
     }
@@ -346,7 +393,7 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
             self.detach(key);
             let node = self.node(key);
             node.state = State::Failed { failure };
-            jobs_hit.extend(node.jobs.iter().copied());
+            jobs_hit.extend(node.jobs.keys().copied());
             for dependent in std::mem::take(&mut node.dependents) {
                 if let Some(waiting) = self.nodes.get(&dependent)
                     && matches!(waiting.state, State::WaitingForInputs { .. })
@@ -373,7 +420,7 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         if !matches!(self.nodes[&key].state, State::WaitingForInputs { .. }) {
             return;
         }
-        for input in self.nodes[&key].inputs.clone() {
+        for input in self.inputs(key).to_vec() {
             self.node(input)
                 .dependents
                 .retain(|dependent| *dependent != key);
@@ -390,7 +437,8 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         }
         job.ending = Some(ending);
         let vertices = job.vertices.clone();
-        let needed = self.needed_by_live_jobs();
+        let mut orphans = Vec::new();
+        let needed = self.needed_by_live_jobs(&mut orphans);
         let mut draining = BTreeSet::new();
         for key in vertices {
             if needed.contains(&key) {
@@ -425,11 +473,22 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.draining = draining;
         }
+        for key in orphans {
+            // The failure of one may have ended who wanted the next.
+            if matches!(self.nodes[&key].state, State::Idle)
+                && self.nodes[&key].jobs.keys().any(|job| self.is_live(*job))
+            {
+                self.demand_inputs(key, effects);
+            }
+        }
     }
 
     /// Returns what the jobs that are not ending have asked for, directly or through a vertex that
     /// waits. Being part of a job's graph is not enough: a cached root asks for nothing below it.
-    fn needed_by_live_jobs(&self) -> BTreeSet<K> {
+    ///
+    /// What waits with inputs of a job that is ending is handed over to one that is not, and named in `orphans`: it has
+    /// to ask for its inputs there.
+    fn needed_by_live_jobs(&mut self, orphans: &mut Vec<K>) -> BTreeSet<K> {
         let mut needed = BTreeSet::new();
         let mut work: Vec<K> = Vec::new();
         for job in self.jobs.values().filter(|job| job.ending.is_none()) {
@@ -441,9 +500,17 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
         }
         while let Some(key) = work.pop() {
             if needed.insert(key) {
-                let node = &self.nodes[&key];
-                if matches!(node.state, State::WaitingForInputs { .. }) {
-                    work.extend(&node.inputs);
+                let state = &self.nodes[&key].state;
+                let waits = matches!(state, State::WaitingForInputs { .. });
+                let queued = matches!(state, State::Queued);
+                if (waits || queued) && self.is_orphan(key) {
+                    self.detach(key);
+                    self.node(key).state = State::Idle;
+                    self.lead(key);
+                    orphans.push(key);
+                    work.extend(self.inputs(key));
+                } else if waits {
+                    work.extend(self.inputs(key));
                 }
             }
         }
@@ -551,8 +618,7 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
     }
 
     fn results_of_inputs(&self, key: K) -> Vec<R> {
-        self.nodes[&key]
-            .inputs
+        self.inputs(key)
             .iter()
             .map(|input| match &self.nodes[input].state {
                 State::Done { result } => result.clone(),

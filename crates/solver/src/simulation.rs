@@ -34,10 +34,16 @@ fn combine(key: Key, inputs: &[Answer]) -> Answer {
     })
 }
 
+/// Keys from here on are of one job alone: in the graph of another job something else stands in their place, with the
+/// same answer.
+const OWN: Key = 1000;
+
 struct World {
     random: Random,
     scheduler: Scheduler<Key, Answer>,
+    /// Those below [`OWN`] are what stands in the graphs of all jobs.
     inputs: BTreeMap<Key, Vec<Key>>,
+    submitted: Key,
     classes: BTreeMap<Key, Class>,
     failing: BTreeSet<Key>,
     /// What lookups may find.
@@ -53,8 +59,23 @@ struct World {
 
 impl World {
     fn truth(&self, key: Key) -> Answer {
+        if key >= OWN {
+            return combine(key % OWN, &[]);
+        }
         let inputs: Vec<Answer> = self.inputs[&key].iter().map(|k| self.truth(*k)).collect();
         combine(key, &inputs)
+    }
+
+    /// Returns the inputs of a vertex in the graph of the next job.
+    fn inputs_now(&self, key: Key) -> Vec<Key> {
+        let Some(inputs) = self.inputs.get(&key) else {
+            return Vec::new();
+        };
+        let own = |input: &Key| match *input >= OWN {
+            true => (self.submitted + 1) * OWN + input % OWN,
+            false => *input,
+        };
+        inputs.iter().map(own).collect()
     }
 
     fn take(&mut self, effects: Vec<Effect<Key, Answer>>) {
@@ -68,7 +89,15 @@ impl World {
                     self.aborted.insert(*key);
                 }
                 Effect::Finish { job, outcome } => self.finish(*job, outcome),
-                Effect::LookUp { key } | Effect::Match { key, .. } | Effect::Run { key, .. } => {
+                Effect::LookUp { key, job }
+                | Effect::Match { key, job, .. }
+                | Effect::Run { key, job, .. } => {
+                    let wanted = self.live.get(job);
+                    assert!(
+                        wanted.is_some_and(|(_, _, members)| members.contains(key))
+                            && !self.canceled.contains(job),
+                        "{key} is begun for a job that does not want it"
+                    );
                     assert!(
                         !self.pending.iter().any(|p| key_of(p) == Some(*key)),
                         "two effects for {key} at once"
@@ -116,12 +145,15 @@ impl World {
         let at = self.random.below(self.pending.len());
         let effect = self.pending.swap_remove(at);
         let effects = match effect {
-            Effect::LookUp { key } => {
+            Effect::LookUp { key, .. } => {
                 self.aborted.remove(&key);
-                let found = self.find(key, 50);
+                let found = match key >= OWN {
+                    true => Some(self.truth(key)),
+                    false => self.find(key, 50),
+                };
                 self.scheduler.handle(Event::LookedUp { key, found })
             }
-            Effect::Match { key, inputs } => {
+            Effect::Match { key, inputs, .. } => {
                 self.aborted.remove(&key);
                 let truths: Vec<Answer> =
                     self.inputs[&key].iter().map(|k| self.truth(*k)).collect();
@@ -129,12 +161,15 @@ impl World {
                 let found = self.find(key, 20);
                 self.scheduler.handle(Event::Matched { key, found })
             }
-            Effect::Run { key, inputs } => {
+            Effect::Run { key, job, inputs } => {
                 if self.classes[&key] == Class::Step {
                     self.running_steps -= 1;
                 }
                 let obeyed = self.aborted.remove(&key) && self.random.percent(70);
-                let result = (!obeyed && !self.failing.contains(&key)).then(|| {
+                // Who it is run for takes with it what it needs.
+                let is_gone = self.canceled.contains(&job) || !self.live.contains_key(&job);
+                let is_robbed = is_gone && self.random.percent(50);
+                let result = (!obeyed && !is_robbed && !self.failing.contains(&key)).then(|| {
                     let answer = combine(key, &inputs);
                     self.records.insert(key, answer);
                     answer
@@ -160,18 +195,21 @@ impl World {
         let mut stack: Vec<Key> = roots.iter().copied().collect();
         while let Some(key) = stack.pop() {
             if members.insert(key) {
-                stack.extend(&self.inputs[&key]);
+                stack.extend(self.inputs_now(key));
             }
         }
-        // Inputs have smaller keys, so the order of the set is an order of dependence.
-        let vertices = members
+        // Inputs have smaller keys, so the order of the set is an order of dependence; a job's own have no inputs.
+        let (shared, own): (Vec<Key>, Vec<Key>) = members.iter().partition(|key| **key < OWN);
+        let vertices = own
             .iter()
+            .chain(&shared)
             .map(|key| Vertex {
                 key: *key,
-                inputs: self.inputs[key].clone(),
-                class: self.classes[key],
+                inputs: self.inputs_now(*key),
+                class: self.classes.get(key).copied().unwrap_or(Class::Free),
             })
             .collect();
+        self.submitted += 1;
         let policy = if self.random.percent(50) {
             FailurePolicy::Cancel
         } else {
@@ -189,7 +227,9 @@ impl World {
 
 fn key_of(effect: &Effect<Key, Answer>) -> Option<Key> {
     match effect {
-        Effect::LookUp { key } | Effect::Match { key, .. } | Effect::Run { key, .. } => Some(*key),
+        Effect::LookUp { key, .. } | Effect::Match { key, .. } | Effect::Run { key, .. } => {
+            Some(*key)
+        }
         Effect::Abort { .. } | Effect::Finish { .. } => None,
     }
 }
@@ -203,9 +243,12 @@ fn world(seed: u64) -> World {
     for key in 0..count as Key {
         let edges = random.below(4).min(key as usize);
         // The same input twice is legal: COPY --from of one stage onto itself.
-        let list = (0..edges)
+        let mut list: Vec<Key> = (0..edges)
             .map(|_| random.below(key as usize) as Key)
             .collect();
+        if random.percent(25) {
+            list.push(OWN + key);
+        }
         inputs.insert(key, list);
         let class = if random.percent(60) {
             Class::Step
@@ -222,6 +265,7 @@ fn world(seed: u64) -> World {
         random,
         scheduler: Scheduler::new(slots),
         inputs,
+        submitted: 0,
         classes,
         failing,
         records: BTreeMap::new(),
@@ -299,7 +343,7 @@ fn a_chain_of_a_hundred_thousand_fails_without_recursion() {
     let mut outcome = None;
     while let Some(effect) = effects.pop() {
         let event = match effect {
-            Effect::LookUp { key } => Event::LookedUp { key, found: None },
+            Effect::LookUp { key, .. } => Event::LookedUp { key, found: None },
             Effect::Match { key, .. } => Event::Matched { key, found: None },
             Effect::Run { key, .. } => Event::Ran { key, result: None },
             Effect::Finish { outcome: ended, .. } => {
@@ -330,4 +374,108 @@ fn a_graph_out_of_order_is_refused() {
         taken.err(),
         Some(crate::SubmitError::UnknownInput { vertex: 0 })
     );
+}
+
+fn vertex(key: u32, inputs: &[u32]) -> Vertex<u32> {
+    Vertex {
+        key,
+        inputs: inputs.to_vec(),
+        class: Class::Step,
+    }
+}
+
+/// Answers all that is asked for with nothing found, until something is to be run; keys of 10 and more are found.
+fn up_to_runs(
+    scheduler: &mut Scheduler<u32, u64>,
+    effects: Vec<Effect<u32, u64>>,
+) -> Vec<Effect<u32, u64>> {
+    let mut left = Vec::new();
+    let mut work: std::collections::VecDeque<_> = effects.into();
+    while let Some(effect) = work.pop_front() {
+        let event = match effect {
+            Effect::LookUp { key, .. } => Event::LookedUp {
+                key,
+                found: (key >= 10).then_some(u64::from(key)),
+            },
+            Effect::Match { key, .. } => Event::Matched { key, found: None },
+            other => {
+                left.push(other);
+                continue;
+            }
+        };
+        work.extend(scheduler.handle(event));
+    }
+    left
+}
+
+#[test]
+fn what_a_job_waits_for_is_not_taken_away_by_another_that_has_its_own_inputs() {
+    let mut scheduler: Scheduler<u32, u64> = Scheduler::new(2);
+    let graph = |own: u32| vec![vertex(1, &[]), vertex(own, &[]), vertex(2, &[1, own])];
+    let (one, effects) = scheduler
+        .submit(graph(10), vec![2], FailurePolicy::Cancel)
+        .expect("a graph");
+    let begun = up_to_runs(&mut scheduler, effects);
+    let run = |job, key, inputs: &[u64]| Effect::Run {
+        key,
+        job,
+        inputs: inputs.to_vec(),
+    };
+    assert_eq!(begun, [run(one, 1, &[])]);
+    // The same, while what the first has begun has still to stop.
+    let stopped = scheduler.handle(Event::Cancel { job: one });
+    assert_eq!(stopped, [Effect::Abort { key: 1 }]);
+    let (two, effects) = scheduler
+        .submit(graph(11), vec![2], FailurePolicy::Cancel)
+        .expect("a graph");
+    assert_eq!(up_to_runs(&mut scheduler, effects), []);
+    let result = None;
+    let effects = scheduler.handle(Event::Ran { key: 1, result });
+    let outcome = JobOutcome::Canceled;
+    let again = up_to_runs(&mut scheduler, effects);
+    assert_eq!(
+        again,
+        [Effect::Finish { job: one, outcome }, run(two, 1, &[])]
+    );
+    let result = Some(7);
+    let effects = scheduler.handle(Event::Ran { key: 1, result });
+    assert_eq!(up_to_runs(&mut scheduler, effects), [run(two, 2, &[7, 11])]);
+}
+
+#[test]
+fn the_failure_of_what_was_run_for_a_job_that_has_ended_is_not_that_of_another() {
+    let mut scheduler: Scheduler<u32, u64> = Scheduler::new(1);
+    let submit = |scheduler: &mut Scheduler<u32, u64>| {
+        let graph = vec![vertex(1, &[])];
+        let taken = scheduler.submit(graph, vec![1], FailurePolicy::Cancel);
+        let (job, effects) = taken.expect("a graph");
+        (job, up_to_runs(scheduler, effects))
+    };
+    let (one, begun) = submit(&mut scheduler);
+    assert_eq!(begun.len(), 1);
+    let (two, begun) = submit(&mut scheduler);
+    assert_eq!(begun, []);
+    let ended = scheduler.handle(Event::Cancel { job: one });
+    assert!(matches!(&ended[..], [Effect::Finish { .. }]));
+    let effects = scheduler.handle(Event::Ran {
+        key: 1,
+        result: None,
+    });
+    let again = up_to_runs(&mut scheduler, effects);
+    let inputs = Vec::new();
+    assert_eq!(
+        again,
+        [Effect::Run {
+            key: 1,
+            job: two,
+            inputs
+        }]
+    );
+    // For a job that is still there it counts.
+    let ended = scheduler.handle(Event::Ran {
+        key: 1,
+        result: None,
+    });
+    let outcome = JobOutcome::Failed(vec![1]);
+    assert_eq!(ended, [Effect::Finish { job: two, outcome }]);
 }

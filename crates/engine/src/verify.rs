@@ -76,7 +76,7 @@ fn holds_again(store: &Store, info: &store::LayerInfo, content: u64) -> Result<b
     let Some((diff_id, _)) = &info.tar else {
         return Ok(false);
     };
-    let Some(blob) = store.encoding(diff_id, "original")? else {
+    let Some(blob) = store.encoding(diff_id, store::Encoding::ORIGINAL)? else {
         return Ok(false);
     };
     let again = store.new_layer()?;

@@ -134,6 +134,7 @@ impl Store {
                 None => 0,
             },
         };
+        let mut gone = BTreeSet::new();
         loop {
             let mut doomed = Vec::new();
             for entry in usage.by_ref() {
@@ -141,11 +142,19 @@ impl Store {
                     kept.add(holder, entry.bytes);
                     continue;
                 }
+                if entry.tar_of.iter().any(|layer| !gone.contains(layer)) {
+                    continue;
+                }
                 if !policy.covers(&entry) || !state.is_surplus(policy, &entry) {
                     continue;
                 }
+                let layer = match entry.item {
+                    Item::Layer(id) => Some(id),
+                    _ => None,
+                };
                 if policy.dry_run {
                     state.remove(&entry);
+                    gone.extend(layer);
                     done.bytes += entry.bytes;
                     done.items.push(entry);
                     continue;
@@ -153,6 +162,7 @@ impl Store {
                 match self.doom(entry, policy)? {
                     Ok(found) => {
                         state.remove(&found.entry);
+                        gone.extend(layer);
                         doomed.push(found);
                     }
                     Err(entry) => kept.add("a running build", entry.bytes),

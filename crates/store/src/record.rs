@@ -45,6 +45,11 @@ pub struct Encoding {
     pub size: u64,
 }
 
+impl Encoding {
+    /// The form of the blob that a layer of an image came in. It is there as long as the layer is.
+    pub const ORIGINAL: &str = "original";
+}
+
 impl Store {
     /// Returns the result recorded under a key.
     pub fn find(&self, key: &Key) -> Result<Option<Record>, StoreError> {

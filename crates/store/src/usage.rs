@@ -26,6 +26,8 @@ pub struct Usage {
     pub holder: Option<String>,
     /// Where it came from.
     pub origin: String,
+    /// For a blob: the layers that came in it, which it does not go before.
+    pub tar_of: Vec<LayerId>,
 }
 
 /// What takes space.
@@ -110,10 +112,11 @@ const SMALL: u64 = 64 << 10;
 
 impl Usage {
     /// The order of removal: the longest unused first; of things used last at the same time those made
-    /// later, as they lie above the others; small blobs after everything else.
-    pub(crate) fn removal_order(&self) -> (bool, i64, std::cmp::Reverse<&Item>) {
+    /// later, as they lie above the others; small blobs after everything else, and what a layer came in after it.
+    pub(crate) fn removal_order(&self) -> (bool, i64, bool, std::cmp::Reverse<&Item>) {
         let small = self.kind == ItemKind::Blob && self.bytes < SMALL;
-        (small, self.used, std::cmp::Reverse(&self.item))
+        let after = !self.tar_of.is_empty();
+        (small, self.used, after, std::cmp::Reverse(&self.item))
     }
 }
 
@@ -122,7 +125,7 @@ impl Store {
     pub fn usage(&self) -> Result<Vec<Usage>, StoreError> {
         self.measure_mounts()?;
         let database = self.database();
-        let list = || -> rusqlite::Result<(Vec<Usage>, Vec<Holding>)> {
+        let list = || -> rusqlite::Result<(Vec<Usage>, Holdings)> {
             let mut usage = layers(&database)?;
             usage.extend(blobs(&database)?);
             usage.extend(mounts(&database)?);
@@ -131,8 +134,26 @@ impl Store {
         };
         let (mut usage, holdings) = list().map_err(StoreError::database("list what is used"))?;
         drop(database);
+        let mut layers_of: BTreeMap<Digest, Vec<LayerId>> = BTreeMap::new();
+        for (layer, blob) in &holdings.tars {
+            layers_of.entry(blob.clone()).or_default().push(*layer);
+        }
+        let used: BTreeMap<LayerId, i64> = usage
+            .iter()
+            .filter_map(|entry| match entry.item {
+                Item::Layer(id) => Some((id, entry.used)),
+                _ => None,
+            })
+            .collect();
         let held = self.held(holdings);
         for entry in &mut usage {
+            if let Item::Blob(digest) = &entry.item
+                && let Some(layers) = layers_of.remove(digest)
+            {
+                let latest = layers.iter().filter_map(|layer| used.get(layer)).max();
+                entry.used = entry.used.max(latest.copied().unwrap_or(0));
+                entry.tar_of = layers;
+            }
             entry.holder = match &entry.item {
                 Item::Build(_) => Some(HISTORY.to_owned()),
                 item => held.get(item).cloned(),
@@ -147,6 +168,7 @@ impl Store {
             used: now,
             holder: Some("the store itself".to_owned()),
             origin: "records and digests of files".to_owned(),
+            tar_of: Vec::new(),
         });
         usage.sort_by(|a, b| a.removal_order().cmp(&b.removal_order()));
         Ok(usage)
@@ -183,15 +205,19 @@ impl Store {
     }
 
     /// Returns what images with a name and containers need, each with one such name.
-    pub(crate) fn held(&self, holdings: Vec<Holding>) -> BTreeMap<Item, String> {
+    pub(crate) fn held(&self, holdings: Holdings) -> BTreeMap<Item, String> {
         let mut held = BTreeMap::new();
-        for holding in holdings {
+        for holding in holdings.holders {
             let mut hold = |item| {
                 held.entry(item).or_insert_with(|| holding.holder.clone());
             };
             hold(Item::Blob(holding.image));
             for layer in holding.layers.iter().flatten() {
                 hold(Item::Layer(*layer));
+                // Written anew it would be another tar, and the image another image.
+                if let Some(blob) = holdings.tars.get(layer) {
+                    hold(Item::Blob(blob.clone()));
+                }
             }
             let documents = holding
                 .manifest
@@ -199,7 +225,7 @@ impl Store {
                 .chain(&holding.index)
                 .chain(&holding.variants);
             documents.for_each(|digest| hold(Item::Blob(digest.clone())));
-            // Once unpacked, the compressed form can go: an export makes or fetches it again.
+            // What was made here and is unpacked is compressed again for an export, to the same bytes.
             if let (None, Some(digest)) = (&holding.layers, &holding.manifest) {
                 // Read as a file: the database may be in use by the caller.
                 let manifest = std::fs::read(self.blobs().path(digest)).ok();
@@ -213,9 +239,17 @@ impl Store {
     }
 }
 
+/// What is held, and by whom.
+#[derive(Debug)]
+pub(crate) struct Holdings {
+    holders: Vec<Holding>,
+    /// The blobs that layers of images came in.
+    tars: BTreeMap<LayerId, Digest>,
+}
+
 /// A container or a name, and what it points to.
 #[derive(Debug)]
-pub(crate) struct Holding {
+struct Holding {
     holder: String,
     image: Digest,
     layers: Option<Vec<LayerId>>,
@@ -225,7 +259,7 @@ pub(crate) struct Holding {
 }
 
 /// Lists the containers and names with the images they hold.
-pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Vec<Holding>> {
+pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Holdings> {
     let mut statement = database.prepare_cached(
         "SELECT 'container ' || name, image, layers, NULL, NULL, NULL FROM container
          UNION ALL
@@ -247,6 +281,25 @@ pub(crate) fn holdings(database: &Connection) -> rusqlite::Result<Vec<Holding>> 
         }))
     })?;
     // A row with a damaged image holds nothing that could be named here; the check reports it.
+    let holders = rows
+        .filter_map(Result::transpose)
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Holdings {
+        holders,
+        tars: tars(database)?,
+    })
+}
+
+fn tars(database: &Connection) -> rusqlite::Result<BTreeMap<LayerId, Digest>> {
+    let mut statement = database.prepare_cached(
+        "SELECT layer.id, encoding.digest FROM layer
+           JOIN encoding ON encoding.diff_id = layer.diff_id AND encoding.form = 'original'
+         WHERE layer.unpack_key IS NOT NULL ORDER BY layer.id",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let digest: Option<Digest> = row.get::<_, String>(1)?.parse().ok();
+        Ok(digest.map(|digest| (LayerId(row.get::<_, i64>(0).unwrap_or(0) as u64), digest)))
+    })?;
     rows.filter_map(Result::transpose).collect()
 }
 
@@ -274,6 +327,7 @@ fn layers(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
             origin,
             used: row.get(4)?,
             holder: None,
+            tar_of: Vec::new(),
         })
     })?;
     rows.collect()
@@ -294,6 +348,7 @@ fn blobs(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
             used,
             holder: None,
             origin: "blob".to_owned(),
+            tar_of: Vec::new(),
         }))
     })?;
     rows.filter_map(Result::transpose).collect()
@@ -316,6 +371,7 @@ fn builds(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
             created: started,
             used: started,
             holder: None,
+            tar_of: Vec::new(),
         })
     })?;
     rows.collect()
@@ -333,6 +389,7 @@ fn mounts(database: &Connection) -> rusqlite::Result<Vec<Usage>> {
             created: row.get(3)?,
             used: row.get(4)?,
             holder: None,
+            tar_of: Vec::new(),
         })
     })?;
     rows.collect()

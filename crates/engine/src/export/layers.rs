@@ -301,15 +301,26 @@ pub(super) fn encode(
 ) -> Result<EncodedLayer, EngineError> {
     let (compression, form) = compression_of(options)?;
     if let Some(tar) = known_tar(shared, layer, clamp)? {
-        let original = match options.force {
-            true => None,
-            false => shared.store.encoding(&tar.diff_id, "original")?,
+        let original = shared.store.encoding(&tar.diff_id, Encoding::ORIGINAL)?;
+        let is_wanted = |original: &Encoding| {
+            let wanted = layer_type(Naming::Oci, compression.format());
+            let same = media_type::kind(&original.media_type) == media_type::kind(wanted);
+            !options.force || (same && options.level.is_none())
         };
-        let found = match original {
-            Some(encoding) => Some(encoding),
-            None => shared.store.encoding(&tar.diff_id, &form)?,
+        let found = match &original {
+            Some(original) if is_wanted(original) => Some(original.clone()),
+            _ => shared.store.encoding(&tar.diff_id, &form)?,
         };
-        if let Some(encoding) = found {
+        let encoding = match (found, original) {
+            (Some(found), _) => Some(found),
+            (None, Some(original)) => {
+                let made = convert(shared, &tar, &original, compression, stop)?;
+                shared.store.set_encoding(&tar.diff_id, &form, &made)?;
+                Some(made)
+            }
+            (None, None) => None,
+        };
+        if let Some(encoding) = encoding {
             return Ok(described(tar, &encoding, naming));
         }
     }
@@ -337,6 +348,37 @@ pub(super) fn encode(
     };
     shared.store.set_encoding(&tar.diff_id, &form, &encoding)?;
     Ok(described(tar, &encoding, naming))
+}
+
+/// Compresses the tar that a layer of an image came in as an output asks: written anew it would be another tar.
+fn convert(
+    shared: &Shared,
+    tar: &LayerTar,
+    original: &Encoding,
+    compression: Compression,
+    stop: Option<&Cancel>,
+) -> Result<Encoding, EngineError> {
+    let reader = shared.store.blobs().open(&original.digest)?;
+    let mut blob = shared.store.blobs().writer()?;
+    let writer = Stoppable {
+        inner: &mut blob,
+        stop,
+    };
+    let options = CompressOptions::new(compression);
+    let made = rootfs::compress::recompress(reader, tar.size, &options, writer)?;
+    if made.diff_id != tar.diff_id {
+        return Err(EngineError::LayerMismatch {
+            digest: original.digest.clone(),
+            expected: tar.diff_id.clone(),
+            actual: made.diff_id,
+        });
+    }
+    let (digest, size) = blob.commit_volatile(Some((&made.blob, made.blob_size)))?;
+    Ok(Encoding {
+        media_type: layer_type(Naming::Oci, compression.format()).to_owned(),
+        digest,
+        size,
+    })
 }
 
 fn described(tar: LayerTar, encoding: &Encoding, naming: Naming) -> EncodedLayer {

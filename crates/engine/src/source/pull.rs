@@ -444,7 +444,9 @@ fn publish(
             digest: descriptor.digest.clone(),
             size: descriptor.size,
         };
-        shared.store.set_encoding(diff_id, "original", &encoding)?;
+        shared
+            .store
+            .set_encoding(diff_id, Encoding::ORIGINAL, &encoding)?;
     }
     Ok(done)
 }

@@ -572,6 +572,30 @@ fn published_ports_reach_a_container() {
 }
 
 #[test]
+fn a_port_that_takes_no_connection_holds_up_no_other() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    // Its queue is soon full: what comes then hangs in the middle of connecting.
+    world.write(
+        "web/Dockerfile",
+        "FROM busybox\nRUN mkdir /www && echo here > /www/file\n\
+         CMD httpd -p 8098 && kill -STOP $(pidof httpd) && exec httpd -f -p 8099 -h /www\n",
+    );
+    world.ok(["build", "-q", "-t", "web", "web"]);
+    let ports = ["-p", "127.0.0.1::8098", "-p", "127.0.0.1::8099"];
+    world.ok([&["run", "-d", "--name", "one"][..], &ports, &["web"]].concat());
+    let address = |port: &str| world.ok(["port", "one", port]).stdout.trim().to_owned();
+    assert_eq!(fetch(&address("8099"), "/file"), "here\n");
+    let slow = address("8098");
+    let held: Vec<_> = (0..100)
+        .map(|_| std::net::TcpStream::connect(&slow).expect("this machine takes it"))
+        .collect();
+    assert_eq!(fetch(&address("8099"), "/file"), "here\n");
+    drop(held);
+    world.ok(["rm", "-f", "one"]);
+}
+
+#[test]
 fn all_files_of_a_container_go_into_a_tar() {
     let world = world!();
     world.ok(["create", "--name", "box", "bare"]);

@@ -166,8 +166,7 @@ impl Bound {
             let copy = copy.map_err(EngineError::io("copy", "a descriptor"))?;
             published.sockets.push(copy);
             let dialer = Arc::clone(&dialer);
-            std::thread::Builder::new()
-                .name("published".to_owned())
+            thread()
                 .spawn(move || accept(&listener, bound.container, &dialer))
                 .map_err(|source| EngineError::Thread { source })?;
         }
@@ -237,20 +236,23 @@ fn accept(listener: &TcpListener, port: u16, dialer: &Arc<Dialer>) {
                 continue;
             }
         };
-        // Where nobody listens in the container, the connection is closed.
-        let Ok(server) = dialer.connect(port) else {
-            continue;
-        };
-        let _ = connect(client, server);
+        let dialer = Arc::clone(dialer);
+        // A container that is slow to take this connection holds up no other.
+        let _ = thread().spawn(move || connect(client, port, &dialer));
     }
 }
 
-/// Passes on what each side says, each way in a thread of its own.
-fn connect(client: TcpStream, server: TcpStream) -> io::Result<()> {
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("published".to_owned())
+}
+
+/// Passes on what each side says, each way in a thread of its own. Where nobody listens in the container, the
+/// connection is closed.
+fn connect(client: TcpStream, port: u16, dialer: &Dialer) -> io::Result<()> {
+    let server = dialer.connect(port)?;
     let (client_too, server_too) = (client.try_clone()?, server.try_clone()?);
-    let thread = || std::thread::Builder::new().name("published".to_owned());
-    thread().spawn(move || pass(client, server))?;
     thread().spawn(move || pass(server_too, client_too))?;
+    pass(client, server);
     Ok(())
 }
 

@@ -138,6 +138,137 @@ fn archives_of_others_are_loaded() {
     }
 }
 
+/// Returns the ids of an image's layers, of which the first came with busybox.
+fn layers_of(world: &Environment, name: &str) -> Vec<String> {
+    let told = world.ok(["inspect", "-f", "{{json .RootFS.Layers}}", name]);
+    serde_json::from_str(&told.stdout).unwrap()
+}
+
+/// Returns the media types of the layers in an archive with one image.
+fn layer_types(world: &Environment, archive: &str) -> Vec<String> {
+    let read = |path: &str| -> serde_json::Value {
+        let out = Command::new("tar")
+            .args(["xOf", archive, path])
+            .current_dir(world.work())
+            .output()
+            .unwrap();
+        serde_json::from_slice(&out.stdout).unwrap()
+    };
+    let digest = read("index.json")["manifests"][0]["digest"].clone();
+    let hex = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let manifest = read(&format!("blobs/sha256/{hex}"));
+    let layers = manifest["layers"].as_array().unwrap();
+    let types = layers.iter().map(|layer| layer["mediaType"].as_str());
+    types.map(|kind| kind.unwrap().to_owned()).collect()
+}
+
+#[test]
+fn layers_of_a_base_image_stay_what_they_were() {
+    let Some(world) = on_busybox() else {
+        skip!("there is no image busybox here");
+    };
+    world.ok(["build", "-q", "-t", "one", "based"]);
+    let layers = layers_of(&world, "one");
+    // Nothing of what the image needs goes, and what is compressed anew is the same tar.
+    world.ok(["builder", "prune", "-a", "-f"]);
+    world.ok(["save", "-o", "saved.tar", "one"]);
+    let forced = "type=oci,dest=forced.tar,name=forced,compression=zstd,force-compression=true";
+    let outputs = ["-o", forced, "-o", "type=image,name=two"];
+    world.ok([&["build", "-q", "based"][..], &outputs].concat());
+    assert_eq!(layers_of(&world, "two"), layers);
+    let types = layer_types(&world, "forced.tar");
+    assert!(
+        types.iter().all(|kind| kind.ends_with("+zstd")),
+        "{types:?}"
+    );
+    world.ok(["build", "-q", "-t", "three", "based"]);
+    assert_eq!(layers_of(&world, "three"), layers);
+    world.ok(["load", "-i", "forced.tar"]);
+    assert_eq!(layers_of(&world, "forced"), layers);
+    // Once nothing needs them they go together.
+    world.ok(["system", "prune", "-a", "-f"]);
+    let left = world.ok(["system", "df", "-v"]).stdout;
+    assert!(
+        !left.contains("layer-") && !left.contains("sha256:"),
+        "{left}"
+    );
+}
+
+#[test]
+fn a_loaded_layer_is_called_what_it_is() {
+    let Some(world) = on_busybox() else {
+        skip!("there is no image busybox here");
+    };
+    world.ok(["build", "-q", "-t", "one", "based"]);
+    // Docker's document in the archive does not tell that the first layer is compressed.
+    world.ok(["save", "-o", "saved.tar", "one"]);
+    world.ok(["system", "prune", "-a", "-f"]);
+    world.ok(["load", "-i", "saved.tar"]);
+    world.ok(["save", "-o", "again.tar", "one"]);
+    let types = layer_types(&world, "again.tar");
+    assert!(types[0].ends_with("tar.gzip"), "{types:?}");
+    assert_eq!(types, layer_types(&world, "saved.tar"));
+}
+
+/// Returns a world with a context `based` that begins with busybox; `None` where there is no such image.
+fn on_busybox() -> Option<Environment> {
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    if !testkit::has_fixture("docker.io/library/busybox") {
+        return None;
+    }
+    world.write_config(&testkit::configuration(&["docker.io"]));
+    world.write("based/Dockerfile", "FROM busybox\nCOPY file /file\n");
+    world.write("based/file", "content\n");
+    Some(world)
+}
+
+#[test]
+fn a_layout_is_loaded_from_its_directory() {
+    let world = world();
+    let id = id_of(&world, "thing");
+    world.ok([
+        "build",
+        "-q",
+        "-o",
+        "type=oci,tar=false,dest=layout,name=other:1",
+        "ctx",
+    ]);
+    world.ok(["rmi", "thing"]);
+    let told = world.ok(["load", "-i", "layout"]).stdout;
+    assert_eq!(told, "Loaded image: other:1\n");
+    assert_eq!(id_of(&world, "other:1"), id);
+    // A link in it leads nowhere.
+    let blob = world.work().join("layout/blobs/sha256").join(&id[7..]);
+    fs::rename(&blob, world.work().join("outside")).unwrap();
+    std::os::unix::fs::symlink(world.work().join("outside"), &blob).unwrap();
+    world.ok(["system", "prune", "-a", "-f"]);
+    world.run(["load", "-i", "layout"]).fails_with(1).says(&id);
+    world
+        .run(["load", "-i", "ctx"])
+        .fails_with(1)
+        .says("neither manifest.json nor index.json");
+}
+
+#[test]
+fn what_is_not_there_may_be_removed_by_force() {
+    let world = world();
+    world
+        .run(["rmi", "nothing"])
+        .fails_with(1)
+        .says("No such image: nothing");
+    let told = world.ok(["rmi", "-f", "nothing", "thing"]);
+    assert!(
+        told.stderr.contains("No such image: nothing"),
+        "{}",
+        told.told()
+    );
+    assert!(
+        told.stdout.starts_with("Untagged: thing:latest\n"),
+        "{}",
+        told.told()
+    );
+}
+
 #[test]
 fn streams_carry_images_compressed_or_not() {
     let world = world();
@@ -236,6 +367,10 @@ fn a_pull_takes_what_a_mirror_has() {
         "[registry.\"docker.io\"]\nmirrors = [\"oci-layout:{}\"]\n",
         mirror.display()
     ));
+    world
+        .run(["pull", "--platform", "plan9/mips", "remote:1"])
+        .fails_with(1)
+        .says("has no image for plan9/mips");
     let told = world.ok(["pull", "remote:1"]).stdout;
     assert!(
         told.contains("Status: Downloaded newer image for remote:1\ndocker.io/library/remote:1\n"),

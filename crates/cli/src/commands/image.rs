@@ -291,8 +291,8 @@ fn all_tags(
 /// Load images from an archive: docker save's, or an OCI layout
 #[derive(Debug, Args)]
 pub(crate) struct Load {
-    /// File to read; standard input if absent
-    #[arg(long, short = 'i', value_name = "FILE")]
+    /// File, or directory in OCI layout, to read; standard input if absent
+    #[arg(long, short = 'i', value_name = "PATH")]
     input: Option<PathBuf>,
     /// Platform, where the archive has several
     #[arg(long, value_name = "PLATFORM")]
@@ -326,7 +326,9 @@ const HEAD: u64 = 1024;
 impl Load {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
+        let directory = self.input.as_deref().filter(|path| path.is_dir());
         let input: Box<dyn std::io::Read> = match &self.input {
+            Some(_) if directory.is_some() => Box::new(std::io::empty()),
             Some(path) => Box::new(open_archive(path).map_err(exit::build)?),
             None if std::io::stdin().is_terminal() => {
                 return Err(exit::build(anyhow!(
@@ -337,7 +339,11 @@ impl Load {
         };
         let engine = settings::open_engine(global)?;
         let loaded = screen::show(&engine, ProgressMode::Quiet, |sink, cancel| {
-            engine.load(input, platform.as_ref(), sink, cancel)
+            let platform = platform.as_ref();
+            match directory {
+                Some(directory) => engine.load_directory(directory, platform, sink, cancel),
+                None => engine.load(input, platform, sink, cancel),
+            }
         })?;
         let mut out = String::new();
         for loaded in loaded {
@@ -383,7 +389,7 @@ pub(crate) struct Pull {
 impl Pull {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let platform = platform(self.platform.as_deref()).map_err(exit::usage)?;
-        let platform = platform.unwrap_or_else(Platform::host);
+        let platform = platform.as_ref();
         let reference = Reference::parse_normalized(&self.image)
             .context("invalid reference format")
             .map_err(exit::build)?;
@@ -397,21 +403,21 @@ impl Pull {
                 return Err(exit::build(anyhow!("tag can't be used with --all-tags/-a")));
             }
             for tag in engine.remote_tags(&self.image).map_err(exit::engine)? {
-                self.pull(&engine, &format!("{}:{tag}", self.image), &platform, mode)?;
+                self.pull(&engine, &format!("{}:{tag}", self.image), platform, mode)?;
             }
             return Ok(());
         }
         if reference.is_name_only() && !self.quiet {
             output::print("Using default tag: latest\n").map_err(exit::builder)?;
         }
-        self.pull(&engine, &self.image, &platform, mode)
+        self.pull(&engine, &self.image, platform, mode)
     }
 
     fn pull(
         &self,
         engine: &Engine,
         name: &str,
-        platform: &Platform,
+        platform: Option<&Platform>,
         mode: ProgressMode,
     ) -> Result<(), Failure> {
         let pulled = screen::show(engine, mode, |sink, cancel| {

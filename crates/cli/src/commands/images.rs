@@ -294,7 +294,17 @@ impl Remove {
     pub(crate) fn run(&self, store: &Store) -> Result<(), Failure> {
         let mut failed = false;
         for wanted in &self.images {
-            if let Err(error) = self.remove(store, wanted) {
+            let removed = match engine::images::find_subject(store, wanted, None) {
+                Ok(None) => {
+                    crate::log::error(&format!("No such image: {wanted}"));
+                    // As Docker has it: what is not there any more is what was wanted.
+                    failed |= !self.force;
+                    continue;
+                }
+                Ok(Some((subject, name))) => self.remove(store, wanted, &subject, name),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = removed {
                 crate::log::error(&format!("{error:#}"));
                 failed = true;
             }
@@ -305,8 +315,13 @@ impl Remove {
         }
     }
 
-    fn remove(&self, store: &Store, wanted: &str) -> Result<()> {
-        let (subject, name) = find_subject(store, wanted, None)?;
+    fn remove(
+        &self,
+        store: &Store,
+        wanted: &str,
+        subject: &Subject,
+        name: Option<ImageName>,
+    ) -> Result<()> {
         let id = subject.index.as_ref().unwrap_or(&subject.image.id);
         let is_meant = |name: &&ImageName| match &subject.index {
             Some(index) => name

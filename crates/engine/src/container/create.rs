@@ -144,8 +144,7 @@ impl Engine {
                 request.image
             ))),
             _ => {
-                let platform = platform.unwrap_or_else(Platform::host);
-                let pulled = self.pull(&request.image, &platform, sink, cancel)?;
+                let pulled = self.pull(&request.image, platform.as_ref(), sink, cancel)?;
                 Ok(pulled.image)
             }
         }

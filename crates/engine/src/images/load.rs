@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Component, Path};
 
-use oci::media_type::{self, Kind, Naming};
+use oci::media_type::{Kind, Naming};
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
 use progress::{Sink, Vertex};
 use serde::Deserialize;
 use store::{Image, Layer, NewNames, Variants};
 
+use crate::export::image::layer_type;
 use crate::{Cancel, Engine, EngineError};
 
 /// An image that was loaded.
@@ -27,6 +28,9 @@ const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// Links that may follow each other in an old archive.
 const MAX_LINKS: usize = 8;
+
+/// How deep the files of an unpacked archive lie: `blobs/sha256/…`.
+const MAX_DEPTH: usize = 2;
 
 /// What an archive holds.
 #[derive(Default)]
@@ -71,10 +75,41 @@ impl Engine {
         sink: &Sink,
         cancel: &Cancel,
     ) -> Result<Vec<Loaded>, EngineError> {
+        self.load_files(
+            || self.read_archive(archive, cancel),
+            platform,
+            sink,
+            cancel,
+        )
+    }
+
+    /// Loads all images of a directory that is an OCI layout, or an archive that was unpacked.
+    pub fn load_directory(
+        &self,
+        directory: &Path,
+        platform: Option<&Platform>,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Vec<Loaded>, EngineError> {
+        self.load_files(
+            || self.read_directory(directory, cancel),
+            platform,
+            sink,
+            cancel,
+        )
+    }
+
+    fn load_files(
+        &self,
+        read: impl FnOnce() -> Result<Files, EngineError>,
+        platform: Option<&Platform>,
+        sink: &Sink,
+        cancel: &Cancel,
+    ) -> Result<Vec<Loaded>, EngineError> {
         let running = sink.vertex(Vertex::named("loading images")).start();
         let _blobs = self.store().hold_blobs();
         let work = || -> Result<Vec<Loaded>, EngineError> {
-            let files = self.read_archive(archive, cancel)?;
+            let files = read()?;
             let found = match files.get("manifest.json") {
                 Some(file) if !self.has_index(&files) => self.by_docker(&files, file)?,
                 _ => self.by_index(&files, platform)?,
@@ -141,6 +176,39 @@ impl Engine {
         Ok(files)
     }
 
+    /// Brings what images are made of from a directory into the store. Links are not followed.
+    fn read_directory(&self, directory: &Path, cancel: &Cancel) -> Result<Files, EngineError> {
+        let mut files = Files::default();
+        let mut folders = vec![(directory.to_owned(), String::new(), 0)];
+        while let Some((folder, prefix, depth)) = folders.pop() {
+            let failed = || EngineError::io("list", &folder);
+            for entry in std::fs::read_dir(&folder).map_err(failed())? {
+                if cancel.is_requested() {
+                    return Err(EngineError::Canceled);
+                }
+                let entry = entry.map_err(failed())?;
+                let Some(name) = entry
+                    .file_name()
+                    .to_str()
+                    .map(|name| format!("{prefix}{name}"))
+                else {
+                    continue;
+                };
+                let kind = entry.file_type().map_err(failed())?;
+                if kind.is_dir() && depth < MAX_DEPTH {
+                    folders.push((entry.path(), format!("{name}/"), depth + 1));
+                } else if kind.is_file() {
+                    let failed = || EngineError::io("read", entry.path());
+                    let mut file = std::fs::File::open(entry.path()).map_err(failed())?;
+                    let mut writer = self.store().blobs().writer()?;
+                    std::io::copy(&mut file, &mut writer).map_err(failed())?;
+                    files.files.insert(name, writer.commit(None)?);
+                }
+            }
+        }
+        Ok(files)
+    }
+
     fn document<T: serde::de::DeserializeOwned>(
         &self,
         what: &str,
@@ -164,8 +232,11 @@ impl Engine {
             let (config, _) = files.need(&entry.config)?;
             let layers = entry.layers.iter().map(|path| {
                 let (digest, size) = files.need(path)?;
-                let kind = Naming::Docker.layer(media_type::Compression::None);
-                Ok(Descriptor::new(kind, digest.clone(), *size))
+                Ok(Descriptor::new(
+                    self.kind_of(digest)?,
+                    digest.clone(),
+                    *size,
+                ))
             });
             let names = entry.repo_tags.unwrap_or_default();
             let names = names.iter().map(|name| {
@@ -186,6 +257,18 @@ impl Engine {
             });
         }
         Ok(found)
+    }
+
+    /// Returns the media type of a layer, of which Docker's document does not say how it is compressed.
+    fn kind_of(&self, layer: &Digest) -> Result<&'static str, EngineError> {
+        let mut start = Vec::new();
+        self.store()
+            .blobs()
+            .open(layer)?
+            .take(4)
+            .read_to_end(&mut start)
+            .map_err(EngineError::io("read", layer.to_string()))?;
+        Ok(layer_type(Naming::Docker, rootfs::compress::format(&start)))
     }
 
     fn by_index(

@@ -1,6 +1,6 @@
 //! Brings images into the store.
 
-use oci::{Digest, Platform, Reference};
+use oci::{Digest, Platform, PlatformMatcher, Reference};
 use progress::{Sink, Vertex};
 use store::Image;
 
@@ -18,11 +18,12 @@ pub struct Pulled {
 }
 
 impl Engine {
-    /// Pulls an image for a platform and gives it its name.
+    /// Pulls an image and gives it its name. Where no platform is asked for, it is that of this machine, or else what
+    /// there is; one that is asked for it must have.
     pub fn pull(
         &self,
         name: &str,
-        platform: &Platform,
+        platform: Option<&Platform>,
         sink: &Sink,
         cancel: &Cancel,
     ) -> Result<Pulled, EngineError> {
@@ -50,13 +51,21 @@ impl Engine {
     fn bring(
         &self,
         reference: Reference,
-        platform: &Platform,
+        platform: Option<&Platform>,
         running: &progress::RunningVertex,
         cancel: &Cancel,
     ) -> Result<Pulled, EngineError> {
         let store = self.store();
         let _blobs = store.hold_blobs();
-        let pinned = self.shared.images.resolve(&reference, platform, true)?;
+        let wanted = platform.cloned().unwrap_or_else(Platform::host);
+        let pinned = self.shared.images.resolve(&reference, &wanted, true)?;
+        if platform.is_some() && !PlatformMatcher::runnable(&wanted).matches(&pinned.platform) {
+            return Err(EngineError::NoPlatform {
+                reference: Box::new(reference),
+                platform: wanted.to_string(),
+                available: pinned.platform.to_string(),
+            });
+        }
         let before = store.name(&reference.to_string())?;
         let layers = pinned.unpack(&self.shared, running, cancel)?;
         let mut size = 0;

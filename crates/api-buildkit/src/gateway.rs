@@ -25,7 +25,7 @@ use crate::control::worker_record;
 use crate::error::Failure;
 use crate::exec;
 use crate::files;
-use crate::policy::{self, Policies, Source};
+use crate::policy::{Policies, Source};
 use crate::scope::Scope;
 
 /// How long a call waits for the build it names.
@@ -169,16 +169,11 @@ pub(crate) fn image_name(build: &Build, more: &Policies, name: &str) -> Result<S
     let Ok(reference) = Reference::parse_normalized(name) else {
         return Ok(name.to_owned());
     };
-    let reference = reference.or_latest();
-    match policy::image(&build.policies.and(more), &reference)? {
-        None => Ok(name.to_owned()),
-        Some(identifier) => match identifier.strip_prefix("docker-image://") {
-            Some(name) => Ok(name.to_owned()),
-            None => Err(Failure::unknown(format!(
-                "ref mutated by policy to non-image: docker-image://{reference} -> {identifier}"
-            ))),
-        },
-    }
+    let other = build
+        .policies
+        .and(more)
+        .image_name(&reference.or_latest())?;
+    Ok(other.unwrap_or_else(|| name.to_owned()))
 }
 
 /// Tells what a source that is no image is now. Blocks.

@@ -41,6 +41,7 @@ mod info;
 mod jobs;
 mod listen;
 mod local;
+mod named_contexts;
 mod options;
 mod policy;
 mod reading;

@@ -15,6 +15,8 @@ use regex::{Regex, RegexBuilder};
 
 use crate::error::Failure;
 
+/// What the identifiers of images begin with.
+pub(crate) const IMAGE: &str = "docker-image://";
 /// How often one source may become another.
 const MOST_CHANGES: usize = 20;
 /// Bytes a compiled expression may take.
@@ -69,11 +71,11 @@ pub(crate) struct Source {
 impl Source {
     /// Makes one of an operation's parts; the name of an image is written in full, as it is when it is looked for.
     pub(crate) fn new(identifier: &str, attrs: impl IntoIterator<Item = (String, String)>) -> Self {
-        let image = identifier.strip_prefix("docker-image://");
+        let image = identifier.strip_prefix(IMAGE);
         let image = image.and_then(|name| Reference::parse_normalized(name).ok());
         Self {
             identifier: match image {
-                Some(image) => format!("docker-image://{}", image.or_latest()),
+                Some(image) => format!("{IMAGE}{}", image.or_latest()),
                 None => identifier.to_owned(),
             },
             attrs: attrs.into_iter().collect(),
@@ -151,6 +153,34 @@ impl Policies {
             }
         }
         Ok(None)
+    }
+
+    /// Returns what is taken in the place of an image, which need not be one.
+    pub(crate) fn in_place_of_image(
+        &self,
+        reference: &Reference,
+    ) -> Result<Option<String>, Failure> {
+        let source = Source {
+            identifier: format!("{IMAGE}{reference}"),
+            attrs: BTreeMap::new(),
+        };
+        let changed = self
+            .evaluate(&source)
+            .map_err(|failure| failure.context("could not resolve image due to policy"))?;
+        Ok(changed.map(|source| source.identifier))
+    }
+
+    /// Returns the name of the image that is taken in the place of another, where nothing else can be.
+    pub(crate) fn image_name(&self, reference: &Reference) -> Result<Option<String>, Failure> {
+        let Some(identifier) = self.in_place_of_image(reference)? else {
+            return Ok(None);
+        };
+        match identifier.strip_prefix(IMAGE) {
+            Some(name) => Ok(Some(name.to_owned())),
+            None => Err(Failure::unknown(format!(
+                "ref mutated by policy to non-image: {IMAGE}{reference} -> {identifier}"
+            ))),
+        }
     }
 
     /// Returns a definition with its sources as the policy has them, `None` for itself.
@@ -349,18 +379,6 @@ fn expression(text: &str) -> Result<Regex, Failure> {
     let mut builder = RegexBuilder::new(text);
     let built = builder.size_limit(MOST_EXPRESSION).build();
     built.map_err(|error| Failure::unknown(format!("invalid source policy: {text:?}: {error}")))
-}
-
-/// Returns what is taken in the place of an image.
-pub(crate) fn image(policies: &Policies, reference: &Reference) -> Result<Option<String>, Failure> {
-    let source = Source {
-        identifier: format!("docker-image://{reference}"),
-        attrs: BTreeMap::new(),
-    };
-    let changed = policies
-        .evaluate(&source)
-        .map_err(|failure| failure.context("could not resolve image due to policy"))?;
-    Ok(changed.map(|source| source.identifier))
 }
 
 #[cfg(test)]

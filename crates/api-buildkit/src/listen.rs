@@ -2,7 +2,8 @@
 
 use std::fs::{self, Permissions};
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
@@ -372,28 +373,63 @@ fn listen_unix(path: &Path, access: &Access) -> Result<UnixListener, ServeError>
             source,
         })?;
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(failed(std::io::ErrorKind::AddrInUse.into())),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)?;
-        }
-        Err(_) => {}
+    // Only what is a socket, and of a server that has gone, is replaced.
+    let is_other = |metadata: fs::Metadata| !metadata.file_type().is_socket();
+    if fs::metadata(path).is_ok_and(is_other)
+        || std::os::unix::net::UnixStream::connect(path).is_ok()
+    {
+        return Err(failed(std::io::ErrorKind::AddrInUse.into()));
     }
-    // Nobody else may connect before owner and mode are set: the socket is made with neither group nor others.
-    let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(old);
-    let listener = listener.map_err(failed)?;
+    // Nobody else may connect before owner and mode are set: it is made where nobody else comes, and then moved.
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let own = tempfile::Builder::new()
+        .prefix(".listen-")
+        .tempdir_in(folder.unwrap_or(Path::new(".")))
+        .map_err(failed)?;
+    let opened = fs::File::open(own.path()).map_err(failed)?;
+    // The address of a socket is short; that of what it is moved to may be as long as it can be.
+    let short = format!("/proc/self/fd/{}/socket", opened.as_raw_fd());
+    let listener = UnixListener::bind(short).map_err(failed)?;
+    let made = own.path().join("socket");
     if access.socket_user.is_some() || access.socket_group.is_some() {
-        std::os::unix::fs::chown(path, access.socket_user, access.socket_group).map_err(failed)?;
+        std::os::unix::fs::chown(&made, access.socket_user, access.socket_group).map_err(failed)?;
     }
-    fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::set_permissions(&made, Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::rename(&made, path).map_err(failed)?;
     Ok(listener)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_made_where_nothing_else_is() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _within = runtime.enter();
+        let folder = tempfile::tempdir().unwrap();
+        // As long as an address may be.
+        let name = "s".repeat(106 - folder.path().as_os_str().len());
+        let path = folder.path().join(name);
+        let listen = || listen_unix(&path, &Access::default());
+        fs::write(&path, "kept").unwrap();
+        assert!(listen().is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "kept");
+        fs::remove_file(&path).unwrap();
+        let first = listen().unwrap();
+        assert!(listen().is_err(), "it is in use");
+        // What a killed server has left.
+        drop(first);
+        let second = listen().unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(second);
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 1, "nothing but the socket is left");
+    }
 
     #[test]
     fn addresses_are_sockets_or_ports() {

@@ -163,7 +163,7 @@ impl Whole<'_> {
             wanted,
             request,
             sources,
-            graph: Arc::clone(&tree.graph),
+            graph: Arc::clone(tree.solved_graph()),
             taken: solved.taken().clone(),
             invocation: build.id.clone(),
             started: build.started,

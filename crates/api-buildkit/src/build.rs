@@ -69,6 +69,8 @@ pub(crate) struct Tree {
     pub(crate) graph: Arc<Graph>,
     images: KnownImages,
     solved: Mutex<Option<Result<Solved, Failure>>>,
+    /// What was solved, where policies have made another graph of it.
+    converted: OnceLock<Arc<Graph>>,
     pub(crate) number: u64,
     scope: OnceLock<Arc<Scope>>,
 }
@@ -145,6 +147,7 @@ impl Tree {
             graph: Arc::new(graph),
             images: KnownImages::default(),
             solved: Mutex::default(),
+            converted: OnceLock::new(),
             number: next_number(),
             scope: OnceLock::new(),
         })))
@@ -166,6 +169,7 @@ impl Tree {
             graph: Arc::new(graph),
             images,
             solved: Mutex::default(),
+            converted: OnceLock::new(),
             number: next_number(),
             scope: OnceLock::new(),
         })))
@@ -174,6 +178,11 @@ impl Tree {
     /// Says whose request it is made for; the first word counts.
     pub(crate) fn belongs_to(&self, scope: &Arc<Scope>) {
         let _ = self.scope.set(Arc::clone(scope));
+    }
+
+    /// Returns the graph that was solved: with the sources that policies had it take.
+    pub(crate) fn solved_graph(&self) -> &Arc<Graph> {
+        self.converted.get().unwrap_or(&self.graph)
     }
 
     pub(crate) fn images(&self) -> &KnownImages {
@@ -195,7 +204,7 @@ impl Tree {
         }
         let graph = match build.policies.apply_to_graph(&self.definition) {
             Ok(None) => Arc::clone(&self.graph),
-            Ok(Some(converted)) => Arc::new(converted),
+            Ok(Some(converted)) => Arc::clone(self.converted.get_or_init(|| Arc::new(converted))),
             Err(failure) => {
                 *solved = Some(Err(failure.clone()));
                 return Err(failure);

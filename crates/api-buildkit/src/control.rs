@@ -108,7 +108,7 @@ impl Control for ControlService {
         };
         let guard = self.0.jobs.begin(record, asked.internal, trace)?;
         let result = self.0.solve(asked, &guard).await;
-        guard.conclude(&result);
+        guard.finish(&result).await;
         let response = result?.response;
         Ok(Response::new(pbc::SolveResponse {
             exporter_response: response.into_iter().collect(),
@@ -169,7 +169,8 @@ impl Control for ControlService {
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
         let asked = request.into_inner();
         refuse_filters(&asked.filter)?;
-        let (mut now, mut later) = self.0.jobs.history();
+        let jobs = Arc::clone(&self.0.jobs);
+        let (mut now, mut later) = blocking(move || Ok(jobs.history())).await?;
         let (early_exit, limit) = (asked.early_exit, asked.limit);
         let is_wanted = move |event: &pbc::BuildHistoryEvent| {
             let started = event.r#type == pbc::BuildHistoryEventType::Started as i32;

@@ -1,6 +1,7 @@
 //! Builds by the name their client gave them, and what they tell.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use tonic::{Code, Status};
 
 use crate::error::Failure;
 use crate::export::Exported;
-use crate::history::{self, Blob, Records};
+use crate::gateway::blocking;
+use crate::history::{self, Blob, Blobs, Records};
 use crate::status;
 use crate::trace::{self, Parent, Traces};
 
@@ -54,8 +56,8 @@ pub(crate) struct Job {
 struct Told {
     events: Vec<Arc<StatusResponse>>,
     ended: bool,
-    /// It is known what the build came to.
-    concluded: bool,
+    /// Its record is written, or will not be.
+    recorded: bool,
     record: BuildHistoryRecord,
     /// What the record speaks of.
     blobs: Vec<Blob>,
@@ -69,6 +71,7 @@ pub(crate) struct JobGuard {
     jobs: Arc<Jobs>,
     id: String,
     job: Arc<Job>,
+    finished: bool,
 }
 
 impl Jobs {
@@ -109,7 +112,8 @@ impl Jobs {
             told.internal = internal;
         }
         let mut table = self.table();
-        if table.jobs.contains_key(id) && !table.ended.iter().any(|ended| ended == id) {
+        let under_way = |job: &Arc<Job>| !job.told().ended;
+        if table.jobs.get(id).is_some_and(under_way) {
             return Err(Status::already_exists(format!("job ID {id} exists")));
         }
         table.ended.retain(|ended| ended != id);
@@ -121,6 +125,7 @@ impl Jobs {
             jobs: Arc::clone(self),
             id: id.to_owned(),
             job,
+            finished: false,
         })
     }
 
@@ -130,11 +135,13 @@ impl Jobs {
         id: &str,
         listener: mpsc::Sender<Result<StatusResponse, Status>>,
     ) -> Result<(), Status> {
-        let known = self.table().jobs.get(id).cloned();
-        if known.is_none()
-            && let Some(record) = self.records.find(id)
-        {
-            let told = self.records.told(&record)?;
+        let known = self.table().jobs.contains_key(id);
+        let (records, name) = (Arc::clone(&self.records), id.to_owned());
+        let remembered = blocking(move || match records.find(&name) {
+            Some(record) if !known => Ok(Some(records.told(&record).map_err(Status::from)?)),
+            _ => Ok(None),
+        });
+        if let Some(told) = remembered.await? {
             tokio::spawn(async move {
                 for status in told {
                     if listener.send(Ok(status)).await.is_err() {
@@ -171,7 +178,7 @@ impl Jobs {
         }
     }
 
-    /// Returns what is known of all builds, in the order they began, and what happens from now on.
+    /// Returns what is known of all builds, in the order they began, and what happens from now on. Blocks.
     pub(crate) fn history(
         &self,
     ) -> (
@@ -220,53 +227,73 @@ impl Jobs {
 
     /// Keeps a build for good, or no longer. Blocks.
     pub(crate) fn pin(&self, id: &str, pinned: bool) -> Result<(), Status> {
-        self.change(id, &[], |record| record.pinned = pinned)
+        self.change(id, |record, _| {
+            record.pinned = pinned;
+            Ok(())
+        })
     }
 
     /// Adds to a build's trace what its client has sent since it ended. Blocks.
     pub(crate) fn finalize(&self, id: &str) -> Result<(), Status> {
-        let record = self.records.find(id).ok_or_else(|| no_such(id))?;
-        let trace = record.trace.as_ref().map(|trace| trace.digest.parse());
-        let Some(Ok(digest)) = trace else {
-            return Ok(());
-        };
-        let mut bytes = Vec::new();
-        if let Some(mut file) = self.records.blob(&digest) {
-            std::io::Read::read_to_end(&mut file, &mut bytes)?;
-        }
-        let mut spans = trace::read(&bytes);
-        let known = spans.len();
-        let id_of = |span: &serde_json::Value| span["SpanContext"].clone();
-        let of_trace = spans.first().map(|span| id_of(span)["TraceID"].clone());
-        for span in self.traces.of(of_trace
-            .as_ref()
-            .and_then(|id| id.as_str())
-            .unwrap_or_default())
-        {
-            if !spans[..known].iter().any(|one| id_of(one) == id_of(&span)) {
-                spans.push(span);
+        self.change(id, |record, blobs| {
+            let Some(trace) = &record.trace else {
+                return Ok(());
+            };
+            let mut spans = trace::read(&blobs.read(trace)?);
+            let known = spans.len();
+            let id_of = |span: &serde_json::Value| span["SpanContext"].clone();
+            let of_trace = spans.first().map(|span| id_of(span)["TraceID"].clone());
+            let of_trace = of_trace.as_ref().and_then(|id| id.as_str());
+            for span in self.traces.of(of_trace.unwrap_or_default()) {
+                if !spans[..known].iter().any(|one| id_of(one) == id_of(&span)) {
+                    spans.push(span);
+                }
             }
-        }
-        if spans.len() == known {
-            return Ok(());
-        }
-        let blob = Blob::new(history::TRACE_TYPE, trace::write(&spans));
-        let descriptor = blob.descriptor.clone();
-        self.change(id, &[blob], |record| record.trace = Some(descriptor))
+            if spans.len() > known {
+                let blob = Blob::new(history::TRACE_TYPE, trace::write(&spans));
+                blobs.add(&blob)?;
+                record.trace = Some(blob.descriptor);
+            }
+            Ok(())
+        })
     }
 
     fn change(
         &self,
         id: &str,
-        blobs: &[Blob],
-        change: impl FnOnce(&mut BuildHistoryRecord),
+        change: impl FnOnce(&mut BuildHistoryRecord, &Blobs) -> io::Result<()>,
     ) -> Result<(), Status> {
-        let changed = self.records.update(id, blobs, change)?;
+        let changed = self.records.update(id, change)?;
         let record = changed.ok_or_else(|| no_such(id))?;
         let _ = self
             .history
             .send(event(BuildHistoryEventType::Complete, record));
         Ok(())
+    }
+
+    /// Writes the record of a job that has ended, and tells listeners. Blocks.
+    fn remember(&self, id: &str, job: &Arc<Job>) {
+        if let Some((record, blobs)) = job.complete(&self.traces)
+            && let Err(error) = self.records.keep(&record, &blobs)
+        {
+            tracing::warn!(%error, build = id, "a build is not remembered");
+        }
+        job.told().recorded = true;
+        self.publish(job);
+        let mut table = self.table();
+        // One of the same name may have begun.
+        if table
+            .jobs
+            .get(id)
+            .is_some_and(|known| Arc::ptr_eq(known, job))
+        {
+            table.ended.push_back(id.to_owned());
+        }
+        while table.ended.len() > REMEMBERED {
+            if let Some(oldest) = table.ended.pop_front() {
+                table.jobs.remove(&oldest);
+            }
+        }
     }
 }
 
@@ -282,10 +309,29 @@ fn event(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> BuildHistor
 }
 
 impl JobGuard {
-    /// Notes what the build came to.
-    pub(crate) fn conclude(&self, result: &Result<Exported, Failure>) {
+    /// Ends the job with what the build came to, and returns once that is remembered.
+    pub(crate) async fn finish(mut self, result: &Result<Exported, Failure>) {
+        self.conclude(result);
+        let remember = self.end();
+        if let Err(error) = tokio::task::spawn_blocking(remember).await {
+            tracing::warn!(%error, build = self.id, "a build is not remembered");
+        }
+    }
+
+    /// Ends the job; returns what is left to do, which blocks.
+    fn end(&mut self) -> impl FnOnce() + Send + 'static {
+        self.finished = true;
+        self.job.end();
+        let (jobs, id, job) = (
+            Arc::clone(&self.jobs),
+            self.id.clone(),
+            Arc::clone(&self.job),
+        );
+        move || jobs.remember(&id, &job)
+    }
+
+    fn conclude(&self, result: &Result<Exported, Failure>) {
         let mut told = self.job.told();
-        told.concluded = true;
         match result {
             Ok(exported) => {
                 let response = exported.response.clone();
@@ -320,24 +366,15 @@ impl JobGuard {
 
 impl Drop for JobGuard {
     fn drop(&mut self) {
-        let concluded = self.job.told().concluded;
-        if !concluded {
-            // The client has given up the call.
-            self.conclude(&Err(Failure::new(Code::Cancelled, "context canceled")));
+        if self.finished {
+            return;
         }
-        self.job.end();
-        if let Some((record, blobs)) = self.job.complete(&self.jobs.traces)
-            && let Err(error) = self.jobs.records.keep(&record, &blobs)
-        {
-            tracing::warn!(%error, build = self.id, "a build is not remembered");
-        }
-        self.jobs.publish(&self.job);
-        let mut table = self.jobs.table();
-        table.ended.push_back(self.id.clone());
-        while table.ended.len() > REMEMBERED {
-            if let Some(oldest) = table.ended.pop_front() {
-                table.jobs.remove(&oldest);
-            }
+        // The client has given up the call.
+        self.conclude(&Err(Failure::new(Code::Cancelled, "context canceled")));
+        let remember = self.end();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remember)),
+            Err(_) => remember(),
         }
     }
 }
@@ -352,7 +389,7 @@ impl Job {
     /// Returns how far the build has come, for the history; `None` if it is none of its business.
     fn event(&self) -> Option<BuildHistoryEvent> {
         let told = self.told();
-        let kind = match told.ended {
+        let kind = match told.recorded {
             true => BuildHistoryEventType::Complete,
             false => BuildHistoryEventType::Started,
         };

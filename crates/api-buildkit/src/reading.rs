@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,11 +15,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
 use crate::content::{ReadRequest, ReadResponse};
+use crate::error::Failure;
 use crate::gateway::blocking;
 use crate::history::{self, Records};
 
@@ -122,7 +124,7 @@ impl ServerStreamingService<ReadRequest> for ReadingService {
                 return Err(Status::invalid_argument("offset and size are not negative"));
             };
             let digest = asked.digest;
-            let (mut file, length) = blocking(move || Ok(service.open(&digest)?)).await?;
+            let (file, length) = blocking(move || Ok(service.open(&digest)?)).await?;
             let end = match size {
                 0 => length,
                 size => offset.saturating_add(size).min(length),
@@ -133,27 +135,41 @@ impl ServerStreamingService<ReadRequest> for ReadingService {
                 )));
             }
             let (pieces, answers) = mpsc::channel(2);
-            tokio::task::spawn_blocking(move || {
-                let mut offset = offset;
-                while offset < end {
-                    let part = history::read_part(&mut file, offset, PIECE, Some(end - offset));
-                    let piece = match part {
-                        Ok(data) if data.is_empty() => return,
-                        Ok(data) => Ok(ReadResponse {
-                            offset: offset as i64,
-                            data,
-                        }),
-                        Err(error) => Err(Status::internal(format!("failed to read: {error}"))),
-                    };
-                    let read = piece.as_ref().map_or(0, |piece| piece.data.len());
-                    if pieces.blocking_send(piece).is_err() || read == 0 {
-                        return;
-                    }
-                    offset += read as u64;
-                }
-            });
+            tokio::spawn(send(Arc::new(file), offset..end, pieces));
             Ok(Response::new(ReceiverStream::new(answers)))
         })
+    }
+}
+
+/// Sends a part of a file. No thread waits for a reader: each piece is read when there is room for it.
+async fn send(
+    file: Arc<File>,
+    part: Range<u64>,
+    pieces: mpsc::Sender<Result<ReadResponse, Status>>,
+) {
+    let mut offset = part.start;
+    while offset < part.end {
+        let Ok(room) = pieces.reserve().await else {
+            return;
+        };
+        let most = PIECE.min(usize::try_from(part.end - offset).unwrap_or(PIECE));
+        let file = Arc::clone(&file);
+        let read = move || {
+            history::read_part(&file, offset, most)
+                .map_err(|error| Failure::new(Code::Internal, format!("failed to read: {error}")))
+        };
+        match blocking(read).await {
+            Ok(data) if data.is_empty() => return,
+            Ok(data) => {
+                let read = data.len() as u64;
+                room.send(Ok(ReadResponse {
+                    offset: offset as i64,
+                    data,
+                }));
+                offset += read;
+            }
+            Err(failure) => return room.send(Err(failure.into())),
+        }
     }
 }
 

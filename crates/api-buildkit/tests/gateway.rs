@@ -101,14 +101,7 @@ fn make_image(root: &Path, folder: &Path) {
 }
 
 fn with_server<F: std::future::Future<Output = ()>>(test: impl FnOnce(GatewayServer) -> F) {
-    if !testkit::is_root() {
-        testkit::skip!("the store of these tests is root's");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test(GatewayServer::start()));
+    common::with(GatewayServer::start, test);
 }
 
 fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -125,7 +118,7 @@ fn an_image_is_a_frontend() {
         let request = pbc::SolveRequest {
             frontend: "gateway.v0".to_owned(),
             frontend_attrs: attrs(&[("source", IMAGE), ("key", "a=b")]),
-            frontend_inputs: HashMap::from([("more".to_owned(), empty_file())]),
+            frontend_inputs: HashMap::from([("more".to_owned(), common::definition("/empty", ""))]),
             ..client.request()
         };
         client.solve(request).await.expect("a build");
@@ -134,18 +127,6 @@ fn an_image_is_a_frontend() {
         let source = format!("source={IMAGE}");
         assert_eq!(told, ["key=a=b", &source, "workers=1", "inputs=more"]);
     });
-}
-
-fn empty_file() -> pb::Definition {
-    let mut file = llb::FileSpec::new(None);
-    file.action(llb::Action::MakeFile(llb::MakeFile {
-        path: "/empty".to_owned(),
-        ..llb::MakeFile::default()
-    }));
-    let mut builder = llb::GraphBuilder::default();
-    let output = builder.add(file.into_draft(llb::Metadata::named("an empty file")));
-    let graph = builder.finish(Some(output)).expect("a graph");
-    pb::Definition::decode(graph.encode_definition().as_slice()).expect("a definition")
 }
 
 #[test]
@@ -285,12 +266,7 @@ struct Gateway {
 
 impl Gateway {
     fn of<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let id = self.id.parse().expect("an id");
-        request
-            .metadata_mut()
-            .insert("buildkit-controlapi-buildid", id);
-        request
+        testclient::of(&self.id, message)
     }
 
     async fn start(client: &Client) -> (Self, tokio::task::JoinHandle<Result<(), Status>>) {

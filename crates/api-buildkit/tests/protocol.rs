@@ -12,25 +12,13 @@ use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend as pbf;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use bollard_buildkit_proto::pb;
-use common::{TestServer, names};
+use common::{definition, names, with_server};
 use prost::Message;
-use testclient::{Client, Directory, name, offer};
+use testclient::{Client, Directory, name, of, offer, one_file};
 use tonic::{Code, Request, Status};
 
 const DIRECTORY: u32 = 1 << 31 | 0o755;
 const SYMLINK: u32 = 1 << 27 | 0o777;
-
-/// Runs a test where an engine can be opened as these tests do.
-fn with_server<F: std::future::Future<Output = ()>>(test: impl FnOnce(TestServer) -> F) {
-    if !testkit::is_root() {
-        testkit::skip!("the store of these tests is root's");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test(TestServer::start()));
-}
 
 fn details(status: &Status) -> Vec<(String, serde_json::Value)> {
     let status = rpc::Status::decode(status.details()).expect("typed details");
@@ -150,7 +138,7 @@ fn a_clients_own_graph_is_solved_as_it_is() {
         let mut client = server.client(offer("", Directory::default()), "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
-            definition: Some(definition("from a graph")),
+            definition: Some(definition("/made", "from a graph")),
             ..client.request()
         };
         client.solve(request).await.expect("a build");
@@ -158,29 +146,10 @@ fn a_clients_own_graph_is_solved_as_it_is() {
     });
 }
 
-/// Returns a graph that makes one file.
-fn definition(content: &str) -> pb::Definition {
-    let mut file = llb::FileSpec::new(None);
-    file.action(llb::Action::MakeFile(llb::MakeFile {
-        path: "/made".to_owned(),
-        mode: 0o644,
-        data: content.as_bytes().to_vec(),
-        ..llb::MakeFile::default()
-    }));
-    let mut builder = llb::GraphBuilder::default();
-    let output = builder.add(file.into_draft(llb::Metadata::named("make a file")));
-    let graph = builder.finish(Some(output)).expect("a graph");
-    pb::Definition::decode(graph.encode_definition().as_slice()).expect("a definition")
-}
-
 #[test]
 fn a_frontend_at_the_client_reads_and_returns() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY foo /\n",
-            Directory::default().file("foo", "x"),
-        );
-        let client = server.client(offer, "").await;
+        let client = server.client(one_file("foo", "x"), "").await;
         let request = pbc::SolveRequest {
             frontend: String::new(),
             ..client.request()
@@ -189,14 +158,6 @@ fn a_frontend_at_the_client_reads_and_returns() {
         let mut control = client.control.clone();
         let build = tokio::spawn(async move { control.solve(request).await });
         let mut bridge = LlbBridgeClient::new(client.channel.clone());
-        fn of<T>(id: &str, message: T) -> Request<T> {
-            let mut request = Request::new(message);
-            let id = id.parse().expect("an id");
-            request
-                .metadata_mut()
-                .insert("buildkit-controlapi-buildid", id);
-            request
-        }
         let pong = bridge
             .ping(of(&id, pbf::PingRequest {}))
             .await
@@ -359,11 +320,7 @@ fn findings_come_with_their_lines_in_the_status() {
 #[test]
 fn what_is_not_there_is_refused_by_its_name() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY foo /\n",
-            Directory::default().file("foo", ""),
-        );
-        let mut client = server.client(offer, "").await;
+        let mut client = server.client(one_file("foo", ""), "").await;
         let attrs = |name: &str, value: &str| HashMap::from([(name.to_owned(), value.to_owned())]);
         let base = client.request();
         for (request, said) in [
@@ -540,11 +497,7 @@ fn the_server_tells_about_itself() {
 #[test]
 fn prune_gives_back_what_builds_left() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY foo /\n",
-            Directory::default().file("foo", "x"),
-        );
-        let mut client = server.client(offer, "").await;
+        let mut client = server.client(one_file("foo", "x"), "").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
         let usage = client
@@ -578,11 +531,7 @@ fn prune_gives_back_what_builds_left() {
 #[test]
 fn the_history_tells_of_builds_until_they_are_forgotten() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY foo /\n",
-            Directory::default().file("foo", "x"),
-        );
-        let mut client = server.client(offer, "").await;
+        let mut client = server.client(one_file("foo", "x"), "").await;
         let good = client.request();
         let bad = pbc::SolveRequest {
             r#ref: name("bad"),
@@ -597,7 +546,7 @@ fn the_history_tells_of_builds_until_they_are_forgotten() {
         client.solve(good).await.expect("a build");
         client.solve(bad).await.expect_err("a failure");
         client.solve(hidden).await.expect("a build");
-        let history = listen(&mut client).await;
+        let history = client.history().await;
         let [first, second] = history.as_slice() else {
             panic!("{history:?}");
         };
@@ -613,22 +562,8 @@ fn the_history_tells_of_builds_until_they_are_forgotten() {
         };
         let forgotten = client.control.update_build_history(forget.clone()).await;
         forgotten.expect("an end");
-        assert_eq!(listen(&mut client).await.len(), 1);
+        assert_eq!(client.history().await.len(), 1);
         let again = client.control.update_build_history(forget).await;
         assert_eq!(again.expect_err("nothing").code(), Code::NotFound);
     });
-}
-
-async fn listen(client: &mut Client) -> Vec<pbc::BuildHistoryRecord> {
-    let request = pbc::BuildHistoryRequest {
-        early_exit: true,
-        ..pbc::BuildHistoryRequest::default()
-    };
-    let events = client.control.listen_build_history(request).await;
-    let mut events = events.expect("a history").into_inner();
-    let mut records = Vec::new();
-    while let Some(event) = events.message().await.expect("an event") {
-        records.push(event.record.expect("a record"));
-    }
-    records
 }

@@ -4,10 +4,10 @@ mod common;
 
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
-use common::TestServer;
+use common::with_server;
 use http::uri::PathAndQuery;
 use prost::Message;
-use testclient::{Client, Directory, offer};
+use testclient::{Client, Directory, offer, one_file};
 use tonic::client::Grpc;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
@@ -30,6 +30,58 @@ struct ReadResponse {
     data: Vec<u8>,
 }
 
+/// As much of OpenTelemetry's `ExportTraceServiceRequest` as there is to one span.
+#[derive(Clone, PartialEq, Message)]
+struct ExportRequest {
+    #[prost(message, optional, tag = "1")]
+    resource: Option<ResourceSpans>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ResourceSpans {
+    #[prost(message, optional, tag = "2")]
+    scope: Option<ScopeSpans>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ScopeSpans {
+    #[prost(message, optional, tag = "2")]
+    span: Option<Span>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Span {
+    #[prost(bytes = "vec", tag = "1")]
+    trace: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    id: Vec<u8>,
+    #[prost(string, tag = "5")]
+    name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ExportResponse {}
+
+/// Sends a span of the trace that a build without one of its client has.
+async fn send_span(client: &Client, build: &str, name: &str) {
+    let trace = oci::Digest::sha256_of(build.as_bytes());
+    let trace = (0..16).map(|at| u8::from_str_radix(&trace.hex()[at * 2..at * 2 + 2], 16));
+    let span = Span {
+        trace: trace.collect::<Result<_, _>>().expect("digits"),
+        id: vec![1; 8],
+        name: name.to_owned(),
+    };
+    let scope = Some(ScopeSpans { span: Some(span) });
+    let resource = Some(ResourceSpans { scope });
+    let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    let codec = ProstCodec::<ExportRequest, ExportResponse>::default();
+    let mut grpc = Grpc::new(client.channel.clone());
+    grpc.ready().await.expect("a connection");
+    let request = Request::new(ExportRequest { resource });
+    let sent = grpc.unary(request, PathAndQuery::from_static(path), codec);
+    sent.await.expect("an answer");
+}
+
 /// Reads a blob as containerd's clients do.
 async fn read(client: &Client, digest: &str, offset: i64, size: i64) -> Result<Vec<u8>, Status> {
     let mut grpc = Grpc::new(client.channel.clone());
@@ -50,38 +102,10 @@ async fn read(client: &Client, digest: &str, offset: i64, size: i64) -> Result<V
     Ok(bytes)
 }
 
-async fn records(client: &mut Client) -> Vec<pbc::BuildHistoryRecord> {
-    let request = pbc::BuildHistoryRequest {
-        early_exit: true,
-        ..pbc::BuildHistoryRequest::default()
-    };
-    let answers = client.control.listen_build_history(request).await;
-    let mut answers = answers.expect("a history").into_inner();
-    let mut records = Vec::new();
-    while let Some(event) = answers.message().await.expect("an event") {
-        records.extend(event.record);
-    }
-    records
-}
-
-fn with_server<F: std::future::Future<Output = ()>>(test: impl FnOnce(TestServer) -> F) {
-    if !testkit::is_root() {
-        testkit::skip!("the store of these tests is root's");
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test(TestServer::start()));
-}
-
 #[test]
 fn what_is_told_of_a_build_can_be_read_from_the_next_server() {
     with_server(|server| async move {
-        let offered = offer(
-            "FROM scratch\nCOPY a /\n",
-            Directory::default().file("a", "1"),
-        );
+        let offered = one_file("a", "1");
         let mut client = server.client(offered.clone(), "").await;
         let request = client.request();
         let build = request.r#ref.clone();
@@ -92,7 +116,7 @@ fn what_is_told_of_a_build_can_be_read_from_the_next_server() {
             .await
             .expect("a server");
         let mut client = server.client(offered, "").await;
-        let records = records(&mut client).await;
+        let records = client.history().await;
         assert_eq!(records.len(), 1);
         let record = &records[0];
         assert_eq!(record.r#ref, build);
@@ -131,7 +155,7 @@ fn an_error_is_kept_with_its_details() {
         let mut client = server.client(offer, "").await;
         let request = client.request();
         let error = client.solve(request).await.expect_err("an error");
-        let records = records(&mut client).await;
+        let records = client.history().await;
         let brief = records[0].error.as_ref().expect("an error");
         assert_eq!(
             (brief.message.as_str(), brief.details.len()),
@@ -156,14 +180,10 @@ fn an_error_is_kept_with_its_details() {
 #[test]
 fn only_what_there_is_can_be_read() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY a /\n",
-            Directory::default().file("a", "1"),
-        );
-        let mut client = server.client(offer, "").await;
+        let mut client = server.client(one_file("a", "1"), "").await;
         let request = client.request();
         client.solve(request).await.expect("a build");
-        let record = records(&mut client).await.remove(0);
+        let record = client.history().await.remove(0);
         let logs = record.logs.expect("logs");
         let part = read(&client, &logs.digest, 2, 3).await.expect("a part");
         assert_eq!(part.len(), 3);
@@ -187,11 +207,7 @@ fn only_what_there_is_can_be_read() {
 #[test]
 fn a_build_that_is_pinned_or_finalized_stays_and_one_that_is_not_there_is_named() {
     with_server(|server| async move {
-        let offer = offer(
-            "FROM scratch\nCOPY a /\n",
-            Directory::default().file("a", "1"),
-        );
-        let mut client = server.client(offer, "").await;
+        let mut client = server.client(one_file("a", "1"), "").await;
         let request = client.request();
         let build = request.r#ref.clone();
         client.solve(request).await.expect("a build");
@@ -201,20 +217,84 @@ fn a_build_that_is_pinned_or_finalized_stays_and_one_that_is_not_there_is_named(
             ..pbc::UpdateBuildHistoryRequest::default()
         };
         let finalize = pbc::UpdateBuildHistoryRequest {
-            r#ref: build,
+            r#ref: build.clone(),
             finalize: true,
             ..pbc::UpdateBuildHistoryRequest::default()
         };
-        for change in [pin.clone(), finalize] {
-            let changed = client.control.update_build_history(change).await;
+        let changed = client.control.update_build_history(pin.clone()).await;
+        changed.expect("a change");
+        let before = client.history().await.remove(0);
+        assert!(before.pinned);
+        // What its client tells of its own time comes when the build has ended.
+        send_span(&client, &build, "time of the client").await;
+        for _ in 0..2 {
+            let changed = client.control.update_build_history(finalize.clone()).await;
             changed.expect("a change");
-            assert!(records(&mut client).await[0].pinned);
         }
+        let after = client.history().await.remove(0);
+        assert!(after.pinned);
+        let (before, after) = (
+            before.trace.expect("a trace"),
+            after.trace.expect("a trace"),
+        );
+        let spans = read(&client, &after.digest, 0, 0).await.expect("a blob");
+        let spans = String::from_utf8(spans).expect("text");
+        assert_eq!(spans.matches("time of the client").count(), 1, "{spans}");
+        assert!(spans.contains("COPY a /"));
+        // The trace as it was is kept no longer.
+        let gone = read(&client, &before.digest, 0, 0).await;
+        assert_eq!(gone.expect_err("no blob").code(), Code::NotFound);
         let other = pbc::UpdateBuildHistoryRequest {
             r#ref: "other".to_owned(),
             ..pin
         };
         let refused = client.control.update_build_history(other).await;
         assert_eq!(refused.expect_err("a refusal").code(), Code::NotFound);
+    });
+}
+
+#[test]
+fn provenance_names_what_a_policy_had_a_build_take() {
+    use pbc::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
+    with_server(|server| async move {
+        let mut client = server.client(one_file("a", "1"), "").await;
+        let mut graph = llb::GraphBuilder::default();
+        let source = llb::Op::Source(llb::SourceOp {
+            identifier: "local://nowhere".to_owned(),
+            attrs: Default::default(),
+        });
+        let root = graph.add(llb::Draft::new(source, Vec::new()));
+        let graph = graph.finish(Some(root)).expect("a graph");
+        let rule = Rule {
+            action: PolicyAction::Convert as i32,
+            selector: Some(Selector {
+                identifier: "local://nowhere".to_owned(),
+                match_type: MatchType::Exact as i32,
+                constraints: Vec::new(),
+            }),
+            updates: Some(Update {
+                identifier: "local://context".to_owned(),
+                attrs: Default::default(),
+            }),
+        };
+        let request = pbc::SolveRequest {
+            frontend: String::new(),
+            definition: Some(
+                Message::decode(graph.encode_definition().as_slice()).expect("a definition"),
+            ),
+            source_policy: Some(Policy {
+                version: 1,
+                rules: vec![rule],
+            }),
+            ..client.request()
+        };
+        client.solve(request).await.expect("a build");
+        assert_eq!(client.files()["a"], "1");
+        let record = client.history().await.remove(0);
+        let said = &record.result.expect("a result").attestations[0];
+        let said = read(&client, &said.digest, 0, 0).await.expect("a blob");
+        let said = String::from_utf8(said).expect("text");
+        assert!(said.contains("local://context"), "{said}");
+        assert!(!said.contains("local://nowhere"), "{said}");
     });
 }

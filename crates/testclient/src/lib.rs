@@ -310,6 +310,25 @@ impl Client {
         Ok(answer.into_inner().exporter_response)
     }
 
+    /// Returns the records of all builds that are remembered.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not answer.
+    pub async fn history(&mut self) -> Vec<pbc::BuildHistoryRecord> {
+        let request = pbc::BuildHistoryRequest {
+            early_exit: true,
+            ..pbc::BuildHistoryRequest::default()
+        };
+        let events = self.control.listen_build_history(request).await;
+        let mut events = events.expect("a history").into_inner();
+        let mut records = Vec::new();
+        while let Some(event) = events.message().await.expect("an event") {
+            records.push(event.record.expect("a record"));
+        }
+        records
+    }
+
     /// Returns the files of the last tar that came.
     pub fn files(&self) -> BTreeMap<String, String> {
         let received = self.offer.received.lock().unwrap().clone();
@@ -338,4 +357,24 @@ pub fn offer(dockerfile: &str, context: Directory) -> Offer {
         directories.insert("context".to_owned(), context);
     }
     offer
+}
+
+/// Returns an offer of one file, and of a Dockerfile that copies it.
+pub fn one_file(path: &str, content: &str) -> Offer {
+    let dockerfile = format!("FROM scratch\nCOPY {path} /\n");
+    offer(&dockerfile, Directory::default().file(path, content))
+}
+
+/// Makes a call of a frontend at the client, which says what build it belongs to.
+///
+/// # Panics
+///
+/// If the name of the build cannot stand in a header.
+pub fn of<T>(id: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let id = id.parse().expect("an id");
+    request
+        .metadata_mut()
+        .insert("buildkit-controlapi-buildid", id);
+    request
 }

@@ -14,9 +14,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::Llb
 use testkit::Environment;
 use testkit::soak::{Chance, Trial};
 use tokio::time::timeout;
-use tonic::Request;
 
-use crate::{Client, Directory, offer};
+use crate::{Client, Directory, of, offer};
 
 /// Clients at once.
 const CLIENTS: u64 = 64;
@@ -405,15 +404,6 @@ fn came(client: &Client, word: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("{files:?} came, not {word}")),
     }
-}
-
-fn of<T>(id: &str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let id = id.parse().expect("an id");
-    request
-        .metadata_mut()
-        .insert("buildkit-controlapi-buildid", id);
-    request
 }
 
 /// Builds as a frontend does, and makes a container of the result with a process in it that waits.

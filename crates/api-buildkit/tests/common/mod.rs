@@ -8,7 +8,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use api_buildkit::{Access, Address, Server, Settings};
+use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine, EngineSettings};
+use prost::Message;
 use store::Ids;
 use testclient::{Client, Offer};
 
@@ -116,4 +118,39 @@ pub(crate) fn names(folder: &Path, prefix: &str) -> Vec<String> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with(prefix))
         .collect()
+}
+
+/// Runs a test with a server, where an engine can be opened as these tests do.
+pub(crate) fn with<S, F: Future<Output = ()>>(
+    start: impl FnOnce() -> S,
+    test: impl FnOnce(S) -> F,
+) {
+    if !testkit::is_root() {
+        testkit::skip!("the store of these tests is root's");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(test(start()));
+}
+
+/// Runs a test with a server in this process.
+pub(crate) fn with_server<F: Future<Output = ()>>(test: impl FnOnce(TestServer) -> F) {
+    with(TestServer::start, test);
+}
+
+/// Returns a graph that makes one file.
+pub(crate) fn definition(path: &str, content: &str) -> pb::Definition {
+    let mut file = llb::FileSpec::new(None);
+    file.action(llb::Action::MakeFile(llb::MakeFile {
+        path: path.to_owned(),
+        mode: 0o644,
+        data: content.as_bytes().to_vec(),
+        ..llb::MakeFile::default()
+    }));
+    let mut builder = llb::GraphBuilder::default();
+    let output = builder.add(file.into_draft(llb::Metadata::named("make a file")));
+    let graph = builder.finish(Some(output)).expect("a graph");
+    pb::Definition::decode(graph.encode_definition().as_slice()).expect("a definition")
 }

@@ -59,7 +59,9 @@ pub fn drive(
     let mut pending = 0;
     let mut shown = std::time::Instant::now();
     loop {
-        let ended = match events.recv_timeout(PERIOD) {
+        // Up to when something is shown next, so that the end of a burst does not wait for what comes after it.
+        let wait = PERIOD.saturating_sub(shown.elapsed());
+        let ended = match events.recv_timeout(wait) {
             Ok(event) => {
                 let mut bytes = log_bytes(&event);
                 batch.push(event);
@@ -188,6 +190,38 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["beware"]
         );
+    }
+
+    #[test]
+    fn the_end_of_a_burst_is_shown_before_anything_else_comes() {
+        /// Says when something was shown after the log had come.
+        struct Shown(bool, std::sync::mpsc::Sender<()>);
+        impl Render for Shown {
+            fn update(&mut self, events: &[Event]) -> io::Result<()> {
+                self.0 |= events.iter().any(|event| matches!(event, Event::Log(_)));
+                Ok(())
+            }
+            fn refresh(&mut self, _now: Timestamp) -> io::Result<()> {
+                if self.0 {
+                    let _ = self.1.send(());
+                }
+                Ok(())
+            }
+            fn finish(&mut self, _now: Timestamp) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (shown, is_shown) = std::sync::mpsc::channel();
+        let build = std::thread::spawn(move || {
+            let sink = Sink::new(sender, system_clock);
+            let running = sink.vertex(Vertex::named("step")).start();
+            running.logger(Stream::Stdout).log(*b"the last line\n");
+            // Nothing comes until it was shown.
+            is_shown.recv().unwrap();
+        });
+        drive(&receiver, &mut Shown(false, shown), system_clock).unwrap();
+        build.join().unwrap();
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use oci::Timestamp;
 
+use super::Palette;
+
 /// Returns the seconds from one time to another; never negative.
 pub(super) fn seconds_between(start: Timestamp, end: Timestamp) -> f64 {
     let seconds = (end.unix_seconds() - start.unix_seconds()) as f64;
@@ -45,19 +47,89 @@ pub(super) fn transfer(current: u64, total: u64) -> String {
 /// Returns a name on one line without what could steer a terminal.
 pub(super) fn one_line(name: &str) -> String {
     name.chars()
-        .map(|character| {
-            if character.is_control() {
-                ' '
-            } else {
-                character
-            }
+        .map(|character| match is_unruly(character) {
+            true => ' ',
+            false => character,
         })
         .collect()
+}
+
+/// Returns a line of a log as a terminal shows it in the end: what was written over and what could steer the terminal is
+/// gone, but for colours if they are wanted.
+pub(super) fn tame(line: &[u8], palette: Palette) -> String {
+    let text = String::from_utf8_lossy(line);
+    let last = text.trim_end_matches('\r').rsplit('\r').next();
+    let mut characters = last.unwrap_or_default().chars().peekable();
+    let mut tame = String::new();
+    while let Some(character) = characters.next() {
+        match (character, characters.peek()) {
+            ('\t', _) => tame.push('\t'),
+            ('\u{1b}', Some('[')) => {
+                let is_inside = |c: &char| !('@'..='~').contains(c);
+                characters.next();
+                let mut inside = String::new();
+                while let Some(character) = characters.next_if(is_inside) {
+                    inside.push(character);
+                }
+                let is_color = inside.chars().all(|c| matches!(c, '0'..='9' | ';' | ':'));
+                if characters.next() == Some('m') && is_color && palette == Palette::Colors {
+                    tame.push_str(&format!("\u{1b}[{inside}m"));
+                }
+            }
+            // A title, a link: up to its end.
+            ('\u{1b}', Some(']' | 'P' | 'X' | '^' | '_')) => {
+                while let Some(character) = characters.next() {
+                    if character == '\u{7}' || character == '\u{1b}' {
+                        characters.next_if(|next| character == '\u{1b}' && *next == '\\');
+                        break;
+                    }
+                }
+            }
+            // A choice of characters has its name behind it.
+            ('\u{1b}', _) => {
+                while characters.next_if(|c| (' '..='/').contains(c)).is_some() {}
+                characters.next();
+            }
+            (character, _) if is_unruly(character) => {}
+            (character, _) => tame.push(character),
+        }
+    }
+    tame
+}
+
+/// Whether a character steers a terminal: controls, line separators, and what turns the direction of writing.
+pub(super) fn is_unruly(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}')
+        || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_do_not_steer_the_terminal() {
+        assert_eq!(one_line("RUN a\n\x1b[2Jb\u{202e}c"), "RUN a  [2Jb c");
+        assert_eq!(one_line("RUN 日本語 ✅"), "RUN 日本語 ✅");
+    }
+
+    #[test]
+    fn logs_keep_their_colours_and_nothing_else_that_steers() {
+        let check = |line: &str, expect: &str| {
+            assert_eq!(tame(line.as_bytes(), Palette::Colors), expect, "{line:?}");
+        };
+        check("10%\r99%\r", "99%");
+        check("\x1b[2J\x1b[1;31mred\x1b[m\x1b[3A", "\x1b[1;31mred\x1b[m");
+        check(
+            "\x1b]0;title\x07a\x1b]8;;u\x1b\\b\x1b(Bc\x08\t日",
+            "abc\t日",
+        );
+        check("a\x1b[31", "a");
+        check("a\x1b]52;c;", "a");
+        check("a\x1b", "a");
+        assert_eq!(tame(b"\x1b[31mred\xff", Palette::Plain), "red\u{fffd}");
+    }
 
     #[test]
     fn sizes_have_decimal_units() {

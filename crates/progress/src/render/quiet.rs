@@ -6,6 +6,7 @@ use oci::Timestamp;
 
 use super::Render;
 use super::trace::Trace;
+use super::tty::Palette;
 use crate::Event;
 
 /// How many lines of a failed step are shown.
@@ -51,7 +52,8 @@ impl<W: Write> Render for Quiet<W> {
                 continue;
             }
             writeln!(self.output, "------\n > {}:", step.name)?;
-            step.log.write_last(LAST_LINES, &mut self.output)?;
+            step.log
+                .write_last(LAST_LINES, Palette::Plain, &mut self.output)?;
             writeln!(self.output, "------")?;
         }
         self.output.flush()

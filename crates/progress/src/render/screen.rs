@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::format::is_unruly;
+
 /// The longest line kept, in characters.
 const LONGEST_LINE: usize = 1000;
 const TAB: usize = 8;
@@ -80,7 +82,7 @@ impl Screen {
             (State::Text, '\r') => self.column = 0,
             (State::Text, '\u{8}') => self.column = self.column.saturating_sub(1),
             (State::Text, '\t') => (0..TAB - self.column % TAB).for_each(|_| self.show(' ')),
-            (State::Text, character) if character.is_control() => {}
+            (State::Text, character) if is_unruly(character) => {}
             (State::Text, character) => self.show(character),
         }
     }
@@ -120,23 +122,8 @@ impl Screen {
 }
 
 /// Returns how many columns a character takes on a terminal.
-pub(super) fn width(character: char) -> usize {
-    match u32::from(character) {
-        0x0300..=0x036f | 0x200b..=0x200f | 0xfe00..=0xfe0f | 0xfeff => 0,
-        0x1100..=0x115f
-        | 0x2e80..=0x303e
-        | 0x3041..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1f64f
-        | 0x1f680..=0x1f6ff
-        | 0x1f900..=0x1f9ff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
+fn width(character: char) -> usize {
+    unicode_width::UnicodeWidthChar::width(character).unwrap_or(0)
 }
 
 /// Returns how many columns a text takes.
@@ -154,6 +141,14 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
         fits
     };
     text.chars().take_while(fits).collect()
+}
+
+/// Cuts a text to a number of columns; where something is missing, it ends in `…`.
+pub(super) fn shortened(text: &str, columns: usize) -> String {
+    match self::columns(text) <= columns {
+        true => text.to_owned(),
+        false => format!("{}…", cut(text, columns.saturating_sub(1))),
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +185,7 @@ mod tests {
             &["red xy"],
         );
         check(&[b"\x1b[3", b"1mred\x00\x7f"], &["red"]);
+        check(&["a\u{202e}b\u{2066}c".as_bytes()], &["abc"]);
     }
 
     #[test]
@@ -197,5 +193,15 @@ mod tests {
         check(&[b"\xe2\x82", b"\xac\xff"], &["€\u{fffd}"]);
         assert_eq!(cut("日本語", 5), "日本");
         assert_eq!(columns("日本語e\u{301}"), 7);
+        // What package managers and test runners like to print.
+        assert_eq!(columns("✅⭐🧪"), 6);
+    }
+
+    #[test]
+    fn what_is_missing_of_a_name_is_told() {
+        assert_eq!(shortened("RUN make", 8), "RUN make");
+        assert_eq!(shortened("RUN make", 7), "RUN ma…");
+        assert_eq!(shortened("日本語", 5), "日本…");
+        assert_eq!(shortened("日本語", 4), "日…");
     }
 }

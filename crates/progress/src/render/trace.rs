@@ -5,7 +5,8 @@ use std::io::{self, Write};
 
 use oci::{Digest, Timestamp};
 
-use super::format::{log_time, one_line, seconds_between};
+use super::Palette;
+use super::format::{log_time, one_line, seconds_between, tame};
 use crate::{Event, Log, Outcome, Status, Vertex, VertexState};
 
 /// How many bytes of a step's log are kept.
@@ -337,13 +338,18 @@ impl LogLines {
     }
 
     /// Writes the last lines, each with its time.
-    pub(super) fn write_last(&self, count: usize, output: &mut impl Write) -> io::Result<()> {
+    pub(super) fn write_last(
+        &self,
+        count: usize,
+        palette: Palette,
+        output: &mut impl Write,
+    ) -> io::Result<()> {
         let first = self.lines.len().saturating_sub(count);
         for line in self.lines.range(first..) {
             if !line.continues {
                 write!(output, "{} ", line.time)?;
             }
-            output.write_all(&line.text)?;
+            output.write_all(tame(&line.text, palette).as_bytes())?;
             if line.end != LineEnd::Cut {
                 writeln!(output)?;
             }

@@ -8,12 +8,16 @@ use oci::Timestamp;
 
 use super::Render;
 use super::format::{bytes, one_line, seconds_between, transfer};
-use super::screen::{Screen, columns, cut};
+use super::screen::{Screen, columns, cut, shortened};
 use super::trace::{Step, Trace};
 use crate::{Event, Status};
 
-/// How many lines of a running step are shown.
+/// How many lines of a running step are shown, where there is room.
 const SCREEN_HEIGHT: usize = 6;
+/// With less the lines of a running step tell nothing.
+const SCREEN_LEAST: usize = 2;
+/// How many rows are left for completed steps beside each of them.
+const SCREEN_APART: usize = 3;
 /// What those lines are narrower than the terminal.
 const SCREEN_MARGIN: usize = 10;
 /// Below this width of a name nothing useful can be shown.
@@ -108,10 +112,12 @@ impl<W: Write> Tty<W> {
             add_lines(&mut lines, place, self.trace.step(place), now, width);
         }
         let screens = self.choose_screens(&lines, rows);
+        let running = running_steps(&lines);
         if !last {
             let used: usize = screens.values().map(Vec::len).sum();
             lines = fitted(lines, rows.saturating_sub(2 + used));
         }
+        let more = running - running_steps(&lines);
         let mut drawing = self.cursor_up(width);
         let mut drawn = Vec::new();
         let mut push = |text: String, tint: Tint| {
@@ -119,7 +125,7 @@ impl<W: Write> Tty<W> {
             drawing.push_str(&tinted(&text, tint, self.palette));
             drawing.push_str("\x1b[K\n");
         };
-        push(self.heading(now, width, last), Tint::None);
+        push(self.heading(now, width, more, last), Tint::None);
         for line in &lines {
             let Some(text) = line.text(width) else {
                 continue;
@@ -153,16 +159,19 @@ impl<W: Write> Tty<W> {
         }
     }
 
-    fn heading(&self, now: Timestamp, width: usize, last: bool) -> String {
+    /// Returns the first line; `more` steps are running that there is no room for.
+    fn heading(&self, now: Timestamp, width: usize, more: usize, last: bool) -> String {
         let (all, completed) = self.trace.counts();
         let seconds = self
             .trace
             .start
             .map_or(0.0, |start| seconds_between(start, now));
         let state = if last && all > 0 && completed == all {
-            " FINISHED"
+            " FINISHED".to_owned()
+        } else if more > 0 {
+            format!(" and {more} more running")
         } else {
-            ""
+            String::new()
         };
         cut(
             &format!("[+] Building {seconds:.1}s ({completed}/{all}){state}"),
@@ -185,12 +194,15 @@ impl<W: Write> Tty<W> {
         let width = (self.size)().columns.saturating_sub(SCREEN_MARGIN).max(1);
         let mut chosen = BTreeMap::new();
         for step in candidates {
-            if free <= SCREEN_HEIGHT + 3 {
+            let height = free.saturating_sub(SCREEN_APART).min(SCREEN_HEIGHT);
+            if height < SCREEN_LEAST {
                 break;
             }
-            free -= SCREEN_HEIGHT + 3;
+            free -= height + SCREEN_APART;
             *self.turns.entry(step).or_default() += 1;
-            chosen.insert(step, self.screens[&step].lines(width));
+            let mut lines = self.screens[&step].lines(width);
+            lines.drain(..lines.len().saturating_sub(height));
+            chosen.insert(step, lines);
         }
         chosen
     }
@@ -246,7 +258,7 @@ impl<W: Write> Render for Tty<W> {
                 )?;
             }
             step.log
-                .write_last(step.log.lines.len(), &mut self.output)?;
+                .write_last(step.log.lines.len(), self.palette, &mut self.output)?;
             writeln!(self.output, "------")?;
         }
         self.output.flush()
@@ -347,10 +359,15 @@ impl Line {
         if left < NARROWEST {
             return None;
         }
-        let shown = format!(" => {}{status}", cut(&self.name, left));
+        let shown = format!(" => {}{status}", shortened(&self.name, left));
         let gap = (width - 1).saturating_sub(columns(&shown) + time.len());
         Some(format!("{shown}{}{time}", " ".repeat(gap)))
     }
+}
+
+fn running_steps(lines: &[Line]) -> usize {
+    let running = |line: &&Line| line.running && line.step.is_some();
+    lines.iter().filter(running).count()
 }
 
 /// Keeps as many lines as there is room for: the last ones, and those still running instead of completed ones.

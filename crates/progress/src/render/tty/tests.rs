@@ -166,6 +166,71 @@ fn a_low_window_keeps_what_is_running() {
 }
 
 #[test]
+fn a_low_window_has_room_for_some_lines_of_a_step() {
+    teller_of(30, 10, Palette::Plain)
+        .start("RUN make", 0)
+        .log("RUN make", 0, "1\n2\n3\n4\n5\n6\n7")
+        .refresh(0)
+        .check(&drawing(
+            0,
+            &[
+                "[+] Building 0.0s (0/1)",
+                " => RUN make             0.0s",
+                " => => # 4",
+                " => => # 5",
+                " => => # 6",
+                " => => # 7",
+            ],
+        ));
+}
+
+#[test]
+fn what_runs_and_has_no_room_is_counted() {
+    let mut teller = teller_of(50, 5, Palette::Plain);
+    for number in 0..100 {
+        teller.start(&format!("step {number}"), 0);
+    }
+    let shown = [
+        "[+] Building 0.0s (0/100) and 97 more running",
+        " => step 97                                  0.0s",
+        " => step 98                                  0.0s",
+        " => step 99                                  0.0s",
+    ];
+    teller.refresh(0).check(&drawing(0, &shown));
+}
+
+#[test]
+fn a_name_that_is_cut_tells_so() {
+    teller_of(40, 5, Palette::Plain)
+        .start("RUN echo 日本語 and much more than fits", 0)
+        .refresh(0)
+        .check(&drawing(
+            0,
+            &[
+                "[+] Building 0.0s (0/1)",
+                " => RUN echo 日本語 and much mor…  0.0s",
+            ],
+        ));
+}
+
+#[test]
+fn what_a_failed_step_printed_steers_nothing() {
+    let mut teller = teller_of(60, 20, Palette::Colors);
+    teller
+        .start("RUN x", 0)
+        .log(
+            "RUN x",
+            0,
+            "10%\r99%\r\n\x1b[2J\x1b]0;title\x07\x1b[31mred\x1b[0m\n",
+        )
+        .fail("RUN x", (0, 0), "exit code: 1")
+        .finish(0);
+    let told = teller.output.take();
+    let log = told.split_once("------\n > RUN x:\n").unwrap().1;
+    assert_eq!(log, "0.000 99%\n0.000 \x1b[31mred\x1b[0m\n------\n");
+}
+
+#[test]
 fn a_window_that_has_become_narrower_is_drawn_over_whole() {
     let columns = Arc::new(AtomicUsize::new(60));
     let size = columns.clone();
@@ -253,6 +318,6 @@ fn transfers_have_a_bar_and_a_rate_while_they_run() {
     );
     assert_eq!(
         line(60),
-        " => => sha256:0123456789 25.00MB / 100.00MB 12.50MB/s  2.0s"
+        " => => sha256:012345678… 25.00MB / 100.00MB 12.50MB/s  2.0s"
     );
 }

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use engine::{CacheMode, CachePlace, CacheSource, CacheTarget, LayerOptions};
 use oci::Reference;
 
-use crate::build_request::{boolean, fields, layer_options};
+use crate::build_outputs::layer_options;
+use crate::build_request::{boolean, fields};
 
 /// The tag of a cache in a directory, where none is said.
 const TAG: &str = "latest";

@@ -9,16 +9,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use dockerfile::git::{GitRef, GitRefError};
 use engine::{
-    ArchiveOutput, BuildRequest, CaBundle, Compression, Context, Destination, DockerfileSource,
-    Frontends, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
+    BuildRequest, CaBundle, Context, DockerfileSource, Frontends, IgnoreCache, SecretSource,
+    StepOptions,
 };
 use oci::{Platform, Reference};
 use tempfile::TempPath;
 
+use crate::build_attestations::attestations;
 use crate::build_cache;
+use crate::build_outputs::outputs;
 use crate::commands::build::Build;
 use crate::commands::space::duration;
-use crate::{annotations, engines};
 
 /// Reads the options of `lapstrake build`; with the request comes what must not be dropped before it is carried out.
 pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)> {
@@ -87,6 +88,7 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         sbom,
         frontends: Some(Frontends(Arc::new(api_buildkit::Frontends))),
     };
+    request.check_options()?;
     Ok((request, spool))
 }
 
@@ -137,50 +139,6 @@ fn proxies_of(text: &str) -> Result<Vec<(String, String)>> {
         }
     }
     Ok(proxies)
-}
-
-/// Reads `--provenance`, `--sbom` and `--attest`; the last word about each counts.
-fn attestations(build: &Build) -> Result<(Option<attest::Provenance>, Option<attest::Sbom>)> {
-    let mut wanted = (None, None);
-    let provenance = |text: &str| match text {
-        "false" => Ok(None),
-        "true" => Ok(Some(attest::Provenance::default())),
-        text => attest::Provenance::parse(text),
-    };
-    let sbom = |text: &str| match text {
-        "false" => Ok(None),
-        "true" => attest::Sbom::parse(""),
-        text => attest::Sbom::parse(text),
-    };
-    for text in &build.attest {
-        let fields = attest::fields("--attest", text)?;
-        let kind = fields.iter().find(|(name, _)| name == "type");
-        let rest: Vec<String> = fields
-            .iter()
-            .filter(|(name, _)| name != "type")
-            .map(|(name, value)| format!("\"{}\"", format!("{name}={value}").replace('"', "\"\"")))
-            .collect();
-        let rest = rest.join(",");
-        match kind.map(|(_, kind)| kind.as_str()) {
-            Some("provenance") => wanted.0 = provenance(&rest)?,
-            Some("sbom") => wanted.1 = sbom(&rest)?,
-            Some(kind) => {
-                bail!(
-                    "invalid --attest {text:?}: there is no type {kind:?}, only provenance and sbom"
-                )
-            }
-            None => {
-                bail!("invalid --attest {text:?}: it has no type, as in type=provenance,mode=max")
-            }
-        }
-    }
-    if let Some(text) = &build.sbom {
-        wanted.1 = sbom(text)?;
-    }
-    if let Some(text) = &build.provenance {
-        wanted.0 = provenance(text)?;
-    }
-    Ok(wanted)
 }
 
 fn sources(build: &Build) -> Result<(Context, DockerfileSource, Option<TempPath>)> {
@@ -248,8 +206,12 @@ fn context(text: &str) -> Result<Context> {
     if is_url(text) {
         return Ok(Context::Http(text.to_owned()));
     }
-    let meta = std::fs::metadata(&path)
-        .with_context(|| format!("failed to prepare the context: path {text:?}"))?;
+    let meta = match std::fs::metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            bail!("failed to prepare the context: there is no directory {text:?}")
+        }
+        found => found.with_context(|| format!("failed to prepare the context: path {text:?}"))?,
+    };
     if !meta.is_file() {
         bail!("the context {text:?} is neither a directory nor an archive");
     }
@@ -340,6 +302,7 @@ fn pairs(option: &str, values: &[String]) -> Result<BTreeMap<String, String>> {
         .iter()
         .map(|value| {
             let (key, value) = match value.split_once('=') {
+                Some(("", _)) => bail!("invalid {option} {value:?}: it has no name"),
                 Some(pair) => pair,
                 None if option == "--label" => (value.as_str(), ""),
                 None => bail!("invalid {option} {value:?}: it is not KEY=VALUE"),
@@ -552,7 +515,7 @@ pub(crate) fn fields(text: &str) -> Result<BTreeMap<String, String>> {
     Ok(fields)
 }
 
-fn split_csv(text: &str) -> Vec<String> {
+pub(crate) fn split_csv(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut characters = text.chars().peekable();
@@ -571,228 +534,7 @@ fn split_csv(text: &str) -> Vec<String> {
     fields
 }
 
-fn outputs(build: &Build, tags: &[Reference]) -> Result<Vec<Output>> {
-    let mut outputs: Vec<Output> = build
-        .outputs
-        .iter()
-        .map(|text| output(text, tags))
-        .collect::<Result<_>>()?;
-    let store = ImageOutput {
-        push: build.push,
-        store: true,
-        ..ImageOutput::default()
-    };
-    if outputs.is_empty() || build.load {
-        outputs.push(Output::Image(store));
-    } else if build.push {
-        // As buildx has it: an image output that is there already is pushed.
-        let mut images = outputs.iter_mut().filter_map(|output| match output {
-            Output::Image(image) => Some(image),
-            _ => None,
-        });
-        match images.next() {
-            Some(image) => image.push = true,
-            None => outputs.push(Output::Image(ImageOutput {
-                push: true,
-                store: false,
-                ..ImageOutput::default()
-            })),
-        }
-    }
-    if build.load {
-        outputs.extend(engines::find().map(|engine| {
-            Output::Docker(ArchiveOutput {
-                destination: Destination::Engine(engine),
-                tar: true,
-                names: tags.to_vec(),
-                // Nobody keeps what is compressed for the way between two programs.
-                layers: LayerOptions {
-                    compression: Compression::Uncompressed,
-                    ..LayerOptions::default()
-                },
-                annotations: Vec::new(),
-            })
-        }));
-    }
-    annotate(&mut outputs, &build.annotations)?;
-    Ok(outputs)
-}
-
-/// Gives the annotations of the command line to all images.
-fn annotate(outputs: &mut [Output], values: &[String]) -> Result<()> {
-    let mut given = Vec::new();
-    for text in values {
-        given.extend(annotations::option(text)?);
-    }
-    let mut carried = given.is_empty();
-    for output in outputs {
-        let own = match output {
-            Output::Image(image) => &mut image.annotations,
-            Output::Oci(archive) => &mut archive.annotations,
-            Output::Docker(archive) => &mut archive.annotations,
-            Output::Local { .. } | Output::Tar { .. } | Output::CacheOnly => continue,
-        };
-        // What the output says itself comes last, and wins.
-        own.splice(0..0, given.iter().cloned());
-        carried = true;
-    }
-    if !carried {
-        bail!("--annotation: no output is an image that could carry it");
-    }
-    Ok(())
-}
-
-fn output(text: &str, tags: &[Reference]) -> Result<Output> {
-    if !text.contains('=') {
-        return Ok(match text {
-            "-" => Output::Tar {
-                destination: Destination::Stdout,
-            },
-            directory => Output::Local {
-                destination: PathBuf::from(directory),
-                platform_split: None,
-            },
-        });
-    }
-    let mut fields = fields(text)?;
-    let kind = fields
-        .remove("type")
-        .with_context(|| format!("invalid --output {text:?}: it has no type"))?;
-    let destination = fields.remove("dest");
-    let names = match fields.remove("name") {
-        Some(names) => split_csv(&names)
-            .iter()
-            .filter(|name| !name.is_empty())
-            .map(|name| reference(name))
-            .collect::<Result<Vec<_>>>()?,
-        None => Vec::new(),
-    };
-    let layers = layer_options(&mut fields)?;
-    let mut annotations = Vec::new();
-    for (name, value) in &fields {
-        annotations.extend(annotations::field(name, value)?);
-    }
-    if matches!(kind.as_str(), "image" | "registry" | "oci" | "docker") {
-        fields.retain(|name, _| !name.starts_with("annotation"));
-    }
-    let mut flag = |name: &str| {
-        fields
-            .remove(name)
-            .map(|value| boolean(name, &value))
-            .transpose()
-    };
-    let output = match kind.as_str() {
-        "image" | "registry" => {
-            let push = flag("push")?;
-            let push_by_digest = flag("push-by-digest")?.unwrap_or(false);
-            let store = flag("store")?;
-            for ignored in ["unpack", "name-canonical", "danglingname-prefix"] {
-                flag(ignored)?;
-            }
-            Output::Image(ImageOutput {
-                names,
-                push: push.unwrap_or(kind == "registry"),
-                push_by_digest,
-                store: store.unwrap_or(kind == "image"),
-                layers,
-                annotations,
-            })
-        }
-        "oci" | "docker" => {
-            let tar = flag("tar")?.unwrap_or(true);
-            // As buildx has it: without a place to write to, it goes to Docker.
-            let engine = match (kind.as_str(), &destination) {
-                ("docker", None) if std::io::stdout().is_terminal() || !tar => engines::find(),
-                _ => None,
-            };
-            let archive = ArchiveOutput {
-                destination: match engine {
-                    Some(engine) => Destination::Engine(engine),
-                    None => archive_destination(text, destination, tar)?,
-                },
-                tar,
-                names: match names.is_empty() {
-                    true => tags.to_vec(),
-                    false => names,
-                },
-                layers,
-                annotations,
-            };
-            match kind.as_str() {
-                "oci" => Output::Oci(archive),
-                _ => Output::Docker(archive),
-            }
-        }
-        "local" => Output::Local {
-            platform_split: flag("platform-split")?,
-            destination: PathBuf::from(
-                destination
-                    .with_context(|| format!("invalid --output {text:?}: it has no dest"))?,
-            ),
-        },
-        "tar" => Output::Tar {
-            destination: archive_destination(text, destination, true)?,
-        },
-        "cacheonly" => Output::CacheOnly,
-        kind => bail!(
-            "invalid --output {text:?}: there is no type {kind:?}; there are image, registry, oci, docker, local, tar and cacheonly"
-        ),
-    };
-    if let Some(name) = fields.keys().next() {
-        bail!("invalid --output {text:?}: the field {name:?} is not known for the type {kind}");
-    }
-    Ok(output)
-}
-
-fn archive_destination(text: &str, destination: Option<String>, tar: bool) -> Result<Destination> {
-    match destination.as_deref() {
-        Some("-") | None if !tar => bail!("invalid --output {text:?}: a directory needs a dest"),
-        None | Some("-") if std::io::stdout().is_terminal() => {
-            bail!(
-                "--output {text:?} would write an archive to the terminal; give it a dest or redirect it"
-            )
-        }
-        None | Some("-") => Ok(Destination::Stdout),
-        Some(path) => Ok(Destination::Path(PathBuf::from(path))),
-    }
-}
-
-pub(crate) fn layer_options(fields: &mut BTreeMap<String, String>) -> Result<LayerOptions> {
-    let mut flag = |name: &str| {
-        fields
-            .remove(name)
-            .map(|value| boolean(name, &value))
-            .transpose()
-    };
-    let force = flag("force-compression")?.unwrap_or(false);
-    let oci_media_types = flag("oci-mediatypes")?;
-    let rewrite_timestamp = flag("rewrite-timestamp")?;
-    flag("oci-artifact")?;
-    flag("prefer-nondist-layers")?;
-    let compression = match fields.remove("compression").as_deref() {
-        None | Some("gzip") => Compression::Gzip,
-        Some("zstd") => Compression::Zstd,
-        Some("uncompressed") => Compression::Uncompressed,
-        Some(name) => {
-            bail!("there is no compression {name:?}; there are gzip, zstd and uncompressed")
-        }
-    };
-    let level = fields
-        .remove("compression-level")
-        .map(|text| {
-            text.parse()
-                .with_context(|| format!("invalid compression-level {text:?}"))
-        })
-        .transpose()?;
-    Ok(LayerOptions {
-        compression,
-        level,
-        force,
-        oci_media_types,
-        rewrite_timestamp,
-    })
-}
-
+/// Reads what is true or false.
 pub(crate) fn boolean(name: &str, text: &str) -> Result<bool> {
     match text.to_lowercase().as_str() {
         "true" | "1" | "t" => Ok(true),

@@ -7,7 +7,9 @@
 mod annotations;
 mod arguments;
 mod attach;
+mod build_attestations;
 mod build_cache;
+mod build_outputs;
 mod build_request;
 mod command_line;
 mod commands;

@@ -109,8 +109,8 @@ fn a_failed_output_leaves_no_half_of_it() {
         .fails_with(3);
     world
         .run(["build", "-o", "type=oci,dest=nowhere/app.tar", "ctx"])
-        .fails_with(3)
-        .says("nowhere");
+        .fails_with(2)
+        .says("there is no directory nowhere");
     world
         .run(["build", TWO, "-o", "type=docker,dest=app.tar", "ctx"])
         .fails_with(1)
@@ -458,8 +458,13 @@ fn what_attestations_are_is_read() {
     let world = world();
     for accepted in [
         "--provenance=false",
+        "--provenance=0",
+        "--provenance=F",
+        "--provenance=",
         "--sbom=false",
+        "--sbom=0",
         "--attest=type=sbom,disabled=true",
+        "--attest=type=provenance,disabled=1",
         // What the store keeps holds none, so that nothing is scanned.
         "--sbom=generator=127.0.0.1:1/scanner",
     ] {
@@ -467,6 +472,19 @@ fn what_attestations_are_is_read() {
     }
     for (refused, said) in [
         ("--provenance=mode=some", "it is min or max"),
+        ("--provenance=typo", "\"typo\" is no name=value"),
+        ("--provenance=max", "as in mode=max"),
+        ("--provenance=mode=max,min", "\"min\" is no name=value"),
+        (
+            "--provenance=mod=max",
+            "provenance has no \"mod\"; there are mode,",
+        ),
+        ("--sbom=typo", "\"typo\" is no name=value"),
+        ("--attest=type=sbom,typo", "\"typo\" is no name=value"),
+        (
+            "--attest=type=provenance,mod=max",
+            "provenance has no \"mod\"",
+        ),
         ("--attest=type=horoscope", "only provenance and sbom"),
         ("--attest=mode=max", "it has no type"),
     ] {

@@ -204,7 +204,10 @@ impl Failure {
     #[track_caller]
     fn of_vertex(failed: &FailedVertex) -> Self {
         let mut told = Self::of_engine(&failed.error);
-        if let EngineError::Step { command, ending } = &*failed.error {
+        if let EngineError::Step {
+            command, ending, ..
+        } = &*failed.error
+        {
             told.message = format!("process {command:?} did not complete successfully: {ending}");
         }
         if let Some(digest) = &failed.digest {

@@ -65,6 +65,40 @@ fn boolean(text: &str) -> Result<bool, &'static str> {
     }
 }
 
+/// What `docker run` knows, and this program does not.
+const DOCKERS_OPTIONS: [&str; 30] = [
+    "--cap-add",
+    "--cap-drop",
+    "--cpus",
+    "--cpu-shares",
+    "--cpuset-cpus",
+    "--device",
+    "--dns",
+    "--expose",
+    "--gpus",
+    "--group-add",
+    "--health-cmd",
+    "--ip",
+    "--ipc",
+    "--isolation",
+    "--link",
+    "--log-driver",
+    "--log-opt",
+    "--memory",
+    "--memory-swap",
+    "--network-alias",
+    "--oom-kill-disable",
+    "--pid",
+    "--pids-limit",
+    "--restart",
+    "--security-opt",
+    "--stop-timeout",
+    "--sysctl",
+    "--ulimit",
+    "--userns",
+    "--volumes-from",
+];
+
 /// Adds to an error what a newcomer would ask next.
 fn advise(mut error: Error, command: &mut Command, words: &[OsString]) -> Error {
     let text = |error: &Error, kind| match error.get(kind) {
@@ -85,6 +119,8 @@ fn advise(mut error: Error, command: &mut Command, words: &[OsString]) -> Error 
             } else if let Some(nearest) = nearest(typed, &known) {
                 let nearest = ContextValue::String(nearest.to_owned());
                 error.insert(ContextKind::SuggestedSubcommand, nearest);
+            } else {
+                error.remove(ContextKind::SuggestedSubcommand);
             }
         }
         ErrorKind::UnknownArgument => {
@@ -93,14 +129,34 @@ fn advise(mut error: Error, command: &mut Command, words: &[OsString]) -> Error 
             let options = meant.get_arguments().filter_map(Arg::get_long);
             let options: Vec<String> = options.map(|name| format!("--{name}")).collect();
             let typed = typed.first().filter(|typed| typed.starts_with("--"));
-            if error.get(ContextKind::SuggestedArg).is_some()
-                && let Some(nearest) = typed.and_then(|typed| nearest(typed, &options))
-            {
-                let nearest = ContextValue::String(nearest.to_owned());
-                error.insert(ContextKind::SuggestedArg, nearest);
+            if let Some(typed) = typed {
+                // That it could be a value behind `--` is seldom meant.
+                error.remove(ContextKind::Suggested);
                 let usage = ContextValue::StyledStr(meant.render_usage());
                 error.insert(ContextKind::Usage, usage);
+                match nearest(typed, &options) {
+                    Some(nearest) => {
+                        let nearest = ContextValue::String(nearest.to_owned());
+                        error.insert(ContextKind::SuggestedArg, nearest);
+                    }
+                    None => {
+                        error.remove(ContextKind::SuggestedArg);
+                        if DOCKERS_OPTIONS.contains(&typed.as_str()) {
+                            tell(
+                                &mut error,
+                                "docker has this option; here containers are for trying out what was built, and have \
+                                 it not",
+                            );
+                        }
+                    }
+                }
             }
+        }
+        // What there is to choose from is the answer.
+        ErrorKind::MissingSubcommand => {
+            let meant = meant(command, words);
+            let help = meant.render_help().ansi().to_string();
+            return meant.error(ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, help);
         }
         ErrorKind::MissingRequiredArgument => {
             // Else it names the options that variables have set.
@@ -157,6 +213,25 @@ fn elsewhere(typed: &str) -> Option<&'static str> {
         "commit" => {
             "`lapstrake cp` takes files out of a container; `lapstrake import --change` makes an image of a tar"
         }
+        "create" | "use" | "inspect" | "rm" => {
+            "there is one builder, always there: `lapstrake info` shows it, `lapstrake builder prune` empties it"
+        }
+        "context" => {
+            "there is no daemon to choose: everything is done here, in the folder that --root names"
+        }
+        "imagetools" | "manifest" => {
+            "`lapstrake image inspect` shows what an image is made of, `lapstrake image tree` its layers"
+        }
+        "restart" => "`lapstrake stop` ends a container, `lapstrake start` starts it again",
+        "stats" | "top" | "events" | "pause" | "unpause" | "update" => {
+            "containers are for trying out what was built: `lapstrake ps` lists them, `lapstrake logs -f` follows one"
+        }
+        "diff" => {
+            "`lapstrake cp NAME:/ -` shows a container's files, `lapstrake history diff` compares builds"
+        }
+        "search" | "scout" | "trust" | "plugin" => {
+            "this is no matter of building images, so lapstrake leaves it to other tools"
+        }
         "buildx" => "`lapstrake build` takes the options of `docker buildx build`",
         _ => return None,
     })
@@ -200,6 +275,51 @@ mod tests {
         let told = refused("lapstrake prune");
         assert!(told.contains("`lapstrake system prune`"), "{told}");
         assert!(!told.contains("similar"), "{told}");
+    }
+
+    #[test]
+    fn what_docker_has_and_this_has_not_is_told() {
+        for (words, told) in [
+            ("docker restart x", "`lapstrake stop`"),
+            ("docker stats", "`lapstrake ps`"),
+            ("docker context ls", "no daemon to choose"),
+            ("docker buildx create --use", "one builder, always there"),
+            ("docker scout quickview", "other tools"),
+            ("docker run --gpus all x", "docker has this option"),
+            ("docker run --memory=1g x", "docker has this option"),
+        ] {
+            let found = refused(words);
+            assert!(found.contains(told), "{found}");
+            assert!(!found.contains("similar"), "{found}");
+        }
+    }
+
+    #[test]
+    fn without_a_command_the_commands_are_shown() {
+        for (words, command) in [("lapstrake", "images"), ("lapstrake image", "prune")] {
+            let found = refused(words);
+            assert!(
+                found.contains("Usage:") && found.contains(command),
+                "{found}"
+            );
+            assert!(!found.contains("error:"), "{found}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_near_is_suggested() {
+        let found = refused("lapstrake build --tagg=x .");
+        assert!(
+            found.contains("a similar argument exists: '--tag'"),
+            "{found}"
+        );
+        for words in ["lapstrake build --colour .", "lapstrake zzz"] {
+            let found = refused(words);
+            assert!(
+                !found.contains("similar") && !found.contains("tip"),
+                "{found}"
+            );
+        }
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Failure {
     pub(crate) fn text(&self) -> String {
         match self {
             Failure::Said(code) => format!("code {code}"),
-            Failure::Plain { error, .. } => format!("{error:#}"),
+            Failure::Plain { error, .. } => engine::chain(error.as_ref()),
             Failure::Build(failure) => format!("{failure:?}"),
         }
     }
@@ -102,14 +102,7 @@ impl Failure {
         match self {
             Failure::Said(_) => {}
             Failure::Plain { error, .. } => {
-                let mut text = error.to_string();
-                for cause in error.chain().skip(1) {
-                    let cause = cause.to_string();
-                    if !text.ends_with(&cause) {
-                        text.push_str(": ");
-                        text.push_str(&cause);
-                    }
-                }
+                let mut text = engine::chain(error.as_ref());
                 let engine = error
                     .chain()
                     .find_map(|cause| cause.downcast_ref::<EngineError>());

@@ -560,10 +560,13 @@ fn failure_of(
             };
             StepFailure {
                 lines,
-                help: id.and_then(|id| {
-                    let mut platforms = builds.iter().filter_map(|build| platform_of(build, id));
-                    foreign_program(&failed.error, platforms.next()?)
-                }),
+                help: id
+                    .and_then(|id| {
+                        let mut platforms =
+                            builds.iter().filter_map(|build| platform_of(build, id));
+                        foreign_program(&failed.error, platforms.next()?)
+                    })
+                    .or_else(|| failed.error.step_help()),
                 name: failed.work.map(|work| work.name.clone()),
                 span: word.map(|word| word.span),
                 error: failed.error,

@@ -17,7 +17,12 @@ pub enum EngineError {
     Canceled,
     /// A RUN step ended with a failure.
     #[error("process {command:?} did not complete successfully: {ending}")]
-    Step { command: String, ending: String },
+    Step {
+        command: String,
+        ending: String,
+        /// What to do about it, where the ending tells.
+        help: Option<String>,
+    },
     /// The Dockerfile, or what it asks for, is wrong; each diagnostic says where.
     #[error("failed to read the Dockerfile")]
     Dockerfile {
@@ -125,6 +130,14 @@ impl EngineError {
             action,
             path,
             source,
+        }
+    }
+
+    /// Returns what to do about a step that failed.
+    pub(crate) fn step_help(&self) -> Option<String> {
+        match self {
+            EngineError::Step { help, .. } => help.clone(),
+            _ => None,
         }
     }
 
@@ -331,16 +344,30 @@ impl From<EngineError> for BuildFailure {
 
 /// Writes an error with its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = in_words(error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let reason = error.to_string();
+        let reason = in_words(error.to_string());
         // A transparent variant says what its cause says.
         if !text.ends_with(&reason) {
             text.push_str(": ");
             text.push_str(&reason);
         }
         cause = error.source();
+    }
+    text
+}
+
+/// Takes out the numbers that the standard library puts behind the words of the system's errors.
+fn in_words(mut text: String) -> String {
+    const MARK: &str = " (os error ";
+    while let Some(start) = text.find(MARK) {
+        let rest = &text[start + MARK.len()..];
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if digits == 0 || !rest[digits..].starts_with(')') {
+            break;
+        }
+        text.replace_range(start..=start + MARK.len() + digits, "");
     }
     text
 }

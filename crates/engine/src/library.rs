@@ -77,6 +77,11 @@ impl BuildRequest {
         }
     }
 
+    /// Refuses what cannot be read of the request, before a build finds it out.
+    pub fn check_options(&self) -> Result<(), EngineError> {
+        crate::source::dockerfile::check_options(self)
+    }
+
     /// Returns the request with another name for the image.
     #[must_use]
     pub fn named(mut self, name: Reference) -> Self {

@@ -254,6 +254,10 @@ fn exec_error(path: &str, error: &io::Error) -> StartError {
     match error.raw_os_error() {
         Some(libc::ENOENT) => {
             let reason = match interpreter(path) {
+                Some(interpreter) if interpreter.ends_with('\r') => format!(
+                    "exec {path}: {text}: its lines end in CRLF, so that its interpreter is {interpreter:?}; save it with \
+                     LF alone"
+                ),
                 Some(interpreter) => format!(
                     "exec {path}: {text}: its interpreter {interpreter} is not in the image"
                 ),
@@ -299,9 +303,9 @@ fn interpreter(path: &str) -> Option<String> {
     head.truncate(length);
     let name = if head.starts_with(b"#!") {
         let line = head[2..].split(|byte| *byte == b'\n').next()?;
-        line.trim_ascii()
-            .split(|byte| byte.is_ascii_whitespace())
-            .next()?
+        // The kernel takes blanks and tabs for what parts words, and nothing else.
+        line.split(|byte| matches!(byte, b' ' | b'\t'))
+            .find(|word| !word.is_empty())?
     } else {
         elf_interpreter(&head)?
     };

@@ -16,7 +16,7 @@ use rootfs::{Root, RootPath};
 use super::fetched::PinnedSource;
 use super::local_client::{DOCKERFILE, LocalClient};
 use super::main_context::Main;
-use super::missing::{missing_file, missing_in_context};
+use super::missing::{directory_for_file, missing_file, missing_in_context};
 use crate::EngineError;
 use crate::request::{BuildRequest, Context, DockerfileSource, IgnoreCache};
 use crate::step::Shared;
@@ -118,6 +118,7 @@ fn read_file(path: &Path, context: &Path) -> Result<Vec<u8>, EngineError> {
     match read_limited(path) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(missing_file(path, context)),
+        Err(_) if path.is_dir() => Err(directory_for_file(path)),
         Err(error) => Err(EngineError::io("read the Dockerfile", path)(error)),
     }
 }
@@ -473,6 +474,15 @@ impl Loaded {
         let heeded = options.heeding_build_args();
         heeded.map_err(|diagnostics| EngineError::Dockerfile { diagnostics })
     }
+}
+
+/// Refuses options whose values cannot be read.
+pub(crate) fn check_options(request: &BuildRequest) -> Result<(), EngineError> {
+    extra_hosts(&request.add_hosts)?;
+    request
+        .ulimits
+        .iter()
+        .try_for_each(|text| ulimit(text).map(drop))
 }
 
 fn ulimit(text: &str) -> Result<Ulimit, EngineError> {

@@ -33,6 +33,18 @@ pub(crate) fn missing_file(path: &Path, context: &Path) -> EngineError {
     ))
 }
 
+/// Says that a directory is where the Dockerfile should be, and which file in it may be meant.
+pub(crate) fn directory_for_file(path: &Path) -> EngineError {
+    let hint = match like_dockerfiles(path).as_slice() {
+        [] => "name the file with --file".to_owned(),
+        names => format!("name the file with --file: there is {}", names.join(", ")),
+    };
+    EngineError::Request(format!(
+        "failed to read the Dockerfile: {} is a directory; {hint}",
+        path.display()
+    ))
+}
+
 /// Says that there is no Dockerfile under a path of a context that came as an archive or from elsewhere.
 pub(crate) fn missing_in_context(path: &str) -> EngineError {
     EngineError::Request(format!(
@@ -92,6 +104,16 @@ mod tests {
             "name another with --file: there is ROOT/app/Containerfile, ROOT/app/Dockerfile.dev",
         );
         check("nowhere/Dockerfile", "there is no directory ROOT/nowhere");
+        let said = directory_for_file(&root.join("empty")).to_string();
+        assert!(
+            said.ends_with("empty is a directory; name the file with --file"),
+            "{said}"
+        );
+        let said = directory_for_file(&root.join("app")).to_string();
+        assert!(
+            said.contains("--file: there is ") && said.contains("app/Containerfile, "),
+            "{said}"
+        );
         let said = missing_file(Path::new("Dockerfile.dev"), &root.join("app")).to_string();
         assert!(said.ends_with("--file begins at the working directory, not at the context"));
     }

@@ -15,7 +15,7 @@ use crate::shell::StepState;
 use crate::snapshot::Snapshot;
 use crate::step::output::{self, OutputReader, pipe};
 use crate::step::trust::TrustLayer;
-use crate::step::{StepContext, cache_mount, ssh};
+use crate::step::{StepContext, advice, cache_mount, ssh};
 use crate::{Cancel, EngineError};
 
 /// What has to live as long as the step runs.
@@ -27,6 +27,8 @@ pub(crate) struct Held {
     cache_mounts: Vec<cache_mount::CacheMount>,
     agents: Vec<ssh::AgentSocket>,
     secrets: Vec<Vec<u8>>,
+    /// The ids of secrets that nobody has given, and that were not required.
+    absent_secrets: Vec<String>,
     /// What lies between the root's layers, which are named here, and what is written.
     trust: Option<(TrustLayer, Vec<Layer>)>,
 }
@@ -157,15 +159,20 @@ fn run_once(
         codes => codes,
     };
     if !matches!(exit.status, Status::Code(code) if accepted.contains(&code)) {
-        let ending = match context.steps.timeout {
+        let (ending, help) = match context.steps.timeout {
             Some(timeout) if late.load(Ordering::SeqCst) => {
-                format!("killed: it took longer than {timeout:?} (--step-timeout)")
+                let ending = format!("killed: it took longer than {timeout:?} (--step-timeout)");
+                (ending, None)
             }
-            _ => ending_in_words(&exit) + &crate::error::fullness(&context.shared.store),
+            _ => (
+                ending_in_words(&exit) + &crate::error::fullness(&context.shared.store),
+                advice::of_exit(&op.meta.args, &exit, &held.absent_secrets),
+            ),
         };
         let error = EngineError::Step {
             command: op.meta.args.join(" "),
             ending,
+            help,
         };
         let keep = context.steps.keep_failed;
         let state = keep.then(|| Box::new(StepState::new(&context.shared, name, spec, held)));
@@ -309,6 +316,8 @@ pub(crate) fn specify(
             })?;
             spec.env.push(format!("{}={text}", secret.name));
             held.secrets.push(value);
+        } else {
+            held.absent_secrets.push(secret.id.clone());
         }
     }
     if let Some(trust) = &context.trust {
@@ -379,6 +388,7 @@ fn mount_of(
         },
         MountKind::Secret(file) => {
             let Some(value) = context.secret(&file.id, file.optional)? else {
+                held.absent_secrets.push(file.id.clone());
                 return Ok(None);
             };
             held.secrets.push(value.clone());

@@ -22,6 +22,7 @@ use crate::snapshot::tree_of;
 use crate::source::git::GitAccess;
 use crate::source::image::ImageResolver;
 
+mod advice;
 mod apk;
 pub(crate) mod cache_mount;
 pub(crate) mod exec;

@@ -304,7 +304,10 @@ impl Pass<'_> {
             false => paths::join(&stage.state.directory, &mount.target),
         };
         if target == "/" {
-            return Err(wrong(format!("invalid mount target {}", quote(&target))));
+            let error = wrong(format!("invalid mount target {}", quote(&target)));
+            return Err(Box::new(error.help(
+                "say where in the step's file system it is to be: target=PATH",
+            )));
         }
         let mut made = ExecMount {
             source: if mount.kind == MountKind::Tmpfs {

@@ -298,12 +298,20 @@ impl Pass<'_> {
             Some(Err(problem)) => {
                 let message = format!("{written}: {}", problem.reason);
                 let error = base_error("image", message, stage);
+                // A plain word that is nearly a stage's name: nothing is wrong with the network.
+                let is_plain = !written.contains(['/', ':', '@']);
+                if let Some(stage) = dockerfile::nearest(written, self.labels())
+                    && is_plain
+                {
+                    let stage = Some(stage.to_owned());
+                    let note = "no stage above has this name, so it is taken for an image's";
+                    return Err(Box::new(error.note(note).suggest(stage)));
+                }
                 let error = match &problem.help {
                     Some(help) => Box::new(error.help(help)),
                     None => error,
                 };
-                let known = self.labels().chain(COMMON_IMAGES);
-                let nearest = dockerfile::nearest(written, known).map(str::to_owned);
+                let nearest = dockerfile::nearest(written, COMMON_IMAGES).map(str::to_owned);
                 Err(Box::new(error.suggest(nearest)))
             }
         }

@@ -3,7 +3,7 @@
 use llb::attr;
 use oci::Digest;
 use progress::RunningVertex;
-use rootfs::copy::{Mkfile, Owner, mkfile};
+use rootfs::copy::{Mkfile, Owner, Timestamp, mkfile_from};
 use serde::{Deserialize, Serialize};
 use store::Layer;
 
@@ -53,6 +53,7 @@ pub(crate) fn pin(
 ) -> Result<HttpFile, EngineError> {
     let url = source.identifier.as_str();
     check(url)?;
+    let name = file_name(source)?;
     let attribute = |name: &str| source.attrs.get(name).filter(|value| !value.is_empty());
     let wanted = attribute(attr::HTTP_CHECKSUM)
         .map(|text| {
@@ -83,9 +84,7 @@ pub(crate) fn pin(
     };
     Ok(HttpFile {
         digest,
-        name: attribute(attr::HTTP_FILENAME)
-            .cloned()
-            .unwrap_or_else(|| name_of(url)),
+        name,
         mode: number(attr::HTTP_PERM, 8, 0o600)?,
         owner: Owner {
             uid: number(attr::HTTP_UID, 10, 0)?,
@@ -93,6 +92,22 @@ pub(crate) fn pin(
         },
         modified: last_modified.as_deref().and_then(parse_date).unwrap_or(0),
     })
+}
+
+/// Returns the name a file gets in its tree: one component, whoever asked for it.
+fn file_name(source: &llb::SourceOp) -> Result<String, EngineError> {
+    let asked = source.attrs.get(attr::HTTP_FILENAME);
+    let name = match asked.filter(|name| !name.is_empty()) {
+        Some(name) => name.clone(),
+        None => name_of(&source.identifier),
+    };
+    match name.contains(['/', '\0']) || matches!(name.as_str(), "." | "..") {
+        false => Ok(name),
+        true => Err(EngineError::Request(format!(
+            "invalid file name {name:?} of {}: a name is one part of a path, without / and not . or ..",
+            source.identifier
+        ))),
+    }
 }
 
 /// Returns the last part of a URL's path, or `download` where it has none.
@@ -229,13 +244,13 @@ pub(crate) fn receive(
             Ok(())
         }
     }
+    let name = file_name(source)?;
     let mut taker = Taker(shared.store.blobs().writer()?);
     write(&mut taker)?;
     let (digest, _) = taker.0.commit(None)?;
-    let name = source.attrs.get(attr::HTTP_FILENAME);
     Ok(HttpFile {
         digest,
-        name: name.cloned().unwrap_or_else(|| name_of(&source.identifier)),
+        name,
         mode: 0o600,
         owner: Owner { uid: 0, gid: 0 },
         modified: 0,
@@ -293,19 +308,13 @@ impl HttpFile {
             mode: self.mode,
             data: Vec::new(),
             owner: Some(self.owner),
-            time: None,
+            time: Some(Timestamp {
+                seconds: self.modified.max(0),
+                nanoseconds: 0,
+            }),
         };
-        mkfile(&tree, &file)?;
-        let place = layer.path().join(&self.name);
         let mut from = shared.store.blobs().open(&self.digest)?;
-        let mut write = || -> std::io::Result<()> {
-            let mut to = std::fs::OpenOptions::new().write(true).open(&place)?;
-            std::io::copy(&mut from, &mut to)?;
-            let time =
-                std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.modified.max(0) as u64);
-            to.set_modified(time)
-        };
-        write().map_err(EngineError::io("write", &place))?;
+        mkfile_from(&tree, &file, &mut from)?;
         Ok(vec![shared.commit(layer, "download")?])
     }
 
@@ -356,7 +365,43 @@ impl HttpFile {
 
 #[cfg(test)]
 mod tests {
-    use super::{check, parse_date};
+    use super::{attr, check, file_name, parse_date};
+
+    #[test]
+    fn the_name_of_a_file_is_one_component() {
+        let named = |url: &str, name: Option<&str>| {
+            let name = name.map(|name| (attr::HTTP_FILENAME.to_owned(), name.to_owned()));
+            file_name(&llb::SourceOp {
+                identifier: url.to_owned(),
+                attrs: name.into_iter().collect(),
+            })
+        };
+        for (url, name, expected) in [
+            ("https://h/a/b?c#d", None, "b"),
+            ("https://h/a/b", Some(""), "b"),
+            ("https://h/a/b", Some("x y"), "x y"),
+            ("https://h/a/b", Some("...x"), "...x"),
+            ("https://h", None, "download"),
+            ("https://h/a/..", None, "download"),
+        ] {
+            let found = named(url, name);
+            assert_eq!(found.expect("a name"), expected, "{url} {name:?}");
+        }
+        for bad in [
+            ".",
+            "..",
+            "/",
+            "/etc/cron.d/x",
+            "../x",
+            "a/../../x",
+            "a/b",
+            "a/",
+            "a\0b",
+        ] {
+            let told = named("https://h/x", Some(bad)).expect_err(bad).to_string();
+            assert!(told.starts_with("invalid file name"), "{told}");
+        }
+    }
 
     #[test]
     fn urls_that_can_be_read_in_two_ways_are_refused() {

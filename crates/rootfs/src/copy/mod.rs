@@ -13,7 +13,7 @@ mod unpack;
 mod walk;
 
 pub use mode::{ModeChange, SymbolicMode};
-pub use ops::{copy, mkdir, mkfile, remove, symlink};
+pub use ops::{copy, mkdir, mkfile, mkfile_from, remove, symlink};
 pub use pattern::has_wildcards;
 pub use request::{Copy, LinkPolicy, Mkdir, Mkfile, Owner, Remove, Symlink, Timestamp, Wildcard};
 

@@ -1,13 +1,14 @@
 //! The file operations.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::data::write_all;
 use super::mode::ModeChange;
 use super::walk::{Source, Target, copy_tree};
 use super::{
@@ -234,6 +235,11 @@ pub fn mkdir(dest: &Tree, request: &Mkdir) -> Result<()> {
 
 /// Makes a file, or overwrites the data of one that exists.
 pub fn mkfile(dest: &Tree, request: &Mkfile) -> Result<()> {
+    mkfile_from(dest, request, &mut request.data.as_slice())
+}
+
+/// Makes a file as [`mkfile`] does, with what `data` holds in place of the data of the request.
+pub fn mkfile_from<R: Read + ?Sized>(dest: &Tree, request: &Mkfile, data: &mut R) -> Result<()> {
     let path = RootPath::new(&request.path)?;
     let found = dest.resolve(&path, Follow::Last)?;
     let (dir, name, old) = named(found, &path)?;
@@ -252,8 +258,12 @@ pub fn mkfile(dest: &Tree, request: &Mkfile) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(fd, &name, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|errno| dir.error("create", &name, errno))?;
+    let mut file = File::from(file);
+    std::io::copy(data, &mut file).map_err(|error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        dir.error("write", &name, errno)
+    })?;
     let fill = || -> std::result::Result<(), Errno> {
-        write_all(&file, &request.data)?;
         if let Some(owner) = request.owner.or(meta.map(|meta| meta.owner)) {
             set_owner_fd(file.as_fd(), owner)?;
         }

@@ -20,6 +20,9 @@ use crate::client::BuildClient;
 use crate::request::SecretSource;
 use crate::step::{Shared, read_secret};
 
+/// The ways to fetch repositories and their submodules; git knows others, which read files of this machine or run programs.
+const ALLOWED_PROTOCOLS: [&str; 4] = ["https", "http", "ssh", "git"];
+
 /// A repository at a commit.
 #[derive(Debug, Clone)]
 pub(crate) struct GitTree {
@@ -83,12 +86,12 @@ pub(crate) fn pin(
 ) -> Result<GitTree, EngineError> {
     let wanted = Wanted::of(source);
     let shown = redacted(&wanted.remote);
-    for text in [&wanted.remote, &wanted.reference] {
-        if text.starts_with('-') {
-            return Err(EngineError::Request(format!(
-                "invalid git reference {text:?}: it reads as an option"
-            )));
-        }
+    check_remote(&wanted.remote)?;
+    if wanted.reference.starts_with('-') {
+        return Err(EngineError::Request(format!(
+            "invalid git reference {:?}: it reads as an option",
+            wanted.reference
+        )));
     }
     if !wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(EngineError::Request(format!(
@@ -126,6 +129,36 @@ pub(crate) fn pin(
     })
 }
 
+/// Refuses what git would read as anything but a repository of a server: a path or a bundle of this machine, a remote
+/// helper, an option.
+fn check_remote(remote: &str) -> Result<(), EngineError> {
+    let is_host = |host: &str| {
+        let host = host.rsplit('@').next().unwrap_or(host);
+        !host.is_empty() && !host.starts_with('-')
+    };
+    let is_good = match remote.split_once("://") {
+        Some((scheme, rest)) => {
+            let authority = rest.split('/').next().unwrap_or(rest);
+            ALLOWED_PROTOCOLS.contains(&scheme) && is_host(authority) && !authority.starts_with('-')
+        }
+        // As scp has it: what is before the colon is a host if no slash is.
+        None => remote.split_once(':').is_some_and(|(host, path)| {
+            is_host(host)
+                && !host.starts_with('-')
+                && !host.contains('/')
+                && !path.is_empty()
+                && !path.starts_with([':', '-'])
+        }),
+    };
+    match is_good && !remote.contains(char::is_control) {
+        true => Ok(()),
+        false => Err(EngineError::Request(format!(
+            "invalid git repository {:?}: it is fetched by https, http, ssh or git, as https://host/path or user@host:path",
+            redacted(remote)
+        ))),
+    }
+}
+
 /// Returns whether a text is the whole name of a commit.
 fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64)
@@ -145,7 +178,9 @@ fn ask_remote(
         let listing = git.run(&["ls-remote", "--symref", "--", &wanted.remote, "HEAD"])?;
         let branch = listing
             .lines()
-            .find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"));
+            .find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"))
+            // What the server says is its name goes to git again.
+            .filter(|branch| branch.starts_with("refs/") && !branch.contains([':', '*', '^']));
         let objects = listing
             .lines()
             .filter_map(|line| line.strip_suffix("\tHEAD"));
@@ -630,11 +665,13 @@ impl<'a> Git<'a> {
             "core.autocrlf=false",
             "gc.auto=0",
             "init.defaultBranch=master",
-            "protocol.ext.allow=never",
-            "protocol.file.allow=user",
+            "protocol.allow=never",
             "submodule.recurse=false",
         ] {
             command.args(["-c", setting]);
+        }
+        for protocol in ALLOWED_PROTOCOLS {
+            command.args(["-c", &format!("protocol.{protocol}.allow=always")]);
         }
         // Where this process is started is nobody's repository.
         for name in [
@@ -711,6 +748,85 @@ mod tests {
         );
         assert_eq!(wanted.remote, "git://h/r.git");
         assert!(wanted.submodules);
+    }
+
+    #[test]
+    fn repositories_are_those_of_servers() {
+        for good in [
+            "https://h/r.git",
+            "http://u:p@h:80/r",
+            "ssh://git@h:22/r.git",
+            "git://h/r",
+            "git@h:r.git",
+            "h:o/r.git",
+            "git@h:/abs/r.git",
+        ] {
+            assert!(check_remote(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "/srv/r.git",
+            "./r.git",
+            "../r",
+            "r.git",
+            "file:///srv/r.git",
+            "FILE:///srv/r.git",
+            "ext::sh -c id",
+            "foo::bar",
+            "fd::3",
+            "https::/srv/r.git",
+            "git@h::r",
+            "ftp://h/r.git",
+            "rsync://h/r",
+            "--upload-pack=id",
+            "-oProxyCommand=id:r",
+            "-oProxyCommand=id@h:r",
+            "ssh://-oProxyCommand=id/r",
+            "ssh://git@-oProxyCommand=id/r",
+            "git@-oProxyCommand=id:r",
+            "git@h:--upload-pack=id",
+            "https:///r.git",
+            "./a:b",
+            "/srv/a:b",
+            "https://h/r\n.git",
+        ] {
+            let told = check_remote(bad).expect_err(bad).to_string();
+            assert!(told.starts_with("invalid git repository"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_graph_cannot_have_git_read_this_machine() {
+        let folder = temporary("git").expect("a directory");
+        let made = Command::new("git")
+            .args(["init", "-q", "--bare"])
+            .arg(folder.path())
+            .status();
+        if !made.is_ok_and(|made| made.success()) {
+            testkit::skip!("git is not installed");
+        }
+        let sink = progress::Sink::discard();
+        let running = sink.vertex(progress::Vertex::named("git")).start();
+        let path = folder.path().to_str().expect("a temporary directory");
+        for remote in [path.to_owned(), format!("file://{path}")] {
+            let source = SourceOp {
+                identifier: "git://h/r.git".to_owned(),
+                attrs: BTreeMap::from([(attr::FULL_REMOTE_URL.to_owned(), remote.clone())]),
+            };
+            let told = pin(&GitAccess::default(), &source, &running).expect_err("refused");
+            assert!(
+                told.to_string().contains("invalid git repository"),
+                "{told}"
+            );
+            // Git itself would refuse it too, for submodules.
+            let access = GitAccess::default();
+            let git = Git::bare(&access, &remote, &running);
+            let told = git
+                .attempt(&["ls-remote", "--", &remote])
+                .expect("git runs");
+            let told = told.expect_err("refused");
+            assert!(told.contains("transport 'file' not allowed"), "{told}");
+        }
     }
 
     #[test]

@@ -48,6 +48,14 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
     // What is no number names a source whose time is meant: the build finds it out.
     let epoch = build_args.get("SOURCE_DATE_EPOCH");
     let source_date_epoch = epoch.and_then(|text| text.parse().ok());
+    let mut ssh = ssh(&build.ssh);
+    if ssh.is_empty()
+        && is_fetched_by_ssh(&context)
+        && std::env::var_os("SSH_AUTH_SOCK").is_some_and(|socket| !socket.is_empty())
+    {
+        // As buildx does it: the agent of whoever asks for a context is meant to open it.
+        ssh.insert("default".to_owned(), Vec::new());
+    }
     let request = BuildRequest {
         context,
         dockerfile,
@@ -74,7 +82,7 @@ pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)>
         limits: limits(build)?,
         steps: steps(build)?,
         secrets: secrets(&build.secrets)?,
-        ssh: ssh(&build.ssh),
+        ssh,
         entitlements: entitlements(build),
         source_date_epoch,
         jobs: build.jobs,
@@ -191,6 +199,14 @@ pub(crate) fn default_file(directory: &Path) -> PathBuf {
         true => lower,
         false => usual,
     }
+}
+
+fn is_fetched_by_ssh(context: &Context) -> bool {
+    let Context::Git(url) = context else {
+        return false;
+    };
+    let git = GitRef::parse(url).ok().filter(|git| !git.is_like_local);
+    git.is_some_and(|git| git.remote.starts_with("ssh://") || !git.remote.contains("://"))
 }
 
 fn context(text: &str) -> Result<Context> {

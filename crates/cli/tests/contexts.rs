@@ -436,3 +436,75 @@ fn what_is_copied_with_its_parents_has_to_be_there() {
     env.write("ctx/Dockerfile", dockerfile("/a/b"));
     env.ok(["build", "-o=type=cacheonly", "ctx"]);
 }
+
+/// Puts a program of this name into the way of others; returns the `PATH` with it.
+fn in_the_way(environment: &Environment, name: &str, script: &str) -> std::ffi::OsString {
+    let path = environment.work().join("first").join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&path, mode).unwrap();
+    let mut paths = vec![path.parent().unwrap().to_owned()];
+    paths.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
+    std::env::join_paths(paths).unwrap()
+}
+
+#[test]
+fn git_sees_nothing_of_the_users_configuration() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    let url = serve(environment.work());
+    let config = format!("[url \"http://127.0.0.1:1/\"]\n insteadOf = {url}/\n");
+    environment.write("home/.gitconfig", &config);
+    let home = environment.work().join("home");
+    let build = |variables: &[(&str, &str)]| {
+        let mut command = environment.command(["build", "--progress=plain", "-o", "out"]);
+        command.arg(format!("{url}/r.git")).env("HOME", &home);
+        Outcome::of(command.envs(variables.iter().copied())).success();
+    };
+    build(&[]);
+    // Nor of what its variables would have it do.
+    build(&[
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", "url.http://127.0.0.1:1/.insteadOf"),
+        ("GIT_CONFIG_VALUE_0", &url),
+        ("GIT_DIR", "/nowhere"),
+    ]);
+}
+
+#[test]
+fn ssh_for_git_gets_an_agent_and_no_keys() {
+    require_programs!("git");
+    let environment = environment();
+    let told = environment.work().join("told");
+    let script = format!(
+        "#!/bin/sh\nprintf '%s\\n' \"$*\" \"agent=${{SSH_AUTH_SOCK-none}} home=$HOME own=${{OWN-none}}\" > {}\nexit 1\n",
+        told.display()
+    );
+    let path = in_the_way(&environment, "ssh", &script);
+    let build = |agent: Option<&Path>| {
+        let mut command = environment.command(["build", "--progress=plain", "-o", "out"]);
+        command.arg("git@127.0.0.1:r.git").env("PATH", &path);
+        command.env("OWN", "1").env("GIT_SSH_COMMAND", "false");
+        if let Some(agent) = agent {
+            command.env("SSH_AUTH_SOCK", agent);
+        }
+        Outcome::of(&mut command).fails_with(1);
+        fs::read_to_string(&told).unwrap()
+    };
+    let without = build(None);
+    assert!(without.contains("-F none"), "{without}");
+    assert!(without.contains("IdentityFile=none"), "{without}");
+    assert!(
+        without.contains("agent=none home=/dev/null own=none"),
+        "{without}"
+    );
+    // As in buildx the agent of whoever names the context opens it.
+    let socket = environment.work().join("agent");
+    let _agent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let with = build(Some(&socket));
+    assert!(with.contains("agent=/"), "{with}");
+}

@@ -30,7 +30,7 @@ use crate::request::BuildRequest;
 use crate::snapshot::Snapshot;
 use crate::source::dockerfile::{Loaded, Parsed};
 use crate::source::fetched::{self, Fetched};
-use crate::source::git::GitAccess;
+use crate::source::git_program::GitAccess;
 use crate::source::image::PinnedImage;
 use crate::source::layout::LayoutPlace;
 use crate::step::{Shared, StepContext, trust};

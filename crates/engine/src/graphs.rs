@@ -22,7 +22,7 @@ use crate::plan::{self, Pinned};
 use crate::request::{BuildRequest, CacheSource, CacheTarget};
 use crate::snapshot::Snapshot;
 use crate::source::fetched::{self, Fetched};
-use crate::source::git::GitAccess;
+use crate::source::git_program::GitAccess;
 use crate::source::http;
 use crate::source::image::PinnedImage;
 use crate::source::layout::LayoutPlace;

@@ -7,7 +7,8 @@ use llb::{Op, SourceOp, VertexId};
 use progress::{RunningVertex, Sink, Vertex};
 use store::{Key, Layer};
 
-use super::git::{self, GitAccess, GitTree};
+use super::git::{self, GitTree};
+use super::git_program::GitAccess;
 use super::http::{self, HttpFile};
 use crate::EngineError;
 use crate::keys::KeyBuilder;

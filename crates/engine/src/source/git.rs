@@ -1,27 +1,17 @@
 //! Git repositories: contexts and ADD. Fetched by the git program, as the reference does, and pinned to a commit.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use llb::{SourceOp, attr};
 use progress::RunningVertex;
 use store::Layer;
 
+use super::git_program::{ALLOWED_PROTOCOLS, Git, GitAccess, Remote};
 use super::temporary;
 use crate::EngineError;
-use crate::client::BuildClient;
-use crate::request::SecretSource;
-use crate::step::{Shared, read_secret};
-
-/// The ways to fetch repositories and their submodules; git knows others, which read files of this machine or run programs.
-const ALLOWED_PROTOCOLS: [&str; 4] = ["https", "http", "ssh", "git"];
+use crate::step::Shared;
 
 /// A repository at a commit.
 #[derive(Debug, Clone)]
@@ -40,7 +30,7 @@ pub(crate) struct GitTree {
 /// What a source asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
-    remote: String,
+    remote: Remote,
     /// Empty for the default branch.
     reference: String,
     folder: String,
@@ -62,11 +52,16 @@ impl Wanted {
             .unwrap_or((&source.identifier, ""));
         let (reference, folder) = fragment.split_once(':').unwrap_or((fragment, ""));
         let remote = attribute(attr::FULL_REMOTE_URL);
+        let url = match remote.is_empty() {
+            true => place.to_owned(),
+            false => remote,
+        };
         Self {
-            remote: match remote.is_empty() {
-                true => place.to_owned(),
-                false => remote,
-            },
+            remote: Remote::new(
+                url,
+                attribute(attr::MOUNT_SSH_SOCK),
+                attribute(attr::KNOWN_SSH_HOSTS),
+            ),
             reference: reference.to_owned(),
             folder: folder.trim_matches('/').to_owned(),
             keep_git_dir: is_set(attr::KEEP_GIT_DIR),
@@ -85,8 +80,8 @@ pub(crate) fn pin(
     running: &RunningVertex,
 ) -> Result<GitTree, EngineError> {
     let wanted = Wanted::of(source);
-    let shown = redacted(&wanted.remote);
-    check_remote(&wanted.remote)?;
+    let shown = redacted(&wanted.remote.url);
+    check_remote(&wanted.remote.url)?;
     if wanted.reference.starts_with('-') {
         return Err(EngineError::Request(format!(
             "invalid git reference {:?}: it reads as an option",
@@ -175,7 +170,7 @@ fn ask_remote(
 ) -> Result<(String, String, Option<String>), EngineError> {
     let git = Git::bare(access, &wanted.remote, running);
     if wanted.reference.is_empty() {
-        let listing = git.run(&["ls-remote", "--symref", "--", &wanted.remote, "HEAD"])?;
+        let listing = git.run(&["ls-remote", "--symref", "--", &wanted.remote.url, "HEAD"])?;
         let branch = listing
             .lines()
             .find_map(|line| line.strip_prefix("ref: ")?.strip_suffix("\tHEAD"))
@@ -189,13 +184,13 @@ fn ask_remote(
             Some(object) => Ok((branch.unwrap_or("HEAD").to_owned(), object.to_owned(), None)),
             None => Err(EngineError::Request(format!(
                 "{} has no default branch; name one behind #",
-                redacted(&wanted.remote)
+                redacted(&wanted.remote.url)
             ))),
         };
     }
     let name = wanted.reference.as_str();
     let peeled = format!("{name}^{{}}");
-    let listing = git.run(&["ls-remote", "--", &wanted.remote, name, &peeled])?;
+    let listing = git.run(&["ls-remote", "--", &wanted.remote.url, name, &peeled])?;
     let find = |full: &str| {
         let mut lines = listing.lines().filter_map(|line| line.split_once('\t'));
         lines.find_map(|(object, found)| (found == full).then(|| object.to_owned()))
@@ -212,7 +207,7 @@ fn ask_remote(
         Some(object) => Ok((tag.clone(), object, find(&format!("{tag}^{{}}")))),
         None => Err(EngineError::Request(format!(
             "{} has no branch or tag {name:?}",
-            redacted(&wanted.remote)
+            redacted(&wanted.remote.url)
         ))),
     }
 }
@@ -234,7 +229,7 @@ impl GitTree {
                 " {} {} {:?}",
                 self.object,
                 self.reference,
-                redacted(remote)
+                redacted(&remote.url)
             ));
         }
         if !submodules {
@@ -249,8 +244,8 @@ impl GitTree {
     /// Returns the repository, with the reference that was asked for as its fragment.
     pub(crate) fn place(&self) -> String {
         match self.wanted.reference.is_empty() {
-            true => self.wanted.remote.clone(),
-            false => format!("{}#{}", self.wanted.remote, self.wanted.reference),
+            true => self.wanted.remote.url.clone(),
+            false => format!("{}#{}", self.wanted.remote.url, self.wanted.reference),
         }
     }
 
@@ -330,13 +325,13 @@ impl GitTree {
         }
         git.run(&init)?;
         // What addresses of submodules are relative to.
-        git.run(&["remote", "add", "origin", &self.wanted.remote])?;
+        git.run(&["remote", "add", "origin", &self.wanted.remote.url])?;
         let commit = self.commit();
         let has_commit = || -> Result<bool, EngineError> {
             let object = format!("{commit}^{{commit}}");
             Ok(git.attempt(&["cat-file", "-e", &object])?.is_ok())
         };
-        let remote = self.wanted.remote.as_str();
+        let remote = self.wanted.remote.url.as_str();
         let shallow = ["fetch", "--quiet", "--depth=1", "--no-tags", "--"];
         // By its name the commit is the one that was pinned, whatever its branch is at by now. Not every server has it.
         for wanted in [commit, &self.reference] {
@@ -366,7 +361,7 @@ impl GitTree {
 
     /// Makes of a repository that is kept what a clone of it would be, without what this fetch has left.
     fn tidy(&self, git: &Git<'_>, git_dir: &Path) -> Result<(), EngineError> {
-        let shown = redacted(&self.wanted.remote);
+        let shown = redacted(&self.wanted.remote.url);
         git.run(&["remote", "set-url", "origin", &shown])?;
         if self.wanted.submodules {
             // Addresses relative to that of the repository were made of the one that was used.
@@ -514,217 +509,11 @@ pub(crate) fn redacted(url: &str) -> String {
     }
 }
 
-/// What git is given to reach repositories that are not open to all.
-#[derive(Clone, Default)]
-pub(crate) struct GitAccess {
-    secrets: BTreeMap<String, SecretSource>,
-    ssh: BTreeMap<String, Vec<PathBuf>>,
-    client: Option<Arc<dyn BuildClient>>,
-}
-
-impl GitAccess {
-    pub(crate) fn new(
-        secrets: &BTreeMap<String, SecretSource>,
-        ssh: &BTreeMap<String, Vec<PathBuf>>,
-    ) -> Self {
-        Self {
-            secrets: secrets.clone(),
-            ssh: ssh.clone(),
-            client: None,
-        }
-    }
-
-    /// Asks a client for the secrets that are not given.
-    pub(crate) fn of_client(mut self, client: Option<Arc<dyn BuildClient>>) -> Self {
-        self.client = client;
-        self
-    }
-
-    fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
-        match (read_secret(&self.secrets, name, true)?, &self.client) {
-            (Some(value), _) => Ok(Some(value)),
-            (None, Some(client)) => client.secret(name),
-            (None, None) => Ok(None),
-        }
-    }
-
-    /// Returns the header that opens a remote: that of its own secrets, or of those for any.
-    fn header(&self, remote: &str) -> Result<Option<String>, EngineError> {
-        let host = host_of(remote);
-        for (name, is_token) in [
-            (format!("GIT_AUTH_HEADER.{host}"), false),
-            (format!("GIT_AUTH_TOKEN.{host}"), true),
-            ("GIT_AUTH_HEADER".to_owned(), false),
-            ("GIT_AUTH_TOKEN".to_owned(), true),
-        ] {
-            let Some(value) = self.secret(&name)? else {
-                continue;
-            };
-            let value = String::from_utf8_lossy(&value).trim().to_owned();
-            return Ok(Some(match is_token {
-                true => format!(
-                    "basic {}",
-                    STANDARD.encode(format!("x-access-token:{value}"))
-                ),
-                false => value,
-            }));
-        }
-        Ok(None)
-    }
-
-    fn environment(&self, remote: &str) -> Result<Vec<(&'static str, OsString)>, EngineError> {
-        let mut variables: Vec<(&'static str, OsString)> = Vec::new();
-        let is_http = remote.starts_with("https://") || remote.starts_with("http://");
-        if is_http && let Some(header) = self.header(remote)? {
-            let scheme = remote.split("://").next().unwrap_or_default();
-            let key = format!("http.{scheme}://{}/.extraheader", host_of(remote));
-            // In the environment, where other users do not see it as they see arguments.
-            variables.extend([
-                ("GIT_CONFIG_COUNT", "1".into()),
-                ("GIT_CONFIG_KEY_0", key.into()),
-                (
-                    "GIT_CONFIG_VALUE_0",
-                    format!("Authorization: {header}").into(),
-                ),
-            ]);
-        }
-        if !is_http {
-            variables.push(("GIT_SSH_COMMAND", "ssh -o BatchMode=yes".into()));
-        }
-        if let Some([socket]) = self.ssh.get("default").map(Vec::as_slice) {
-            use std::os::unix::fs::FileTypeExt;
-            if std::fs::metadata(socket).is_ok_and(|meta| meta.file_type().is_socket()) {
-                variables.push(("SSH_AUTH_SOCK", socket.clone().into_os_string()));
-            }
-        }
-        Ok(variables)
-    }
-}
-
-fn host_of(remote: &str) -> &str {
-    let rest = remote.split_once("://").map_or(remote, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    authority.rsplit('@').next().unwrap_or(authority)
-}
-
-/// The git program at one repository.
-struct Git<'a> {
-    access: &'a GitAccess,
-    remote: &'a str,
-    /// The repository and its work tree; none for what needs no repository.
-    places: Option<(&'a Path, Option<&'a Path>)>,
-    running: &'a RunningVertex,
-}
-
-impl<'a> Git<'a> {
-    fn bare(access: &'a GitAccess, remote: &'a str, running: &'a RunningVertex) -> Self {
-        Self {
-            access,
-            remote,
-            places: None,
-            running,
-        }
-    }
-
-    fn new(
-        access: &'a GitAccess,
-        remote: &'a str,
-        repository: &'a Path,
-        work: Option<&'a Path>,
-        running: &'a RunningVertex,
-    ) -> Self {
-        Self {
-            access,
-            remote,
-            places: Some((repository, work)),
-            running,
-        }
-    }
-
-    /// Runs git without prompts and hooks, and returns what it prints; what it complains of goes to the log.
-    fn run(&self, arguments: &[&str]) -> Result<String, EngineError> {
-        self.attempt(arguments)?.map_err(|complaint| {
-            let last = last_words(&complaint).to_owned();
-            let logger = self.running.logger(progress::Stream::Stderr);
-            logger.log(complaint.into_bytes());
-            EngineError::Request(format!(
-                "failed to fetch {}: git {} says: {last}",
-                redacted(self.remote),
-                arguments[0]
-            ))
-        })
-    }
-
-    /// Runs git where there is another way if it fails; returns what it prints, or complains of.
-    fn attempt(&self, arguments: &[&str]) -> Result<Result<String, String>, EngineError> {
-        let mut command = Command::new("git");
-        for setting in [
-            "core.hooksPath=/dev/null",
-            "core.fsmonitor=false",
-            "core.symlinks=true",
-            "core.autocrlf=false",
-            "gc.auto=0",
-            "init.defaultBranch=master",
-            "protocol.allow=never",
-            "submodule.recurse=false",
-        ] {
-            command.args(["-c", setting]);
-        }
-        for protocol in ALLOWED_PROTOCOLS {
-            command.args(["-c", &format!("protocol.{protocol}.allow=always")]);
-        }
-        // Where this process is started is nobody's repository.
-        for name in [
-            "GIT_DIR",
-            "GIT_WORK_TREE",
-            "GIT_INDEX_FILE",
-            "GIT_OBJECT_DIRECTORY",
-        ] {
-            command.env_remove(name);
-        }
-        command.current_dir("/");
-        if let Some((repository, work)) = self.places {
-            command.env("GIT_DIR", repository);
-            if let Some(work) = work {
-                command.env("GIT_WORK_TREE", work).current_dir(work);
-            }
-        }
-        let output = command
-            .args(arguments)
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("LC_ALL", "C")
-            .envs(self.access.environment(self.remote)?)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => EngineError::Request(format!(
-                    "{} needs the git program, which is not installed",
-                    redacted(self.remote)
-                )),
-                _ => EngineError::io("run", "git")(error),
-            })?;
-        if output.status.success() {
-            return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
-        }
-        let text = String::from_utf8_lossy(&output.stderr);
-        Ok(Err(text.replace(self.remote, &redacted(self.remote))))
-    }
-}
-
-/// Returns the line of git's messages that says what went wrong.
-fn last_words(text: &str) -> &str {
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines()
-        .find(|line| line.starts_with("fatal:") || line.starts_with("error:"))
-        .or(lines().next_back())
-        .unwrap_or("nothing")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -734,7 +523,7 @@ mod tests {
         let git = git.unwrap_or_default();
         let source = frontend::git_source(&git, true, "abc");
         let wanted = Wanted::of(&source);
-        assert_eq!(wanted.remote, git.remote);
+        assert_eq!(wanted.remote.url, git.remote);
         assert!(wanted.keep_git_dir);
         assert_eq!(wanted.checksum, "abc");
         let source = SourceOp {
@@ -746,7 +535,7 @@ mod tests {
             (wanted.reference.as_str(), wanted.folder.as_str()),
             ("refs/tags/v1", "a/b")
         );
-        assert_eq!(wanted.remote, "git://h/r.git");
+        assert_eq!(wanted.remote.url, "git://h/r.git");
         assert!(wanted.submodules);
     }
 
@@ -820,7 +609,8 @@ mod tests {
             );
             // Git itself would refuse it too, for submodules.
             let access = GitAccess::default();
-            let git = Git::bare(&access, &remote, &running);
+            let place = Remote::new(remote.clone(), String::new(), String::new());
+            let git = Git::bare(&access, &place, &running);
             let told = git
                 .attempt(&["ls-remote", "--", &remote])
                 .expect("git runs");

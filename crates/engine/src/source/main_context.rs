@@ -10,7 +10,7 @@ use rootfs::copy::{Copy, Owner};
 use tempfile::TempDir;
 
 use super::fetched::{Fetched, PinnedSource};
-use super::git::GitAccess;
+use super::git_program::GitAccess;
 use super::temporary;
 use crate::EngineError;
 use crate::request::{BuildRequest, Context};

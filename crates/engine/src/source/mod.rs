@@ -3,6 +3,7 @@
 pub(crate) mod dockerfile;
 pub(crate) mod fetched;
 pub(crate) mod git;
+pub(crate) mod git_program;
 pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod layout;

@@ -19,7 +19,7 @@ use crate::export::ahead::Ahead;
 use crate::request::{BuildRequest, SecretSource, StepOptions};
 use crate::shell::StepState;
 use crate::snapshot::tree_of;
-use crate::source::git::GitAccess;
+use crate::source::git_program::GitAccess;
 use crate::source::image::ImageResolver;
 
 mod advice;
@@ -31,7 +31,7 @@ mod limits;
 pub(crate) mod merge;
 pub(crate) mod network;
 pub(crate) mod output;
-mod ssh;
+pub(crate) mod ssh;
 mod ssh_keys;
 pub(crate) mod trust;
 mod upper;

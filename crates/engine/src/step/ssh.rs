@@ -1,5 +1,6 @@
 //! Gives a step the socket of an ssh agent: `--mount=type=ssh`.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use llb::SecretFile;
 
 use crate::EngineError;
-use crate::client::AgentAddress;
+use crate::client::{AgentAddress, BuildClient};
 use crate::step::StepContext;
 use crate::step::ssh_keys::Keys;
 
@@ -25,16 +26,25 @@ impl AgentSocket {
         context: &StepContext,
         file: &SecretFile,
     ) -> Result<Option<Self>, EngineError> {
+        Self::lead(context.client.as_ref(), &context.ssh, file)
+    }
+
+    /// Opens a socket that leads to an agent of a client, or to what was given here.
+    pub(crate) fn lead(
+        client: Option<&Arc<dyn BuildClient>>,
+        ssh: &BTreeMap<String, Vec<PathBuf>>,
+        file: &SecretFile,
+    ) -> Result<Option<Self>, EngineError> {
         let id = match file.id.as_str() {
             "" => "default",
             id => id,
         };
-        let client = match &context.client {
+        let client = match client {
             Some(client) => client.agent(id)?,
             None => None,
         };
         let given = client.as_ref().map(|agent| vec![agent.socket.clone()]);
-        let Some(agent) = given.as_ref().or_else(|| context.ssh.get(id)) else {
+        let Some(agent) = given.as_ref().or_else(|| ssh.get(id)) else {
             return match file.optional {
                 true => Ok(None),
                 false => Err(EngineError::Request(format!(

@@ -5,14 +5,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use hyper::header::WWW_AUTHENTICATE;
 use oci::media_type;
 use registry::{
     BlobSource, Client, Credential, CredentialProvider, CredentialSources, ErrorClass, PushOptions,
     Pushed, RegistryError, Settings, Stored,
 };
 
-use crate::server::{Login, Registry};
-use crate::{blob, client, manifest, reference, settings};
+use crate::server::{Fault, Login, Registry};
+use crate::{blob, client, manifest, noise, reference, settings};
 
 #[derive(Debug)]
 struct Always(Credential);
@@ -350,4 +351,131 @@ async fn no_secret_is_in_an_error_or_a_debug_text() {
     let error = client.resolve(&name).await.unwrap_err();
     let text = format!("{error} {error:?} {client:?} {:?}", basic("s3cret"));
     assert!(!text.contains("s3cret"), "{text}");
+}
+
+/// Returns the answer of a registry that does not take a token any more.
+fn refusal(realm: &str) -> Fault {
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"test\"");
+    Fault::Answer(401, vec![(WWW_AUTHENTICATE, challenge)], b"{}".to_vec())
+}
+
+#[tokio::test]
+async fn a_token_may_end_at_any_request() {
+    let layer = noise(7, 300_000);
+    let raw = manifest(b"{}", &[&layer]);
+    let mut ended = 0;
+    for moment in 0..12 {
+        let registry = Registry::start().await;
+        registry.state().login = bearer(300, false);
+        let realm = format!("http://{}/token", registry.authority);
+        let mut left = moment;
+        registry.faults(move |seen| {
+            if seen.path == "/token" || seen.header("authorization").is_none() {
+                return None;
+            }
+            left -= 1;
+            (left == -1).then(|| refusal(&realm))
+        });
+        let name = reference(&format!("{}/a/b:1", registry.authority));
+        let client = with(basic("pass"));
+        let options = PushOptions::default();
+        for content in [&b"{}"[..], &layer] {
+            let source = BlobSource::Bytes(content.to_vec().into());
+            client
+                .push_blob(&name, &blob(content), &source, &options)
+                .await
+                .unwrap();
+        }
+        client
+            .push_manifest(&name, media_type::OCI_MANIFEST, &raw)
+            .await
+            .unwrap();
+        let resolved = client.resolve(&name).await.unwrap();
+        assert_eq!(&resolved.raw[..], &raw[..], "at request {moment}");
+        let fetched = client
+            .fetch_blob_bytes(&name, &blob(&layer), 1 << 20)
+            .await
+            .unwrap();
+        assert_eq!(&fetched[..], &layer[..], "at request {moment}");
+        ended += usize::from(count(&registry, "/token") > 1);
+    }
+    assert!(ended > 5, "tokens ended in the middle {ended} times only");
+}
+
+#[tokio::test]
+async fn a_download_that_was_cut_goes_on_with_another_token() {
+    let (registry, _) = with_image(bearer(300, false)).await;
+    let layer = noise(8, 300_000);
+    registry.state().add_blob("a/b", &layer);
+    let realm = format!("http://{}/token", registry.authority);
+    let mut asked = 0;
+    registry.faults(move |seen| {
+        if seen.method != "GET" || !seen.path.contains("/blobs/") {
+            return None;
+        }
+        asked += 1;
+        match asked {
+            // The first is asked who it is.
+            2 => Some(Fault::CutAt(100_000)),
+            3 => Some(refusal(&realm)),
+            _ => None,
+        }
+    });
+    let name = reference(&format!("{}/a/b:1", registry.authority));
+    let fetched = with(basic("pass"))
+        .fetch_blob_bytes(&name, &blob(&layer), 1 << 20)
+        .await
+        .unwrap();
+    assert_eq!(&fetched[..], &layer[..]);
+    assert_eq!(count(&registry, "/token"), 2);
+    let seen = registry.state().seen.clone();
+    let resumed = seen.last().and_then(|seen| seen.header("range")).unwrap();
+    assert!(
+        resumed.starts_with("bytes=") && !resumed.starts_with("bytes=0-"),
+        "{resumed}"
+    );
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_no_token_is_told_of_and_left_alone() {
+    let (registry, _) = with_image(bearer(300, false)).await;
+    let realm = format!("http://{}/token", registry.authority);
+    registry.faults(move |seen| (seen.path != "/token").then(|| refusal(&realm)));
+    let name = reference(&format!("{}/a/b:1", registry.authority));
+    let error = with(basic("pass")).resolve(&name).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unauthenticated, "{error}");
+    assert!(registry.log().len() <= 6, "{:#?}", registry.log());
+}
+
+#[tokio::test]
+async fn a_realm_that_cannot_be_asked_is_told_of() {
+    let (registry, _) = with_image(bearer(300, false)).await;
+    let name = reference(&format!("{}/a/b:1", registry.authority));
+    for (realm, message) in [
+        ("ftp://127.0.0.1/token", "the realm is no URL"),
+        ("http://", "the realm is no URL"),
+        (
+            "http://127.0.0.1:1/token",
+            "failed to connect to 127.0.0.1:1",
+        ),
+    ] {
+        registry.faults(move |_| Some(refusal(realm)));
+        let error = with(basic("pass")).resolve(&name).await.unwrap_err();
+        assert!(error.to_string().contains(message), "{realm}: {error}");
+    }
+    for (answer, message) in [
+        ("{\"token\":", "it is not valid JSON"),
+        ("{}", "there is no token in it"),
+        ("{\"token\":\"\"}", "there is no token in it"),
+        ("{\"token\":\"a\\nb\"}", "cannot stand in a header"),
+    ] {
+        let realm = format!("http://{}/token", registry.authority);
+        registry.faults(move |seen| match seen.path.as_str() {
+            "/token" => Some(Fault::Answer(200, Vec::new(), answer.into())),
+            _ => Some(refusal(&realm)),
+        });
+        let error = with(basic("pass")).resolve(&name).await.unwrap_err();
+        assert!(error.to_string().contains(message), "{answer}: {error}");
+        assert!(!format!("{error:?}").contains("a\nb"), "{error:?}");
+    }
 }

@@ -14,6 +14,7 @@ pub mod pages;
 pub mod registry;
 pub mod soak;
 pub mod times;
+mod tokens;
 pub mod trouble;
 
 use std::ffi::OsStr;

@@ -12,6 +12,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::registry::Certificate;
 use crate::soak::Chance;
+use crate::tokens::{Tokens, with_login};
 
 /// How many bytes of a connection a mishap may be away from its begin.
 const REACH: u64 = 600_000;
@@ -69,6 +70,8 @@ pub struct Targets {
     pub plain: String,
     /// The same with TLS, for a relay that speaks TLS.
     pub secure: Option<(String, Arc<Certificate>)>,
+    /// Whether the server at its limits wants tokens, and gives them out itself.
+    pub with_tokens: bool,
 }
 
 /// Relays connections to a registry with mishaps from a seed, and returns where. Half of those with TLS, and all without,
@@ -194,6 +197,7 @@ impl Mood {
 struct Moods {
     chance: Arc<Mutex<Chance>>,
     troubles: Arc<AtomicU64>,
+    tokens: Option<Tokens>,
 }
 
 impl Moods {
@@ -204,6 +208,14 @@ impl Moods {
             self.troubles.fetch_add(1, Ordering::Relaxed);
         }
         mood
+    }
+}
+
+impl Moods {
+    /// Lets a request with a good token through; else returns the answer to it.
+    fn admit(&self, tokens: &Tokens, first: &str, head: &str) -> Result<(), String> {
+        let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.admit(&mut chance, first, head)
     }
 }
 
@@ -225,7 +237,12 @@ fn moody(targets: &Targets, chance: Arc<Mutex<Chance>>, troubles: Arc<AtomicU64>
         Arc::new(config)
     });
     let target = targets.plain.clone();
-    let moods = Moods { chance, troubles };
+    let tokens = targets.with_tokens.then(Tokens::default);
+    let moods = Moods {
+        chance,
+        troubles,
+        tokens,
+    };
     listen(move |client| {
         // What goes wrong on this connection is what this is about.
         let _ = match &config {
@@ -259,25 +276,37 @@ fn answer(stream: impl Stream, target: &str, moods: &Moods, scheme: &str) -> std
         Mood::Change { at, bit } => flip = Some((at, bit)),
         Mood::Pass => {}
     }
+    let mut rest = rest.to_owned();
+    if let Some(tokens) = &moods.tokens {
+        match moods.admit(tokens, first, &rest) {
+            Err(text) => {
+                client.get_mut().write_all(text.as_bytes())?;
+                return client.get_mut().flush();
+            }
+            Ok(()) => rest = with_login(&rest),
+        }
+    }
     let mut server = TcpStream::connect(target)?;
     write!(
         server,
         "{first}\r\nX-Forwarded-Proto: {scheme}\r\nConnection: close\r\n{rest}"
     )?;
     // A server may answer before it has read everything.
-    let _ = pass_body(&mut client, &mut server, rest);
+    let _ = pass_body(&mut client, &mut server, &rest);
     pass_answer(&mut server, client.get_mut(), flip)
+}
+
+/// Returns what a head says under a name.
+pub(super) fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let fields = head.lines().filter_map(|line| line.split_once(':'));
+    let mut fields = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
+    fields.next().map(|(_, value)| value.trim())
 }
 
 /// Passes on the body of a request whose head is known.
 fn pass_body(client: &mut impl BufRead, server: &mut TcpStream, head: &str) -> std::io::Result<()> {
-    let field = |name: &str| {
-        let fields = head.lines().filter_map(|line| line.split_once(':'));
-        let mut fields = fields.filter(|(field, _)| field.eq_ignore_ascii_case(name));
-        fields.next().map(|(_, value)| value.trim().to_owned())
-    };
-    if field("transfer-encoding").is_none() {
-        let length = field("content-length").and_then(|length| length.parse().ok());
+    if field(head, "transfer-encoding").is_none() {
+        let length = field(head, "content-length").and_then(|length| length.parse().ok());
         std::io::copy(&mut client.take(length.unwrap_or(0)), server)?;
         return Ok(());
     }

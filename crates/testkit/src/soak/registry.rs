@@ -36,8 +36,8 @@ struct Place {
     direct: Environment,
     /// The registry's own address, with TLS.
     authority: String,
-    /// Bad connections: with TLS, and without.
-    bad: [String; 2],
+    /// Bad connections: with TLS, without, and with tokens in place of the login.
+    bad: [String; 3],
     troubles: Arc<AtomicU64>,
     _registries: [Registry; 2],
 }
@@ -160,17 +160,27 @@ fn place(environment: &Environment, chance: &mut Chance, stalls: bool) -> Place 
     let mut targets = Targets {
         plain: plain.authority.clone(),
         secure: Some((secure.authority.clone(), certificate)),
+        with_tokens: false,
     };
     let troubles = Arc::default();
     let with_tls = connection(&targets, chance.any(), stalls, &troubles);
     targets.secure = None;
     let without_tls = connection(&targets, chance.any(), stalls, &troubles);
+    targets.with_tokens = true;
+    let with_tokens = connection(&targets, chance.any(), stalls, &troubles);
     let direct = Environment::new(&environment.binary);
     let login =
         base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", LOGIN.0, LOGIN.1));
     for (environment, authorities) in [
         (&direct, vec![(&secure.authority, true)]),
-        (environment, vec![(&with_tls, true), (&without_tls, false)]),
+        (
+            environment,
+            vec![
+                (&with_tls, true),
+                (&without_tls, false),
+                (&with_tokens, false),
+            ],
+        ),
     ] {
         let mut text = configuration(&["docker.io"]);
         let mut logins = serde_json::Map::new();
@@ -189,7 +199,7 @@ fn place(environment: &Environment, chance: &mut Chance, stalls: bool) -> Place 
     Place {
         direct,
         authority: secure.authority.clone(),
-        bad: [with_tls, without_tls],
+        bad: [with_tls, without_tls, with_tokens],
         troubles,
         _registries: [secure, plain],
     }

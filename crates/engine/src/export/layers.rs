@@ -327,7 +327,7 @@ pub(super) fn encode(
     let dir = LayerDir::open(layer.path())?;
     let lowers = shared.tree(below)?;
     let diff = diff_options(shared, clamp);
-    let mut blob = shared.store.blobs().writer()?;
+    let mut blob = shared.store.blobs().writer_of_hashed()?;
     let memo = StoredBlocks::new(shared);
     let mut compress = CompressOptions::new(compression);
     compress.memo = Some(&memo);
@@ -359,7 +359,7 @@ fn convert(
     stop: Option<&Cancel>,
 ) -> Result<Encoding, EngineError> {
     let reader = shared.store.blobs().open(&original.digest)?;
-    let mut blob = shared.store.blobs().writer()?;
+    let mut blob = shared.store.blobs().writer_of_hashed()?;
     let writer = Stoppable {
         inner: &mut blob,
         stop,

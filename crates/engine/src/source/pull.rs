@@ -317,7 +317,7 @@ fn download(
     let reader = images
         .client()
         .blob_reader(handle, reference, descriptor, Some(progress));
-    let mut writer = blobs.writer()?;
+    let mut writer = blobs.writer_of_hashed()?;
     let shown = &status;
     let tee = Tee {
         inner: Stoppable {

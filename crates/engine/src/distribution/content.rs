@@ -84,10 +84,6 @@ impl Content {
         Ok(found.map(|tags| part(tags.into_keys(), page)))
     }
 
-    pub(super) fn has(&self, name: &str) -> Result<bool, EngineError> {
-        Ok(self.repository(name)?.is_some())
-    }
-
     pub(super) fn manifest(
         &self,
         name: &str,

@@ -20,10 +20,7 @@ pub(super) enum Route {
         name: String,
         digest: Digest,
     },
-    Referrers {
-        name: String,
-        digest: Digest,
-    },
+    Referrers,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,10 +79,10 @@ pub(super) fn route(path: &str, query: Option<&str>) -> Result<Route, Odd> {
             name: checked(name)?,
             digest: digest()?,
         }),
-        "referrers" => Ok(Route::Referrers {
-            name: checked(name)?,
-            digest: digest()?,
-        }),
+        "referrers" => {
+            (checked(name)?, digest()?);
+            Ok(Route::Referrers)
+        }
         _ => Err(Odd::NoEndpoint),
     }
 }
@@ -224,13 +221,12 @@ mod tests {
         let encoded = digest.to_string().replace(':', "%3A");
         check(&format!("/v2/some/app/manifests/{encoded}"), Ok(by_digest));
         let blob = Route::Blob {
-            name: name.clone(),
+            name,
             digest: digest.clone(),
         };
         check(&format!("/v2/some/app/blobs/{digest}"), Ok(blob));
-        let referrers = Route::Referrers { name, digest };
         let path = format!("/v2/some/app/referrers/{}", Digest::sha256_of(b"x"));
-        check(&path, Ok(referrers));
+        check(&path, Ok(Route::Referrers));
         check("/", Err(Odd::NoEndpoint));
         check("/v1/x", Err(Odd::NoEndpoint));
         check("/v20", Err(Odd::NoEndpoint));

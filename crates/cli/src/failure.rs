@@ -1,5 +1,7 @@
 //! Failures and the exit codes they mean.
 
+use std::path::Path;
+
 use engine::{Blame, BuildFailure, EngineError};
 
 use crate::table::WrongFormat;
@@ -98,7 +100,9 @@ impl Failure {
     }
 
     /// Says on stderr what went wrong, where, and why.
-    pub(crate) fn show(&self) {
+    ///
+    /// `root` is the state directory, where something was to be done there.
+    pub(crate) fn show(&self, root: Option<&Path>) {
         match self {
             Failure::Said(_) => {}
             Failure::Plain { error, .. } => {
@@ -106,7 +110,11 @@ impl Failure {
                 let engine = error
                     .chain()
                     .find_map(|cause| cause.downcast_ref::<EngineError>());
-                if let Some(help) = engine.and_then(engine::resolve_help) {
+                let help = engine.and_then(|error| {
+                    let for_room = || engine::room_help(error, root?);
+                    engine::resolve_help(error).or_else(for_room)
+                });
+                if let Some(help) = help {
                     text.push_str("\n  help: ");
                     text.push_str(&help);
                 }

@@ -43,10 +43,11 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     log::start(&arguments.global);
+    let root = places::root(&arguments.global).ok();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.show();
+            failure.show(root.as_deref());
             ExitCode::from(failure.code())
         }
     }

@@ -572,6 +572,20 @@ fn published_ports_reach_a_container() {
 }
 
 #[test]
+fn the_volumes_of_an_image_are_there_as_directories() {
+    testkit::require_fixtures!("busybox:latest");
+    let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    world.write(
+        "ctx/Dockerfile",
+        "FROM busybox\nRUN mkdir -p -m 700 /kept && echo here > /kept/file\nVOLUME /new/data /kept\n",
+    );
+    world.ok(["build", "-q", "-t", "app", "ctx"]);
+    let script = "echo 1 > /new/data/x && stat -c %a /new/data /kept && cat /kept/file";
+    let told = world.ok(["run", "--rm", "app", "sh", "-c", script]);
+    assert_eq!(told.stdout, "755\n700\nhere\n");
+}
+
+#[test]
 fn a_port_that_takes_no_connection_holds_up_no_other() {
     testkit::require_fixtures!("busybox:latest");
     let world = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));

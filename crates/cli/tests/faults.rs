@@ -254,6 +254,101 @@ fn a_disk_that_is_full_at_any_moment_harms_nothing() {
     assert!(told.stdout.starts_with("20000"), "{}", told.told());
 }
 
+/// Images come in and go out while the disk is full: what fails says so and leaves nothing half, and works afterwards.
+#[test]
+fn a_full_disk_fails_what_brings_images_in_or_out_and_harms_nothing() {
+    let environment = environment();
+    let folder = environment.work().join("mirror/docker.io/library/large");
+    fs::create_dir_all(&folder).expect("a folder");
+    // Bytes that do not compress, so that an image is as large as its files.
+    let mut noise = vec![0; 6 * MIB as usize];
+    let mut word = 1_u64;
+    for byte in &mut noise {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (word >> 56) as u8;
+    }
+    environment.write("ctx/large", noise);
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY large /\n");
+    let layout = format!("type=oci,tar=false,dest={},name=large:1", folder.display());
+    let archive = "type=docker,dest=large.tar,name=loaded:1";
+    let files = "type=tar,dest=files.tar";
+    environment.ok(["build", "-o", &layout, "-o", archive, "-o", files, "ctx"]);
+    environment.write_config(&format!(
+        "[registry.\"docker.io\"]\nmirrors = [\"oci-layout:{}\"]\n",
+        environment.work().join("mirror").display()
+    ));
+    let Some(disk) = SmallDisk::new(&environment, &environment.root(), 28 * MIB) else {
+        return;
+    };
+    let check = |free: u64, words: &[&str]| {
+        disk.fill(free);
+        let outcome = disk.run(words);
+        says_full(&outcome);
+        outcome.says("system prune");
+        disk.relieve();
+        disk.is_whole();
+        disk.run(words).success();
+        disk.is_whole();
+        disk.run(&["system", "prune", "-a", "-f"]).success();
+    };
+    for free in [64 << 10, 3 * MIB, 8 * MIB] {
+        check(free, &["load", "-i", "large.tar"]);
+        check(free, &["pull", "large:1"]);
+    }
+    check(3 * MIB, &["import", "files.tar", "imported:1"]);
+    // What was built is in no blob before it goes out.
+    disk.run(&["build", "-t", "127.0.0.1:1/built", "ctx"])
+        .success();
+    disk.fill(64 << 10);
+    for words in [
+        &["save", "-o", "saved.tar", "127.0.0.1:1/built"][..],
+        &["push", "127.0.0.1:1/built"],
+    ] {
+        says_full(&disk.run(words));
+        assert!(
+            !environment.work().join("saved.tar").exists(),
+            "half an archive"
+        );
+    }
+    disk.relieve();
+    disk.is_whole();
+    disk.run(&["save", "-o", "saved.tar", "127.0.0.1:1/built"])
+        .success();
+}
+
+/// An archive that does not fit where it is to go is not left there by half.
+#[test]
+fn a_full_disk_at_the_place_of_a_saved_image_is_told() {
+    let environment = environment();
+    let place = environment.work().join("small");
+    let Some(disk) = SmallDisk::new(&environment, &place, MIB) else {
+        return;
+    };
+    environment.write("ctx/large", vec![b'x'; 4 * MIB as usize]);
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY large /\n");
+    disk.run(&["build", "-t", "built", "ctx"]).success();
+    disk.run(&["create", "--name", "one", "built", "/large"])
+        .success();
+    for words in [
+        &["save", "-o", "small/out.tar", "built"][..],
+        &["export", "-o", "small/out.tar", "one"],
+    ] {
+        let outcome = disk.run(words);
+        says_full(&outcome);
+        outcome.says("small");
+        let left = Outcome::of(&mut disk.command(&["ls", "small"])).stdout;
+        assert_eq!(left, "", "{words:?}");
+    }
+    let copied = disk.run(&["cp", "one:/large", "small/copy"]);
+    says_full(&copied);
+    copied.says("small/copy");
+    assert!(
+        !copied.stderr.contains("system prune"),
+        "the store is not full"
+    );
+    disk.run(&["system", "check"]).success();
+}
+
 /// Copies a store as it lies there.
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);

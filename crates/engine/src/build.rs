@@ -115,7 +115,7 @@ impl Engine {
             Err(mut failure) => {
                 failure.dockerfile = known.dockerfile;
                 for step in &mut failure.steps {
-                    let help = || crate::error::room_help(&step.error, store);
+                    let help = || crate::error::room_help(&step.error, store.root());
                     step.help = step.help.take().or_else(help);
                 }
                 failure.record = Some(record);

@@ -1,6 +1,6 @@
 //! What can go wrong in a build.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci::{Digest, Reference};
@@ -167,7 +167,7 @@ impl EngineError {
 }
 
 /// Tells whether the state directory has no room left: no Dockerfile can be blamed for that.
-fn is_out_of_room(error: &EngineError) -> bool {
+pub(crate) fn is_out_of_room(error: &EngineError) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -188,18 +188,17 @@ const FULL: u64 = 1 << 20;
 /// Says that the disk of a store is full, to be put behind an error; empty where it is not.
 pub(crate) fn fullness(store: &store::Store) -> String {
     match store.disk() {
-        Ok(disk) if disk.free < FULL => full(store),
+        Ok(disk) if disk.free < FULL => full(store.root()),
         _ => String::new(),
     }
 }
 
-fn full(store: &store::Store) -> String {
-    format!("; no space left on the disk of {}", store.root().display())
+fn full(root: &Path) -> String {
+    format!("; no space left on the disk of {}", root.display())
 }
 
-/// Says what to do about an error where the store has no room.
-pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<String> {
-    let root = store.root();
+/// Says what to do about an error where the state directory `root` has no room.
+pub fn room_help(error: &EngineError, root: &Path) -> Option<String> {
     if let EngineError::Io { path, .. } = error
         && !path.starts_with(root)
     {
@@ -207,7 +206,7 @@ pub(crate) fn room_help(error: &EngineError, store: &store::Store) -> Option<Str
     }
     let is_full = match error {
         // A command may have any words in it.
-        EngineError::Step { ending, .. } => ending.ends_with(&full(store)),
+        EngineError::Step { ending, .. } => ending.ends_with(&full(root)),
         // The database has errors of its own for it.
         error => {
             let told = chain(error).to_lowercase();

@@ -53,7 +53,7 @@ pub use cancel::{Cancel, CancelGuard};
 pub use client::{AgentAddress, BuildClient, LocalDirectory, LocalFiles, LocalFilter, UPLOAD_HOST};
 pub use distribution::RegistryServer;
 pub use engine::{Engine, EngineSettings};
-pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain, resolve_help};
+pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain, resolve_help, room_help};
 pub use frontends::{FrontendCall, FrontendOutput, Frontends, RunFrontend, is_builtin_frontend};
 pub use graphs::{
     Caches, ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup,

@@ -257,7 +257,7 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
             if let Err(failure @ Failure::Build(failed)) = &result
                 && let Some(state) = &failed.state
             {
-                failure.show();
+                failure.show(None);
                 debug::after_failure(state);
                 return Err(Failure::Said(failure.code()));
             }

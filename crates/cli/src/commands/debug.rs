@@ -117,7 +117,7 @@ pub(crate) fn after_failure(state: &StepState) {
     });
     if let Err(failure) = opened {
         eprintln!("no shell was opened");
-        failure.show();
+        failure.show(None);
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, IsTerminal, Read};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use oci::Platform;
-use registry::{Credential, CredentialSources, Stored};
+use registry::{Credential, CredentialSources, RegistryError, Stored};
 use serde_json::json;
 use store::{OpenOptions, Store};
 
@@ -204,7 +204,12 @@ impl Login {
         let sources = CredentialSources::from_environment();
         let stored = runtime()?
             .block_on(registry::login(&settings, &sources, server, &credential))
-            .map_err(exit::build_error)?;
+            .map_err(|error| match error {
+                RegistryError::Unauthorized { .. } => exit::build(
+                    anyhow!(error).context("the registry refuses this username or password"),
+                ),
+                other => exit::build_error(other),
+            })?;
         if let Stored::File(path) = stored {
             eprintln!(
                 "WARNING! Your credentials are stored unencrypted in '{}'.",

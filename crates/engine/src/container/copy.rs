@@ -9,6 +9,7 @@ use store::{Layer, NamedLock, Store};
 
 use super::Container;
 use crate::container::find_container;
+use crate::error::is_out_of_room;
 use crate::export::files::NewFile;
 use crate::{Engine, EngineError};
 
@@ -103,11 +104,19 @@ impl Engine {
                         gid: rustix::process::getegid().as_raw(),
                     }),
                 };
-                transfer(&from, &into, owner)
+                // The paths in such an error begin where the files go, which need not be the store's disk.
+                transfer(&from, &into, owner).map_err(|error| match is_out_of_room(&error) {
+                    true => EngineError::io("write", local)(std::io::Error::other(error)),
+                    false => error,
+                })
             }
             (CopySource::Container { container, path }, CopyTarget::Stdout) => {
                 let from = self.source_in_container(container, path, options)?;
-                self.write_tar(&from, std::io::stdout().lock())
+                self.write_tar(
+                    &from,
+                    Path::new("standard output"),
+                    std::io::stdout().lock(),
+                )
             }
             (CopySource::Local(local), CopyTarget::Container { container, path }) => {
                 let from = from_local(local, options)?;
@@ -234,17 +243,31 @@ impl Engine {
         wanted: &str,
         out: impl std::io::Write,
     ) -> Result<u64, EngineError> {
-        let from = self.source_in_container(wanted, "/", CopyOptions::default())?;
-        self.write_tar(&from, out)
+        self.export_as(wanted, Path::new("the tar"), out)
     }
 
     /// Writes all files of a container as a tar into a file, which appears once it is whole.
     pub fn export_container_to(&self, wanted: &str, path: &Path) -> Result<u64, EngineError> {
-        NewFile::write(path, |out| self.export_container(wanted, out))
+        NewFile::write(path, |out| self.export_as(wanted, path, out))
     }
 
-    /// Writes a source as a tar: what it is named in the archive is its own name.
-    fn write_tar(&self, from: &From, out: impl std::io::Write) -> Result<u64, EngineError> {
+    fn export_as(
+        &self,
+        wanted: &str,
+        shown: &Path,
+        out: impl std::io::Write,
+    ) -> Result<u64, EngineError> {
+        let from = self.source_in_container(wanted, "/", CopyOptions::default())?;
+        self.write_tar(&from, shown, out)
+    }
+
+    /// Writes a source as a tar: what it is named in the archive is its own name. Where it goes is only shown.
+    fn write_tar(
+        &self,
+        from: &From,
+        shown: &Path,
+        out: impl std::io::Write,
+    ) -> Result<u64, EngineError> {
         let layer = self.store().new_layer()?;
         let path = layer.path();
         let mut wanted = Copy::new(from.path.clone(), "/");
@@ -255,7 +278,12 @@ impl Engine {
         let options = rootfs::diff::DiffOptions::new(rootfs::Form::Plain);
         let compress =
             rootfs::compress::CompressOptions::new(rootfs::compress::Compression::Uncompressed);
-        rootfs::diff::write_layer(&dir, None, &options, &compress, out)?;
+        rootfs::diff::write_layer(&dir, None, &options, &compress, out).map_err(
+            |error| match error {
+                rootfs::Error::WriteLayer { source } => EngineError::io("write", shown)(source),
+                other => other.into(),
+            },
+        )?;
         Ok(report.bytes)
     }
 }
@@ -453,7 +481,7 @@ fn leased(store: &Store, container: &Container) -> Result<Vec<Layer>, EngineErro
         })
 }
 
-fn open_directory(path: &Path) -> Result<std::os::fd::OwnedFd, EngineError> {
+pub(super) fn open_directory(path: &Path) -> Result<std::os::fd::OwnedFd, EngineError> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())

@@ -1,10 +1,13 @@
 //! Makes containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use oci::{ImageConfig, Platform};
 use progress::Sink;
-use store::Image;
+use rootfs::Tree;
+use rootfs::copy::Mkdir;
+use store::{Image, Layer};
 
 use super::{
     Container, ContainerConfig, ContainerMount, ContainerNetwork, ContainerState, PublishedPort,
@@ -88,6 +91,7 @@ impl Engine {
         let upper = folder.join("fs");
         std::fs::create_dir_all(&upper).map_err(EngineError::io("create", &upper))?;
         crate::step::attributes_of_root(&layers, &upper)?;
+        self.make_volumes(&layers, &upper, &config.config.volumes)?;
         let container = Container {
             name: match &request.name {
                 Some(name) => checked_name(name)?.to_owned(),
@@ -113,6 +117,32 @@ impl Engine {
             return Err(super::name_taken(error));
         }
         Ok(container)
+    }
+
+    /// Makes the directories that the image takes for granted as it calls them volumes.
+    fn make_volumes(
+        &self,
+        layers: &[Layer],
+        upper: &Path,
+        volumes: &BTreeSet<String>,
+    ) -> Result<(), EngineError> {
+        let mut lowers = Vec::with_capacity(layers.len());
+        for layer in layers {
+            lowers.push(super::copy::open_directory(layer.path())?);
+        }
+        let upper = super::copy::open_directory(upper)?;
+        let tree = Tree::writable(lowers, upper, self.shared.xattrs());
+        for path in volumes {
+            let wanted = Mkdir {
+                path: path.clone(),
+                mode: 0o755,
+                make_parents: true,
+                owner: None,
+                time: None,
+            };
+            rootfs::copy::mkdir(&tree, &wanted)?;
+        }
+        Ok(())
     }
 
     fn image_for(

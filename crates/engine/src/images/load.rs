@@ -11,7 +11,7 @@ use oci::media_type::{Kind, Naming};
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, PlatformMatcher, Reference};
 use progress::{Sink, Vertex};
 use serde::Deserialize;
-use store::{Image, Layer, NewNames, Variants};
+use store::{BlobWriter, Image, Layer, NewNames, Variants};
 
 use crate::export::image::layer_type;
 use crate::{Cancel, Engine, EngineError};
@@ -153,7 +153,7 @@ impl Engine {
             match entry.header().entry_type() {
                 tar::EntryType::Regular | tar::EntryType::Continuous => {
                     let mut writer = self.store().blobs().writer()?;
-                    std::io::copy(&mut entry, &mut writer).map_err(failed())?;
+                    pass(&mut entry, &mut writer, failed())?;
                     let file = writer.commit(None)?;
                     files.files.insert(name, file);
                 }
@@ -201,7 +201,7 @@ impl Engine {
                     let failed = || EngineError::io("read", entry.path());
                     let mut file = std::fs::File::open(entry.path()).map_err(failed())?;
                     let mut writer = self.store().blobs().writer()?;
-                    std::io::copy(&mut file, &mut writer).map_err(failed())?;
+                    pass(&mut file, &mut writer, failed())?;
                     files.files.insert(name, writer.commit(None)?);
                 }
             }
@@ -482,6 +482,23 @@ impl Files {
         let clean = clean(Path::new(name)).unwrap_or_default();
         self.get(&clean)
             .ok_or_else(|| wrong(&format!("{name:?} is not in it")))
+    }
+}
+
+/// Reads all there is into a blob. Of a disk that is full the writer tells.
+fn pass(
+    from: &mut dyn Read,
+    into: &mut BlobWriter,
+    unreadable: impl FnOnce(std::io::Error) -> EngineError,
+) -> Result<(), EngineError> {
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => into.append(&buffer[..read])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
     }
 }
 

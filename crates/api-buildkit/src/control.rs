@@ -1,9 +1,10 @@
 //! Control: the calls a client begins with.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::Control;
@@ -12,7 +13,6 @@ use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine};
 use oci::Platform;
 use progress::{Sink, system_clock};
-use store::{CollectPolicy, Item, ItemKind, Usage};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,12 +26,15 @@ use crate::caches;
 use crate::client::SessionClient;
 use crate::error::Failure;
 use crate::export::{self, Exported};
-use crate::gateway::{Gateway, blocking, seconds};
+use crate::filter::Filters;
+use crate::gateway::{Gateway, blocking};
+use crate::history_filter::HistoryFilters;
 use crate::jobs::{JobGuard, JobReceiver, Jobs};
 use crate::policy::Policies;
 use crate::scope::Producers;
 use crate::session::Sessions;
 use crate::trace::Parent;
+use crate::usage;
 
 /// What all calls share.
 pub(crate) struct Shared {
@@ -72,9 +75,8 @@ impl Control for ControlService {
         request: Request<pbc::DiskUsageRequest>,
     ) -> Result<Response<pbc::DiskUsageResponse>, Status> {
         let asked = request.into_inner();
-        refuse_filters(&asked.filter)?;
         let engine = self.0.engine.clone();
-        let record = blocking(move || records(&engine)).await?;
+        let record = blocking(move || usage::records(&engine, &asked)).await?;
         Ok(Response::new(pbc::DiskUsageResponse { record }))
     }
 
@@ -85,9 +87,8 @@ impl Control for ControlService {
         request: Request<pbc::PruneRequest>,
     ) -> Result<Response<Self::PruneStream>, Status> {
         let asked = request.into_inner();
-        refuse_filters(&asked.filter)?;
         let engine = self.0.engine.clone();
-        let gone = blocking(move || prune(&engine, &asked)).await?;
+        let gone = blocking(move || usage::prune(&engine, &asked)).await?;
         let answers = gone.into_iter().map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
     }
@@ -146,10 +147,16 @@ impl Control for ControlService {
         &self,
         request: Request<pbc::ListWorkersRequest>,
     ) -> Result<Response<pbc::ListWorkersResponse>, Status> {
-        refuse_filters(&request.into_inner().filter)?;
-        Ok(Response::new(pbc::ListWorkersResponse {
-            record: vec![worker_record(&self.0.engine)],
-        }))
+        let filters = Filters::parse(&request.into_inner().filter)?;
+        let mut record = vec![worker_record(&self.0.engine)];
+        record.retain(|worker| {
+            filters.matches(|path| match path.split_first()? {
+                (first, []) if first == "id" => Some(worker.id.clone()),
+                (first, rest) if first == "labels" => worker.labels.get(&rest.join(".")).cloned(),
+                _ => None,
+            })
+        });
+        Ok(Response::new(pbc::ListWorkersResponse { record }))
     }
 
     async fn info(
@@ -168,20 +175,32 @@ impl Control for ControlService {
         request: Request<pbc::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
         let asked = request.into_inner();
-        refuse_filters(&asked.filter)?;
+        let filters = HistoryFilters::parse(&asked.filter, SystemTime::now())?;
+        let limit = usize::try_from(asked.limit)
+            .map_err(|_| Status::invalid_argument(format!("invalid limit {}", asked.limit)))?;
         let jobs = Arc::clone(&self.0.jobs);
         let (mut now, mut later) = blocking(move || Ok(jobs.history())).await?;
-        let (early_exit, limit) = (asked.early_exit, asked.limit);
+        let early_exit = asked.early_exit;
         let is_wanted = move |event: &pbc::BuildHistoryEvent| {
-            let started = event.r#type == pbc::BuildHistoryEventType::Started as i32;
             let record = event.record.as_ref();
             let named = record.is_some_and(|record| record.r#ref == asked.r#ref);
-            (asked.r#ref.is_empty() || named) && (started || !asked.active_only)
+            (asked.r#ref.is_empty() || named) && (is_started(event) || !asked.active_only)
         };
         let (listener, answers) = mpsc::channel(8);
-        now.retain(&is_wanted);
-        if let Ok(limit @ 1..) = usize::try_from(limit) {
-            now.drain(..now.len().saturating_sub(limit));
+        // Filters and the limit are for builds that have ended.
+        let matches = |event: &pbc::BuildHistoryEvent| {
+            let mut record = event.record.iter();
+            is_started(event) || record.any(|record| filters.matches(record))
+        };
+        now.retain(|event| is_wanted(event) && matches(event));
+        if limit > 0 {
+            now.reverse();
+            let mut left = limit;
+            now.retain(|event| {
+                let stays = is_started(event) || left > 0;
+                left -= usize::from(stays && !is_started(event));
+                stays
+            });
         }
         tokio::spawn(async move {
             for event in now {
@@ -375,11 +394,8 @@ fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {
     map.into_iter().collect()
 }
 
-fn refuse_filters(filters: &[String]) -> Result<(), Status> {
-    match filters.iter().find(|filter| !filter.is_empty()) {
-        None => Ok(()),
-        Some(filter) => Err(Failure::unsupported(format!("the filter {filter:?}")).into()),
-    }
+fn is_started(event: &pbc::BuildHistoryEvent) -> bool {
+    event.r#type == pbc::BuildHistoryEventType::Started as i32
 }
 
 pub(crate) fn version() -> BuildkitVersion {
@@ -417,58 +433,4 @@ pub(crate) fn worker_record(engine: &Engine) -> WorkerRecord {
         buildkit_version: Some(version()),
         cdi_devices: Vec::new(),
     }
-}
-
-/// Returns what takes space in the store and can be given back; what is kept of builds is not among it.
-fn usage(engine: &Engine) -> Result<Vec<Usage>, Failure> {
-    let mut all = engine
-        .store()
-        .usage()
-        .map_err(|error| Failure::unknown(engine::chain(&error)))?;
-    all.retain(|usage| !matches!(usage.kind, ItemKind::Build | ItemKind::Internal));
-    Ok(all)
-}
-
-fn record(usage: &Usage) -> pbc::UsageRecord {
-    pbc::UsageRecord {
-        id: usage.item.to_string(),
-        mutable: usage.kind == ItemKind::CacheMount,
-        in_use: usage.holder.is_some(),
-        size: usage.bytes as i64,
-        created_at: Some(seconds(usage.created)),
-        last_used_at: Some(seconds(usage.used)),
-        usage_count: 1,
-        description: usage.origin.clone(),
-        record_type: usage.kind.to_string(),
-        ..pbc::UsageRecord::default()
-    }
-}
-
-fn records(engine: &Engine) -> Result<Vec<pbc::UsageRecord>, Failure> {
-    Ok(usage(engine)?.iter().map(record).collect())
-}
-
-fn prune(engine: &Engine, asked: &pbc::PruneRequest) -> Result<Vec<pbc::UsageRecord>, Failure> {
-    let before = usage(engine)?;
-    let bytes = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
-    let kept = |nanoseconds: i64| engine.store().now() - nanoseconds / 1_000_000_000;
-    let limited = asked.max_used_space > 0 || asked.min_free_space > 0 || asked.keep_duration > 0;
-    let policy = CollectPolicy {
-        max_used: match limited {
-            true => bytes(asked.max_used_space),
-            false => Some(0),
-        },
-        reserved: bytes(asked.reserved_space).unwrap_or(0),
-        min_free: bytes(asked.min_free_space),
-        unused_since: (asked.keep_duration > 0).then(|| kept(asked.keep_duration)),
-        dangling_images: asked.all,
-        ..CollectPolicy::default()
-    };
-    engine
-        .store()
-        .collect(&policy)
-        .map_err(|error| Failure::unknown(engine::chain(&error)))?;
-    let left: BTreeSet<Item> = usage(engine)?.into_iter().map(|usage| usage.item).collect();
-    let gone = before.iter().filter(|usage| !left.contains(&usage.item));
-    Ok(gone.map(record).collect())
 }

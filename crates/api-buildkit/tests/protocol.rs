@@ -505,27 +505,63 @@ fn prune_gives_back_what_builds_left() {
             .disk_usage(pbc::DiskUsageRequest::default())
             .await;
         assert!(!usage.expect("an answer").into_inner().record.is_empty());
-        let prune = pbc::PruneRequest {
-            all: true,
-            ..pbc::PruneRequest::default()
-        };
-        let mut gone = client
-            .control
-            .prune(prune)
-            .await
-            .expect("an answer")
-            .into_inner();
-        let mut count = 0;
-        while gone.message().await.expect("a record").is_some() {
-            count += 1;
+        let mut types = BTreeMap::new();
+        for kind in ["regular", "blob", "exec.cachemount"] {
+            let asked = pbc::DiskUsageRequest {
+                filter: vec![format!("type=={kind}")],
+                ..pbc::DiskUsageRequest::default()
+            };
+            let usage = client.control.disk_usage(asked).await;
+            let found = usage.expect("an answer").into_inner().record;
+            assert!(found.iter().all(|record| record.record_type == kind));
+            types.insert(kind, found.len());
         }
-        assert!(count > 0);
+        assert!(
+            types["regular"] > 0 && types["exec.cachemount"] == 0,
+            "{types:?}"
+        );
+        let young = pbc::DiskUsageRequest {
+            age_limit: 3_600_000_000_000,
+            ..pbc::DiskUsageRequest::default()
+        };
+        let usage = client.control.disk_usage(young).await;
+        assert!(usage.expect("an answer").into_inner().record.is_empty());
+        let bad = pbc::DiskUsageRequest {
+            filter: vec!["type=regular".to_owned()],
+            ..pbc::DiskUsageRequest::default()
+        };
+        let refused = client.control.disk_usage(bad).await.expect_err("a refusal");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+
+        assert_eq!(
+            prune(&mut client, &["type==exec.cachemount"]).await,
+            [""; 0]
+        );
+        let gone = prune(&mut client, &["type==regular"]).await;
+        assert_eq!(gone, vec!["regular"; types["regular"]]);
+        prune(&mut client, &[]).await;
         let usage = client
             .control
             .disk_usage(pbc::DiskUsageRequest::default())
             .await;
         assert!(usage.expect("an answer").into_inner().record.is_empty());
     });
+}
+
+/// Gives back all there is, as far as filters match, and returns the types of what that was.
+async fn prune(client: &mut Client, filter: &[&str]) -> Vec<String> {
+    let prune = pbc::PruneRequest {
+        all: true,
+        filter: filter.iter().map(|text| (*text).to_owned()).collect(),
+        ..pbc::PruneRequest::default()
+    };
+    let gone = client.control.prune(prune).await;
+    let mut gone = gone.expect("an answer").into_inner();
+    let mut types = Vec::new();
+    while let Some(record) = gone.message().await.expect("a record") {
+        types.push(record.record_type);
+    }
+    types
 }
 
 #[test]
@@ -555,6 +591,33 @@ fn the_history_tells_of_builds_until_they_are_forgotten() {
         assert_eq!(first.num_completed_steps, first.num_total_steps);
         let error = second.error.as_ref().expect("an error");
         assert!(error.message.contains("nowhere"), "{}", error.message);
+        for (filter, limit, expected) in [
+            ("status==error", 0, vec![&bad_id]),
+            ("status==completed", 0, vec![&good_id]),
+            ("startedAt<1h", 0, vec![]),
+            ("", 0, vec![&good_id, &bad_id]),
+            // With a limit the last stands first.
+            ("", 1, vec![&bad_id]),
+            ("duration<1h", 7, vec![&bad_id, &good_id]),
+        ] {
+            let asked = pbc::BuildHistoryRequest {
+                filter: vec![filter.to_owned()],
+                limit,
+                ..pbc::BuildHistoryRequest::default()
+            };
+            let found = client.history_of(asked).await;
+            let found: Vec<&String> = found.iter().map(|record| &record.r#ref).collect();
+            assert_eq!(found, expected, "{filter} {limit}");
+        }
+        let asked = pbc::BuildHistoryRequest {
+            filter: vec!["status=error".to_owned()],
+            ..pbc::BuildHistoryRequest::default()
+        };
+        let refused = client.control.listen_build_history(asked).await;
+        assert_eq!(
+            refused.expect_err("a refusal").code(),
+            Code::InvalidArgument
+        );
         let forget = pbc::UpdateBuildHistoryRequest {
             r#ref: good_id,
             delete: true,

@@ -31,6 +31,8 @@ pub struct CollectPolicy {
     pub kinds: BTreeSet<ItemKind>,
     /// Touches nothing else than what has one of these ids, or begins of ids; all if empty.
     pub ids: Vec<String>,
+    /// Touches nothing else than these.
+    pub items: Option<BTreeSet<Item>>,
     /// Removes images without a name.
     pub dangling_images: bool,
     /// Only counts what would go.
@@ -42,7 +44,9 @@ impl CollectPolicy {
     pub fn covers(&self, entry: &Usage) -> bool {
         let kind = self.kinds.is_empty() || self.kinds.contains(&entry.kind);
         let id = entry.item.to_string();
-        kind && (self.ids.is_empty() || self.ids.iter().any(|wanted| id.starts_with(wanted)))
+        let items = self.items.as_ref();
+        kind && items.is_none_or(|items| items.contains(&entry.item))
+            && (self.ids.is_empty() || self.ids.iter().any(|wanted| id.starts_with(wanted)))
     }
 
     fn rule(&self, entry: &Usage) -> String {

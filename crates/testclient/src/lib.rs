@@ -316,9 +316,21 @@ impl Client {
     ///
     /// If the server does not answer.
     pub async fn history(&mut self) -> Vec<pbc::BuildHistoryRecord> {
+        self.history_of(pbc::BuildHistoryRequest::default()).await
+    }
+
+    /// Returns the records of the builds that are asked for.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not answer.
+    pub async fn history_of(
+        &mut self,
+        request: pbc::BuildHistoryRequest,
+    ) -> Vec<pbc::BuildHistoryRecord> {
         let request = pbc::BuildHistoryRequest {
             early_exit: true,
-            ..pbc::BuildHistoryRequest::default()
+            ..request
         };
         let events = self.control.listen_build_history(request).await;
         let mut events = events.expect("a history").into_inner();

@@ -213,7 +213,7 @@ pub(crate) fn scan(
 ) -> Result<(), Failure> {
     let mode = Lookup::Registry(&scans.mode);
     let host = Platform::host();
-    let generator = image_name(build, &Policies::default(), &scans.sbom.generator)?;
+    let generator = image_name(build, &Policies::default(), &scans.sbom.generator, &host)?;
     let (name, scanner) = find_image(build, scope, &generator, &host, mode, "")
         .map_err(|failure| failure.context("the SBOM generator cannot be had"))?;
     let platforms = export::platforms(result)?;

@@ -31,6 +31,7 @@ const GATEWAY: &[&str] = &[
 
 /// Of graphs.
 const GRAPHS: &[&str] = &[
+    "source.policy.session",
     "source.image",
     "source.image.resolvemode",
     "source.local",

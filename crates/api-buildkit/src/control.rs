@@ -9,7 +9,6 @@ use std::time::SystemTime;
 use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::Control;
 use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, WorkerRecord};
-use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine};
 use oci::Platform;
 use progress::{Sink, system_clock};
@@ -35,6 +34,8 @@ use crate::scope::Producers;
 use crate::session::Sessions;
 use crate::trace::Parent;
 use crate::usage;
+use crate::verifier::Verifier;
+use crate::wire;
 
 /// What all calls share.
 pub(crate) struct Shared {
@@ -273,6 +274,13 @@ impl Shared {
             uploads: Arc::default(),
             local_sessions: Arc::new(Mutex::default()),
         });
+        let verifier = match asked.source_policy_session.as_str() {
+            "" => None,
+            id => {
+                let session = self.sessions.get(id).await?;
+                Some(Arc::new(Verifier::new(session, runtime.clone())?))
+            }
+        };
         let sink = Sink::new(JobReceiver(Arc::clone(guard.job())), system_clock);
         let credentials = SessionCredentials(Arc::clone(&session));
         let attrs = sorted(asked.frontend_attrs.clone());
@@ -294,8 +302,11 @@ impl Shared {
             frontend: asked.frontend.clone(),
             attrs,
             producers: Arc::clone(&self.producers),
-            policies: Policies::parse(&asked.source_policy)?,
+            policies: Policies::parse(&asked.source_policy)?.with_verifier(verifier.clone()),
         }));
+        if let Some(verifier) = &verifier {
+            verifier.belongs_to(&build);
+        }
         let _cancel = CancelOnDrop(build.cancel.clone());
         let stopping = {
             let cancel = build.cancel.clone();
@@ -370,11 +381,6 @@ impl Shared {
                 )));
             }
         }
-        if !asked.source_policy_session.is_empty() {
-            return Err(Failure::unsupported(
-                "a source policy that the client decides by",
-            ));
-        }
         Ok(())
     }
 }
@@ -408,7 +414,6 @@ pub(crate) fn version() -> BuildkitVersion {
 
 /// Describes the one worker there is.
 pub(crate) fn worker_record(engine: &Engine) -> WorkerRecord {
-    let host = Platform::host();
     let root = engine.store().root().to_string_lossy().into_owned();
     let label = |name: &str| format!("org.mobyproject.buildkit.worker.{name}");
     let hostname = rustix::system::uname()
@@ -422,13 +427,7 @@ pub(crate) fn worker_record(engine: &Engine) -> WorkerRecord {
             (label("snapshotter"), "overlayfs".to_owned()),
             (label("hostname"), hostname),
         ]),
-        platforms: vec![pb::Platform {
-            architecture: host.architecture.clone(),
-            os: host.os.clone(),
-            variant: host.variant.clone(),
-            os_version: host.os_version.clone(),
-            os_features: host.os_features.clone(),
-        }],
+        platforms: vec![wire::platform(&Platform::host())],
         gc_policy: Vec::new(),
         buildkit_version: Some(version()),
         cdi_devices: Vec::new(),

@@ -453,7 +453,7 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundIma
         .and_then(|reference| {
             let (engine, platform) = (&build.engine, &asked.platform);
             let other = match asked.store {
-                None => allowed(build, &reference).map_err(|failure| Unresolved {
+                None => allowed(build, &reference, platform).map_err(|failure| Unresolved {
                     reason: failure.message,
                     help: None,
                 })?,
@@ -477,7 +477,7 @@ fn find(build: &Build, asked: &ImageRequest) -> Result<(Option<String>, FoundIma
 /// Tells when a source was made, as far as the policies let it be taken.
 fn source_time(build: &Build, asked: &SourceRequest) -> Result<Option<i64>, String> {
     let source = Source::new(&asked.identifier, asked.attrs.clone());
-    let source = match build.policies.evaluate(&source) {
+    let source = match build.policies.evaluate(&source, None) {
         Ok(changed) => changed.unwrap_or(source),
         Err(failure) => return Err(failure.message),
     };
@@ -493,9 +493,13 @@ fn source_time(build: &Build, asked: &SourceRequest) -> Result<Option<i64>, Stri
 }
 
 /// Returns the image that the policies have in the place of another, if they do.
-fn allowed(build: &Build, reference: &Reference) -> Result<Option<Reference>, Failure> {
+fn allowed(
+    build: &Build,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<Reference>, Failure> {
     let tagged = reference.clone().or_latest();
-    let Some(name) = build.policies.image_name(&tagged)? else {
+    let Some(name) = build.policies.image_name(&tagged, platform)? else {
         return Ok(None);
     };
     let image = Reference::parse_normalized(&name)

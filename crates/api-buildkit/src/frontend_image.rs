@@ -185,7 +185,7 @@ fn image_of(
         Some(store) => Lookup::Store(store),
     };
     let name = match &store {
-        None => image_name(build, &Policies::default(), &name)?,
+        None => image_name(build, &Policies::default(), &name, &host)?,
         Some(_) => name,
     };
     let (reference, found) = find_image(build, scope, &name, &host, lookup, "")?;

@@ -10,7 +10,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::Llb
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{self as pbf, result};
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
 use bollard_buildkit_proto::pb;
-use engine::{BuildClient, FoundImage, ImageLookup};
+use engine::{FoundImage, ImageLookup};
 use oci::{Digest, Platform, Reference};
 use progress::{Event, Outcome, SourceInfo, Vertex, Warning};
 use tokio::sync::Notify;
@@ -27,6 +27,7 @@ use crate::exec;
 use crate::files;
 use crate::policy::{Policies, Source};
 use crate::scope::Scope;
+use crate::source_meta;
 
 /// How long a call waits for the build it names.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -165,70 +166,20 @@ pub(crate) fn find_image(
 }
 
 /// Returns the name of the image that the policies have in the place of another.
-pub(crate) fn image_name(build: &Build, more: &Policies, name: &str) -> Result<String, Failure> {
+pub(crate) fn image_name(
+    build: &Build,
+    more: &Policies,
+    name: &str,
+    platform: &Platform,
+) -> Result<String, Failure> {
     let Ok(reference) = Reference::parse_normalized(name) else {
         return Ok(name.to_owned());
     };
     let other = build
         .policies
         .and(more)
-        .image_name(&reference.or_latest())?;
+        .image_name(&reference.or_latest(), platform)?;
     Ok(other.unwrap_or_else(|| name.to_owned()))
-}
-
-/// Tells what a source that is no image is now. Blocks.
-fn meta_of(
-    build: &Build,
-    source: pb::SourceOp,
-    shown: &str,
-) -> Result<pbf::ResolveSourceMetaResponse, Failure> {
-    let mut answer = pbf::ResolveSourceMetaResponse {
-        source: Some(source.clone()),
-        ..pbf::ResolveSourceMetaResponse::default()
-    };
-    let scheme = source.identifier.split("://").next().unwrap_or_default();
-    if !matches!(scheme, "git" | "http" | "https") {
-        // Of a client's directory there is nothing to tell before it comes.
-        return match scheme {
-            "local" => Ok(answer),
-            _ => Err(Failure::unsupported(format!(
-                "the metadata of the source {}",
-                source.identifier
-            ))),
-        };
-    }
-    let op = llb::SourceOp {
-        identifier: source.identifier.clone(),
-        attrs: source.attrs.into_iter().collect(),
-    };
-    let shown = match shown {
-        "" => format!("resolve {}", source.identifier),
-        shown => shown.to_owned(),
-    };
-    let client: Arc<dyn BuildClient> = build.client.clone();
-    let (checksum, time) = build.engine.source_now(&op, &shown, &client, &build.sink)?;
-    match scheme {
-        "git" => {
-            answer.git = Some(pbf::ResolveSourceGitResponse {
-                commit_checksum: checksum.clone(),
-                checksum,
-                ..pbf::ResolveSourceGitResponse::default()
-            });
-        }
-        _ => {
-            answer.http = Some(pbf::ResolveSourceHttpResponse {
-                checksum,
-                filename: op
-                    .attrs
-                    .get(llb::attr::HTTP_FILENAME)
-                    .cloned()
-                    .unwrap_or_default(),
-                last_modified: time.map(seconds),
-                checksum_response: None,
-            });
-        }
-    }
-    Ok(answer)
 }
 
 /// The service; its clones answer the same frontends.
@@ -267,7 +218,7 @@ impl LlbBridge for GatewayService {
                 Lookup::Store(_) => asked.r#ref.clone(),
                 Lookup::Registry(_) => {
                     let more = Policies::parse(&asked.source_policies)?;
-                    image_name(&bridge.build, &more, &asked.r#ref)?
+                    image_name(&bridge.build, &more, &asked.r#ref, &platform)?
                 }
             };
             let (build, scope) = (&bridge.build, &bridge.scope);
@@ -287,59 +238,22 @@ impl LlbBridge for GatewayService {
         request: Request<pbf::ResolveSourceMetaRequest>,
     ) -> Result<Response<pbf::ResolveSourceMetaResponse>, Status> {
         let bridge = self.bridge_of(&request).await?;
-        let asked = request.into_inner();
-        let Some(mut source) = asked.source else {
+        let mut asked = request.into_inner();
+        let Some(mut source) = asked.source.take() else {
             return Err(Status::invalid_argument("source is required"));
         };
-        let more = Policies::parse(&asked.source_policies)?;
-        let now = Source::new(&source.identifier, source.attrs);
-        let policies = bridge.build.policies.and(&more);
-        let then = policies
-            .evaluate(&now)
-            .map_err(|failure| failure.context("could not resolve image due to policy"))?;
-        let then = then.unwrap_or(now);
-        source.identifier = then.identifier;
-        source.attrs = then.attrs.into_iter().collect();
-        let in_layout = source.identifier.strip_prefix("oci-layout://");
-        let store = in_layout.map(|name| {
-            let given = source.attrs.get(llb::attr::OCI_LAYOUT_STORE_ID);
-            let bare = name.split(['@', ':']).next().unwrap_or(name);
-            given.cloned().unwrap_or_else(|| bare.to_owned())
-        });
-        let in_registry = source.identifier.strip_prefix("docker-image://");
-        let Some(name) = in_registry.or(in_layout) else {
-            let answer = blocking(move || meta_of(&bridge.build, source, &asked.log_name));
-            return Ok(Response::new(answer.await?));
-        };
-        let name = name.to_owned();
-        let no_config = asked.image.as_ref().is_some_and(|image| image.no_config);
         let answer = blocking(move || {
-            let platform = platform_of(asked.platform.as_ref());
-            let mode = match &store {
-                None => Lookup::Registry(&asked.resolve_mode),
-                Some(store) => Lookup::Store(store),
-            };
-            let (_, image) = find_image(
-                &bridge.build,
-                &bridge.scope,
-                &name,
-                &platform,
-                mode,
-                &asked.log_name,
-            )?;
-            Ok(pbf::ResolveSourceMetaResponse {
-                source: Some(source),
-                image: Some(pbf::ResolveSourceImageResponse {
-                    digest: image.digest.to_string(),
-                    config: match no_config {
-                        true => Vec::new(),
-                        false => image.raw_config,
-                    },
-                    attestation_chain: None,
-                }),
-                git: None,
-                http: None,
-            })
+            let more = Policies::parse(&asked.source_policies)?;
+            let now = Source::new(&source.identifier, source.attrs);
+            let policies = bridge.build.policies.and(&more);
+            let then = policies
+                .evaluate(&now, asked.platform.as_ref())
+                .map_err(|failure| failure.context("could not resolve image due to policy"))?;
+            let then = then.unwrap_or(now);
+            source.identifier = then.identifier;
+            source.attrs = then.attrs.into_iter().collect();
+            asked.source = Some(source);
+            source_meta::of(&bridge.build, &bridge.scope, asked)
         });
         Ok(Response::new(answer.await?))
     }

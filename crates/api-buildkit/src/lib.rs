@@ -50,10 +50,12 @@ mod reading;
 mod scope;
 mod serve;
 mod session;
+mod source_meta;
 mod status;
 mod subrequest;
 mod trace;
 mod usage;
+mod verifier;
 mod wire;
 
 pub use config::{Config, Warning};

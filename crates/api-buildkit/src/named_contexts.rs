@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::pb;
 use frontend::NamedContext;
-use oci::{ImageConfig, Reference};
+use oci::{ImageConfig, Platform, Reference};
 
 use crate::build::{Build, Tree};
 use crate::dockerfile::{parse_ignore, patterns_of};
@@ -113,7 +113,9 @@ fn other_than_image(build: &Build, image: &str) -> Result<Option<String>, Failur
     let Ok(reference) = Reference::parse_normalized(image) else {
         return Ok(None);
     };
-    let identifier = build.policies.in_place_of_image(&reference.or_latest())?;
+    let identifier = build
+        .policies
+        .in_place_of_image(&reference.or_latest(), &Platform::host())?;
     Ok(identifier.filter(|identifier| !identifier.starts_with(IMAGE)))
 }
 

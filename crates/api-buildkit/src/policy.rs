@@ -9,11 +9,13 @@ use std::sync::Arc;
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy as pbs;
 use bollard_buildkit_proto::pb;
 use llb::Graph;
-use oci::{Digest, Reference};
+use oci::{Digest, Platform, Reference};
 use prost::Message;
 use regex::{Regex, RegexBuilder};
 
 use crate::error::Failure;
+use crate::verifier::Verifier;
+use crate::wire;
 
 /// What the identifiers of images begin with.
 pub(crate) const IMAGE: &str = "docker-image://";
@@ -26,7 +28,11 @@ const MOST_RULES: usize = 1024;
 
 /// The policies of a build, in their order.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Policies(Vec<Arc<Vec<Rule>>>);
+pub(crate) struct Policies {
+    rules: Vec<Arc<Vec<Rule>>>,
+    /// Is asked about what the rules allow.
+    verifier: Option<Arc<Verifier>>,
+}
 
 #[derive(Debug)]
 struct Rule {
@@ -103,23 +109,43 @@ impl Policies {
             rules.map(Arc::new)
         };
         let policies: Result<_, Failure> = policies.into_iter().map(rules).collect();
-        Ok(Self(policies?))
+        Ok(Self {
+            rules: policies?,
+            verifier: None,
+        })
     }
 
     /// Returns these and more: each is asked about what another one has made of a source.
     pub(crate) fn and(&self, more: &Policies) -> Policies {
-        Self(self.0.iter().chain(&more.0).cloned().collect())
+        Self {
+            rules: self.rules.iter().chain(&more.rules).cloned().collect(),
+            verifier: self.verifier.clone().or_else(|| more.verifier.clone()),
+        }
+    }
+
+    /// Has a client decide about what the rules allow.
+    #[must_use]
+    pub(crate) fn with_verifier(self, verifier: Option<Arc<Verifier>>) -> Self {
+        Self { verifier, ..self }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(|policy| policy.is_empty())
+        self.rules.iter().all(|policy| policy.is_empty()) && self.verifier.is_none()
     }
 
-    /// Returns what is taken in the place of a source, `None` for itself.
-    pub(crate) fn evaluate(&self, source: &Source) -> Result<Option<Source>, Failure> {
+    /// Returns what is taken in the place of a source, `None` for itself. Blocks where a client decides.
+    pub(crate) fn evaluate(
+        &self,
+        source: &Source,
+        platform: Option<&pb::Platform>,
+    ) -> Result<Option<Source>, Failure> {
         let mut current = source.clone();
         for _ in 0..=MOST_CHANGES {
-            match self.evaluate_once(&current)? {
+            let changed = match (self.evaluate_once(&current)?, &self.verifier) {
+                (None, Some(verifier)) => verifier.decide(&current, platform)?,
+                (changed, _) => changed,
+            };
+            match changed {
                 Some(changed) => current = changed,
                 None => return Ok((current != *source).then_some(current)),
             }
@@ -131,7 +157,7 @@ impl Policies {
     }
 
     fn evaluate_once(&self, source: &Source) -> Result<Option<Source>, Failure> {
-        for policy in &self.0 {
+        for policy in &self.rules {
             let mut denied = false;
             for rule in policy.iter().filter(|rule| rule.matches(source)) {
                 match &rule.action {
@@ -159,20 +185,25 @@ impl Policies {
     pub(crate) fn in_place_of_image(
         &self,
         reference: &Reference,
+        platform: &Platform,
     ) -> Result<Option<String>, Failure> {
         let source = Source {
             identifier: format!("{IMAGE}{reference}"),
             attrs: BTreeMap::new(),
         };
         let changed = self
-            .evaluate(&source)
+            .evaluate(&source, Some(&wire::platform(platform)))
             .map_err(|failure| failure.context("could not resolve image due to policy"))?;
         Ok(changed.map(|source| source.identifier))
     }
 
     /// Returns the name of the image that is taken in the place of another, where nothing else can be.
-    pub(crate) fn image_name(&self, reference: &Reference) -> Result<Option<String>, Failure> {
-        let Some(identifier) = self.in_place_of_image(reference)? else {
+    pub(crate) fn image_name(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<String>, Failure> {
+        let Some(identifier) = self.in_place_of_image(reference, platform)? else {
             return Ok(None);
         };
         match identifier.strip_prefix(IMAGE) {
@@ -195,9 +226,10 @@ impl Policies {
             let mut op = pb::Op::decode(bytes.as_slice())
                 .map_err(|_| invalid("an operation cannot be read"))?;
             let mut own = false;
+            let platform = op.platform.clone();
             if let Some(pb::op::Op::Source(source)) = &mut op.op {
                 let now = Source::new(&source.identifier, source.attrs.clone());
-                let then = self.evaluate(&now);
+                let then = self.evaluate(&now, platform.as_ref());
                 let then =
                     then.map_err(|failure| failure.context("error evaluating the source policy"))?;
                 if let Some(then) = then {
@@ -418,7 +450,7 @@ mod tests {
 
     /// What becomes of a source: its new identifier, nothing, or an error.
     fn check(rules: Vec<pbs::Rule>, identifier: &str) -> Result<Option<String>, String> {
-        let changed = policies(rules).evaluate(&source(identifier));
+        let changed = policies(rules).evaluate(&source(identifier), None);
         let changed = changed.map_err(|failure| failure.message)?;
         Ok(changed.map(|source| source.identifier))
     }
@@ -489,7 +521,7 @@ mod tests {
             let mut one = source("x");
             one.attrs.insert("k".to_owned(), "value".to_owned());
             policies(vec![made(Deny, selector, None)])
-                .evaluate(&one)
+                .evaluate(&one, None)
                 .is_err()
         };
         assert!(constrained(AttrMatch::Equal, "value"));
@@ -587,11 +619,15 @@ mod tests {
         let rules = policies(vec![made(Deny, deny, None)]);
         for name in ["alpine", "docker.io/alpine", "docker.io/library/alpine:3"] {
             let source = Source::new(&format!("docker-image://{name}"), []);
-            assert!(rules.evaluate(&source).is_err(), "{name}");
+            assert!(rules.evaluate(&source, None).is_err(), "{name}");
         }
         let lines = selector(Wildcard, "*");
         let rules = policies(vec![made(Deny, lines, None)]);
-        assert!(rules.evaluate(&Source::new("https://a\nb", [])).is_err());
+        assert!(
+            rules
+                .evaluate(&Source::new("https://a\nb", []), None)
+                .is_err()
+        );
     }
 
     #[test]

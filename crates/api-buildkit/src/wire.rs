@@ -1,7 +1,9 @@
-//! How files are described on the wire: Go's file modes, and header values.
+//! How files and platforms are described on the wire: Go's file modes, and header values.
 
 use std::path::{Component, Path};
 
+use bollard_buildkit_proto::pb;
+use oci::Platform;
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 
 use crate::error::Failure;
@@ -83,6 +85,17 @@ fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Returns a platform as it is described to others.
+pub(crate) fn platform(platform: &Platform) -> pb::Platform {
+    pb::Platform {
+        os: platform.os.clone(),
+        architecture: platform.architecture.clone(),
+        variant: platform.variant.clone(),
+        os_version: platform.os_version.clone(),
+        os_features: platform.os_features.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::health::HealthCheckRequest;
@@ -14,6 +15,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::Llb
 use bollard_buildkit_proto::pb;
 use common::{definition, names, with_server};
 use prost::Message;
+use testclient::verifier::{Answer, Decision, Said, Verifier};
 use testclient::{Client, Directory, name, of, offer, one_file};
 use tonic::{Code, Request, Status};
 
@@ -374,6 +376,26 @@ fn what_is_not_there_is_refused_by_its_name() {
     });
 }
 
+/// Returns a graph that is one source.
+fn source(identifier: &str) -> pb::Definition {
+    let source = pb::Op {
+        op: Some(pb::op::Op::Source(pb::SourceOp {
+            identifier: identifier.to_owned(),
+            attrs: BTreeMap::new(),
+        })),
+        ..pb::Op::default()
+    };
+    let digest = oci::Digest::sha256_of(&source.encode_to_vec()).to_string();
+    let end = pb::Op {
+        inputs: vec![pb::Input { digest, index: 0 }],
+        ..pb::Op::default()
+    };
+    pb::Definition {
+        def: vec![source.encode_to_vec(), end.encode_to_vec()],
+        ..pb::Definition::default()
+    }
+}
+
 #[test]
 fn a_source_policy_says_what_a_build_takes() {
     use pbc::sourcepolicy::{MatchType, Policy, PolicyAction, Rule, Selector, Update};
@@ -429,27 +451,9 @@ fn a_source_policy_says_what_a_build_takes() {
         client.solve(named).await.expect("a build");
         assert_eq!(client.files()["foo"], "replaced");
 
-        let graph = |identifier: &str| {
-            let source = pb::Op {
-                op: Some(pb::op::Op::Source(pb::SourceOp {
-                    identifier: identifier.to_owned(),
-                    attrs: BTreeMap::new(),
-                })),
-                ..pb::Op::default()
-            };
-            let digest = oci::Digest::sha256_of(&source.encode_to_vec()).to_string();
-            let end = pb::Op {
-                inputs: vec![pb::Input { digest, index: 0 }],
-                ..pb::Op::default()
-            };
-            pb::Definition {
-                def: vec![source.encode_to_vec(), end.encode_to_vec()],
-                ..pb::Definition::default()
-            }
-        };
         let solved = pbc::SolveRequest {
             frontend: String::new(),
-            definition: Some(graph("local://nowhere")),
+            definition: Some(source("local://nowhere")),
             ..request(
                 &client,
                 vec![rule(
@@ -462,13 +466,94 @@ fn a_source_policy_says_what_a_build_takes() {
         };
         client.solve(solved).await.expect("a build");
         assert_eq!(client.files()["foo"], "replaced");
+    });
+}
 
-        let by_client = pbc::SolveRequest {
-            source_policy_session: "x".to_owned(),
+#[test]
+fn a_client_may_decide_about_each_source() {
+    let url = |source: &pbf::ResolveSourceMetaResponse| {
+        let source = source.source.as_ref().expect("a source");
+        source.identifier.clone()
+    };
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&asked);
+    let decide = move |told: pbf::ResolveSourceMetaResponse| {
+        let identifier = url(&told);
+        heard.lock().unwrap().push(identifier.clone());
+        let decision = match identifier.as_str() {
+            "local://elsewhere" => Decision {
+                action: 2,
+                update: Some(pb::SourceOp {
+                    identifier: "local://context".to_owned(),
+                    ..pb::SourceOp::default()
+                }),
+                ..Decision::default()
+            },
+            "local://context" => Decision::default(),
+            "local://curious" => {
+                return Answer {
+                    request: Some(pbf::ResolveSourceMetaRequest {
+                        source: told.source,
+                        ..pbf::ResolveSourceMetaRequest::default()
+                    }),
+                    ..Answer::default()
+                };
+            }
+            _ => Decision {
+                action: 1,
+                messages: vec![Said {
+                    message: "not this one".to_owned(),
+                }],
+                ..Decision::default()
+            },
+        };
+        Answer {
+            decision: Some(decision),
+            request: None,
+        }
+    };
+    let mut offer = one_file("foo", "x");
+    offer.verifier = Some(Verifier(Arc::new(decide)));
+    with_server(|server| async move {
+        let mut client = server.client(offer, "").await;
+        let request = |client: &Client, identifier: &str| pbc::SolveRequest {
+            frontend: String::new(),
+            definition: Some(source(identifier)),
+            source_policy_session: client.session.clone(),
             ..client.request()
         };
-        let status = client.solve(by_client).await.expect_err("a refusal");
-        assert_eq!(status.code(), Code::Unimplemented);
+        let converted = request(&client, "local://elsewhere");
+        client.solve(converted).await.expect("a build");
+        assert_eq!(client.files()["foo"], "x");
+        let asked = std::mem::take(&mut *asked.lock().unwrap());
+        assert_eq!(asked, ["local://elsewhere", "local://context"]);
+
+        let denied = request(&client, "docker-image://127.0.0.1:1/a");
+        let status = client.solve(denied).await.expect_err("a refusal");
+        let said =
+            "source \"docker-image://127.0.0.1:1/a:latest\" not allowed by policy: action DENY";
+        assert!(status.message().contains(said), "{}", status.message());
+        let details = details(&status);
+        let denial = details
+            .iter()
+            .find(|(kind, _)| kind.ends_with("DecisionResponse+json"));
+        let (_, denial) = denial.expect("what the client said");
+        assert_eq!(denial["denyMessages"][0]["message"], "not this one");
+
+        // One that asks without an end is not asked for ever.
+        let curious = request(&client, "local://curious");
+        let status = client.solve(curious).await.expect_err("an end");
+        let said = "too many policy requests";
+        assert!(status.message().contains(said), "{}", status.message());
+
+        let plain = server.client(one_file("foo", "x"), "").await;
+        let nobody = request(&plain, "local://context");
+        let status = client.solve(nobody).await.expect_err("nobody decides");
+        assert!(
+            status.message().contains("PolicyVerifier"),
+            "{}",
+            status.message()
+        );
     });
 }
 

@@ -7,6 +7,7 @@
 //! *Invariants*: nothing it does outlives a [`Client`].
 
 pub mod soak;
+pub mod verifier;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -86,6 +87,8 @@ pub struct Offer {
     pub pause: std::time::Duration,
     /// Never answers for this directory.
     pub silent: Option<String>,
+    /// Decides about sources.
+    pub verifier: Option<verifier::Verifier>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -247,10 +250,17 @@ impl Client {
             let key = "x-docker-expose-session-grpc-method";
             metadata.append(key, method.parse().unwrap());
         }
+        let verifier = offer.verifier.clone();
+        if verifier.is_some() {
+            let key = "x-docker-expose-session-grpc-method";
+            let method = verifier::METHOD.to_lowercase();
+            metadata.append(key, method.parse().unwrap());
+        }
         let services = Transport::builder()
             .add_service(FileSyncServer::new(offer.clone()))
             .add_service(FileSendServer::new(offer.clone()))
             .add_service(SecretsServer::new(offer.clone()))
+            .add_optional_service(verifier)
             .serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs)));
         let mut control = ControlClient::new(channel.clone());
         let mut opening = control.clone();

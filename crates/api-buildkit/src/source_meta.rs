@@ -27,7 +27,8 @@ pub(crate) fn of(
     });
     let in_registry = source.identifier.strip_prefix(IMAGE);
     let Some(name) = in_registry.or(in_layout) else {
-        return meta_of(build, source, &asked.log_name);
+        let with_commit = asked.git.is_some_and(|git| git.return_object);
+        return meta_of(build, source, with_commit, &asked.log_name);
     };
     let platform = platform_of(asked.platform.as_ref());
     let mode = match &store {
@@ -55,6 +56,7 @@ pub(crate) fn of(
 fn meta_of(
     build: &Build,
     source: pb::SourceOp,
+    with_commit: bool,
     shown: &str,
 ) -> Result<pbf::ResolveSourceMetaResponse, Failure> {
     let mut answer = pbf::ResolveSourceMetaResponse {
@@ -81,12 +83,16 @@ fn meta_of(
         shown => shown.to_owned(),
     };
     let client: Arc<dyn BuildClient> = build.client.clone();
-    let (checksum, time) = build.engine.source_now(&op, &shown, &client, &build.sink)?;
+    let now = build
+        .engine
+        .source_now(&op, &shown, with_commit, &client, &build.sink)?;
+    let checksum = now.checksum;
     match scheme {
         "git" => {
             answer.git = Some(pbf::ResolveSourceGitResponse {
                 commit_checksum: checksum.clone(),
                 checksum,
+                commit_object: now.commit.unwrap_or_default(),
                 ..pbf::ResolveSourceGitResponse::default()
             });
         }
@@ -98,7 +104,7 @@ fn meta_of(
                     .get(llb::attr::HTTP_FILENAME)
                     .cloned()
                     .unwrap_or_default(),
-                last_modified: time.map(seconds),
+                last_modified: now.time.map(seconds),
                 checksum_response: None,
             });
         }

@@ -148,12 +148,10 @@ impl Verifier {
         let signed = |image: &pbf::ResolveSourceImageRequest| {
             image.attestation_chain || !image.resolve_attestations.is_empty()
         };
-        let git = question.git.as_ref();
         let http = question.http.as_ref();
         // To leave it out would read as if there were none.
         let unsupported = match () {
             () if image.is_some_and(signed) => "attestations of an image",
-            () if git.is_some_and(|git| git.return_object) => "objects of a repository",
             () if http.is_some_and(|http| http.checksum_request.is_some()) => {
                 "checksums of another kind"
             }

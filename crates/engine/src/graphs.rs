@@ -53,6 +53,17 @@ pub struct FoundImage {
     pinned: PinnedImage,
 }
 
+/// What a source is now.
+#[derive(Debug, Clone)]
+pub struct SourceNow {
+    /// A digest, or the name of a commit.
+    pub checksum: String,
+    /// In seconds since 1970, of a file whose server says so.
+    pub time: Option<i64>,
+    /// The bytes of a commit.
+    pub commit: Option<Vec<u8>>,
+}
+
 /// Images that were found while a graph was made, so that they need not be found again.
 #[derive(Debug, Clone, Default)]
 pub struct KnownImages(BTreeMap<(String, String), PinnedImage>);
@@ -484,23 +495,31 @@ impl Engine {
         Ok(trees)
     }
 
-    /// Finds out what a source that is fetched is now: the digest of a file or the name of a commit, and the time that its
-    /// server gives it.
+    /// Finds out what a source is now; of a repository also the commit as git keeps it, if that is asked for.
     pub fn source_now(
         &self,
         source: &llb::SourceOp,
         name: &str,
+        with_commit: bool,
         client: &Arc<dyn BuildClient>,
         sink: &Sink,
-    ) -> Result<(String, Option<i64>), EngineError> {
+    ) -> Result<SourceNow, EngineError> {
         let running = sink.vertex(Vertex::named(name)).start();
         let access = GitAccess::default().of_client(Some(Arc::clone(client)));
         let found = Fetched::pin(&self.shared, &access, source, &running).and_then(|pinned| {
-            let time = match &pinned {
-                Fetched::Http(_) => pinned.time(&access, &running)?,
-                Fetched::Git(_) => None,
+            let (time, commit) = match &pinned {
+                Fetched::Http(_) => (pinned.time(&access, &running)?, None),
+                Fetched::Git(tree) if with_commit => {
+                    (None, Some(tree.commit_object(&access, &running)?))
+                }
+                Fetched::Git(_) => (None, None),
             };
-            Ok((pinned.content().1, time))
+            let checksum = pinned.content().1;
+            Ok(SourceNow {
+                checksum,
+                time,
+                commit,
+            })
         });
         running.conclude(&found, |error| crate::error::chain(error));
         found

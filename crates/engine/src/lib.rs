@@ -57,7 +57,7 @@ pub use error::{Blame, BuildFailure, EngineError, StepFailure, chain, resolve_he
 pub use frontends::{FrontendCall, FrontendOutput, Frontends, RunFrontend, is_builtin_frontend};
 pub use graphs::{
     Caches, ExportTree, FailedVertex, FoundImage, GraphFailure, GraphRequest, ImageLookup,
-    KnownImages, Solved,
+    KnownImages, Solved, SourceNow,
 };
 pub use inspect::Inspected;
 pub use keys::KeyPart;

@@ -219,6 +219,20 @@ impl VertexWork {
             .collect()
     }
 
+    /// Tells of each input whether recorded results of it do not count.
+    ///
+    /// Clients' frontends say so of a step alone, not of the directory that they make for it to begin a cache mount with.
+    fn inputs_made_anew(&self) -> Vec<bool> {
+        let inputs = self.inputs.iter().map(|(input, _)| input);
+        let is_made_for_it = |input: &VertexWork| {
+            let is_file = matches!(input.action, VertexAction::Operation(Op::File(_)));
+            is_file && input.inputs.is_empty()
+        };
+        inputs
+            .map(|input| input.forced || (self.forced && is_made_for_it(input)))
+            .collect()
+    }
+
     /// Waits until no other build runs this step; meanwhile shows what it prints there.
     fn claim(&self, running: &RunningVertex, cancel: &Cancel) -> Result<Claim, EngineError> {
         let name = format!("step-{}", hex(&self.key));
@@ -307,8 +321,7 @@ impl VertexWork {
                     let mut usage = None;
                     let name = &self.name;
                     self.notes().root = root_of(op, trees);
-                    let forced: Vec<bool> =
-                        self.inputs.iter().map(|(input, _)| input.forced).collect();
+                    let forced: Vec<bool> = self.inputs_made_anew();
                     cache_mount::renew(&self.context, op, trees, &forced, cancel)?;
                     let result =
                         exec::run(&self.context, op, trees, running, name, cancel, &mut usage);

@@ -266,6 +266,18 @@ impl GitTree {
         commit_time(&git, self.commit())
     }
 
+    /// Returns the commit as git keeps it.
+    pub(crate) fn commit_object(
+        &self,
+        access: &GitAccess,
+        running: &RunningVertex,
+    ) -> Result<Vec<u8>, EngineError> {
+        let folder = temporary("git")?;
+        let git = Git::new(access, &self.wanted.remote, folder.path(), None, running);
+        self.fetch(&git)?;
+        git.run_for_bytes(&["cat-file", "commit", self.commit()])
+    }
+
     /// Checks the commit out.
     pub(crate) fn unpack(
         &self,

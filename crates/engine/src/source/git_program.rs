@@ -240,7 +240,13 @@ impl<'a> Git<'a> {
 
     /// Runs git without prompts and hooks, and returns what it prints; what it complains of goes to the log.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<String, EngineError> {
-        self.attempt(arguments)?.map_err(|complaint| {
+        let bytes = self.run_for_bytes(arguments)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Runs git as [`run`](Self::run) does, where what it prints is no text.
+    pub(crate) fn run_for_bytes(&self, arguments: &[&str]) -> Result<Vec<u8>, EngineError> {
+        self.attempt_for_bytes(arguments)?.map_err(|complaint| {
             let last = last_words(&complaint).to_owned();
             let logger = self.running.logger(progress::Stream::Stderr);
             logger.log(complaint.into_bytes());
@@ -257,6 +263,14 @@ impl<'a> Git<'a> {
         &self,
         arguments: &[&str],
     ) -> Result<Result<String, String>, EngineError> {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(self.attempt_for_bytes(arguments)?.map(text))
+    }
+
+    fn attempt_for_bytes(
+        &self,
+        arguments: &[&str],
+    ) -> Result<Result<Vec<u8>, String>, EngineError> {
         let mut command = Command::new("git");
         for setting in [
             "core.hooksPath=/dev/null",
@@ -308,7 +322,7 @@ impl<'a> Git<'a> {
                 _ => EngineError::io("run", "git")(error),
             })?;
         if output.status.success() {
-            return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
+            return Ok(Ok(output.stdout));
         }
         let text = String::from_utf8_lossy(&output.stderr);
         Ok(Err(

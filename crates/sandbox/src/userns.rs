@@ -56,8 +56,86 @@ impl fmt::Display for Rung {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolation {
     pub rung: Rung,
+    /// What stands before a better rung; `None` where nothing does, or nobody knows of a better one.
+    pub obstacle: Option<Obstacle>,
     /// Why no better rung, and what this one limits; one sentence each, for the user.
     pub notes: Vec<String>,
+}
+
+/// What stands before a better rung.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// `kernel.apparmor_restrict_unprivileged_userns` is 1, and no profile allows it.
+    AppArmor,
+    /// As many user namespaces as `user.max_user_namespaces` allows are there.
+    NamespaceLimit,
+    /// The kernel's setting, a seccomp filter or a chroot forbids user namespaces.
+    NamespacesForbidden,
+    /// There is no such system call, or it is hidden.
+    NoNamespaces,
+    /// The kernel refuses user namespaces for another reason: its error number.
+    NamespacesRefused(i32),
+    /// A file with ranges of ids has none for this user.
+    NoRange { file: &'static str, uid: u32 },
+    /// A program is missing.
+    NoTool { name: &'static str },
+    /// A program is neither setuid nor has capabilities.
+    UnprivilegedTool { path: PathBuf },
+    /// A program is on a file system mounted `nosuid`.
+    NoSuid { path: PathBuf },
+    /// The process has `no_new_privs`, so that no program gains rights.
+    NoNewPrivileges,
+    /// A program that maps ids refused it, with its words.
+    MapRefused(String),
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NONE_MADE: &str = "user namespaces can't be made";
+        match self {
+            Obstacle::AppArmor => formatter.write_str(
+                "AppArmor forbids user namespaces to ordinary users (kernel.apparmor_restrict_unprivileged_userns \
+                 is 1): give the builder a profile that allows userns, or set it to 0",
+            ),
+            Obstacle::NamespaceLimit => write!(
+                formatter,
+                "{NONE_MADE}: the limit user.max_user_namespaces is reached or 0"
+            ),
+            Obstacle::NamespacesForbidden => write!(
+                formatter,
+                "{NONE_MADE}: they are forbidden (kernel.unprivileged_userns_clone, a seccomp filter of a container, \
+                 or a chroot)"
+            ),
+            Obstacle::NoNamespaces => write!(
+                formatter,
+                "{NONE_MADE}: the kernel has none, or a seccomp filter of a container hides them"
+            ),
+            Obstacle::NamespacesRefused(errno) => {
+                write!(formatter, "{NONE_MADE}: {}", crate::error::errno_text(*errno))
+            }
+            Obstacle::NoRange { file, uid } => write!(
+                formatter,
+                "no subordinate ids: {file} has no range for uid {uid}"
+            ),
+            Obstacle::NoTool { name } => write!(
+                formatter,
+                "{name} is not installed (package uidmap or shadow-utils)"
+            ),
+            Obstacle::UnprivilegedTool { path } => write!(
+                formatter,
+                "{} is neither setuid nor has capabilities",
+                path.display()
+            ),
+            Obstacle::NoSuid { path } => write!(
+                formatter,
+                "{} is on a file system mounted nosuid",
+                path.display()
+            ),
+            Obstacle::NoNewPrivileges => formatter
+                .write_str("no_new_privs is set for this process, so newuidmap gains no rights"),
+            Obstacle::MapRefused(reason) => formatter.write_str(reason),
+        }
+    }
 }
 
 /// What is known of the machine and of this process.
@@ -141,9 +219,11 @@ pub fn enter_if_needed(config: &Config) -> Result<Isolation, SandboxError> {
         Entry::Single => enter_single(&facts)?,
         Entry::Subordinate => {
             if let Err(reason) = enter_subordinate(&facts)? {
+                let obstacle = Obstacle::MapRefused(reason);
                 isolation = Isolation {
                     rung: Rung::SingleId,
-                    notes: vec![reason, SINGLE_LIMIT.to_owned()],
+                    notes: vec![obstacle.to_string(), SINGLE_LIMIT.to_owned()],
+                    obstacle: Some(obstacle),
                 };
                 check_minimum(config, &isolation)?;
                 map_single(&facts)?;
@@ -191,80 +271,61 @@ fn decide(facts: &Facts) -> (Isolation, Entry) {
             Rung::SingleId => notes.push(SINGLE_LIMIT.to_owned()),
             Rung::SubordinateIds | Rung::Unavailable => {}
         }
-        return (Isolation { rung, notes }, Entry::Direct);
+        let isolation = Isolation {
+            rung,
+            obstacle: None,
+            notes,
+        };
+        return (isolation, Entry::Direct);
     }
-    match facts.namespaces {
-        Namespaces::Allowed => {}
-        Namespaces::ProcHidden => notes.push(
-            "parts of /proc are hidden here (as container runtimes do), so a new one can't be mounted: steps see \
-             the processes of the builder in it"
-                .to_owned(),
-        ),
-        Namespaces::AppArmor => {
+    let refused = match facts.namespaces {
+        Namespaces::Allowed => None,
+        Namespaces::ProcHidden => {
             notes.push(
-                "AppArmor forbids user namespaces to ordinary users (kernel.apparmor_restrict_unprivileged_userns \
-                 is 1): give the builder a profile that allows userns, or set it to 0"
+                "parts of /proc are hidden here (as container runtimes do), so a new one can't be mounted: steps see \
+                 the processes of the builder in it"
                     .to_owned(),
             );
-            return (Isolation { rung: Rung::Unavailable, notes }, Entry::Direct);
+            None
         }
-        Namespaces::Refused(errno) => {
-            notes.push(refusal(errno));
-            return (Isolation { rung: Rung::Unavailable, notes }, Entry::Direct);
-        }
+        Namespaces::AppArmor => Some(Obstacle::AppArmor),
+        Namespaces::Refused(errno) => Some(refusal(errno)),
+    };
+    let (rung, entry, obstacle) = match (refused, missing_for_subordinate(facts)) {
+        (Some(refused), _) => (Rung::Unavailable, Entry::Direct, Some(refused)),
+        (None, None) => (Rung::SubordinateIds, Entry::Subordinate, None),
+        (None, Some(missing)) => (Rung::SingleId, Entry::Single, Some(missing)),
+    };
+    notes.extend(obstacle.as_ref().map(ToString::to_string));
+    if rung == Rung::SingleId {
+        notes.push(SINGLE_LIMIT.to_owned());
     }
-    match missing_for_subordinate(facts) {
-        None => (
-            Isolation {
-                rung: Rung::SubordinateIds,
-                notes,
-            },
-            Entry::Subordinate,
-        ),
-        Some(reason) => {
-            notes.push(reason);
-            notes.push(SINGLE_LIMIT.to_owned());
-            (
-                Isolation {
-                    rung: Rung::SingleId,
-                    notes,
-                },
-                Entry::Single,
-            )
-        }
-    }
+    let isolation = Isolation {
+        rung,
+        obstacle,
+        notes,
+    };
+    (isolation, entry)
 }
 
-fn refusal(errno: i32) -> String {
-    let reason = match errno {
-        libc::ENOSPC => "the limit user.max_user_namespaces is reached or 0",
-        libc::EPERM => {
-            "they are forbidden (kernel.unprivileged_userns_clone, a seccomp filter of a container, or a chroot)"
-        }
-        libc::ENOSYS | libc::EINVAL => {
-            "the kernel has none, or a seccomp filter of a container hides them"
-        }
-        _ => {
-            return format!(
-                "user namespaces can't be made: {}",
-                io::Error::from_raw_os_error(errno)
-            );
-        }
-    };
-    format!("user namespaces can't be made: {reason}")
+fn refusal(errno: i32) -> Obstacle {
+    match errno {
+        libc::ENOSPC => Obstacle::NamespaceLimit,
+        libc::EPERM => Obstacle::NamespacesForbidden,
+        libc::ENOSYS | libc::EINVAL => Obstacle::NoNamespaces,
+        errno => Obstacle::NamespacesRefused(errno),
+    }
 }
 
 /// Says what stands against subordinate ids.
-fn missing_for_subordinate(facts: &Facts) -> Option<String> {
+fn missing_for_subordinate(facts: &Facts) -> Option<Obstacle> {
     for (file, ranges) in [
         ("/etc/subuid", &facts.subordinate_uids),
         ("/etc/subgid", &facts.subordinate_gids),
     ] {
         if ranges.is_empty() {
-            return Some(format!(
-                "no subordinate ids: {file} has no range for uid {}",
-                facts.uid
-            ));
+            let uid = facts.uid;
+            return Some(Obstacle::NoRange { file, uid });
         }
     }
     for (name, tool) in [
@@ -272,29 +333,21 @@ fn missing_for_subordinate(facts: &Facts) -> Option<String> {
         ("newgidmap", &facts.newgidmap),
     ] {
         match tool {
-            Tool::Missing => {
-                return Some(format!(
-                    "{name} is not installed (package uidmap or shadow-utils)"
-                ));
+            Tool::Missing => return Some(Obstacle::NoTool { name }),
+            Tool::Unprivileged(found) => {
+                return Some(Obstacle::UnprivilegedTool {
+                    path: found.clone(),
+                });
             }
-            Tool::Unprivileged(path) => {
-                return Some(format!(
-                    "{} is neither setuid nor has capabilities",
-                    path.display()
-                ));
-            }
-            Tool::NoSuid(path) => {
-                return Some(format!(
-                    "{} is on a file system mounted nosuid",
-                    path.display()
-                ));
+            Tool::NoSuid(found) => {
+                return Some(Obstacle::NoSuid {
+                    path: found.clone(),
+                });
             }
             Tool::Ready(_) => {}
         }
     }
-    facts
-        .no_new_privs
-        .then(|| "no_new_privs is set for this process, so newuidmap gains no rights".to_owned())
+    facts.no_new_privs.then_some(Obstacle::NoNewPrivileges)
 }
 
 /// Looks at the machine and at this process.
@@ -692,6 +745,7 @@ mod tests {
         };
         let below = Isolation {
             rung: Rung::SingleId,
+            obstacle: None,
             notes: vec!["no subordinate ids".to_owned()],
         };
         let error = check_minimum(&config, &below)
@@ -706,6 +760,7 @@ mod tests {
                 &config,
                 &Isolation {
                     rung: Rung::SubordinateIds,
+                    obstacle: None,
                     notes: vec![]
                 }
             )

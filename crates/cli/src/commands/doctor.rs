@@ -7,7 +7,8 @@ use anyhow::Context;
 use clap::Args;
 use rustix::fs::Access;
 use rustix::mount::{MountFlags, UnmountFlags};
-use sandbox::{NetworkMode, userns};
+use sandbox::NetworkMode;
+use sandbox::userns::{self, Obstacle};
 use serde_json::{Map, Value};
 
 use crate::arguments::Global;
@@ -227,6 +228,7 @@ fn isolation_without_entering(user: &User) -> Finding {
             return Finding::bad(NAME, Health::Fail, engine::chain(&error), mend);
         }
     };
+    let obstacle = isolation.obstacle.as_ref();
     let notes = isolation.notes.join("; ");
     let found = match notes.is_empty() {
         true => isolation.rung.to_string(),
@@ -234,58 +236,48 @@ fn isolation_without_entering(user: &User) -> Finding {
     };
     match isolation.rung {
         userns::Rung::Unavailable => {
-            Finding::bad(NAME, Health::Fail, found, mend_isolation(&notes, user))
+            Finding::bad(NAME, Health::Fail, found, mend_isolation(obstacle, user))
         }
         userns::Rung::SingleId => {
-            Finding::bad(NAME, Health::Warn, found, mend_isolation(&notes, user))
+            Finding::bad(NAME, Health::Warn, found, mend_isolation(obstacle, user))
         }
         userns::Rung::Root | userns::Rung::SubordinateIds => Finding::ok(NAME, found),
     }
 }
 
-/// Returns the command that mends what the notes tell.
-fn mend_isolation(notes: &str, user: &User) -> String {
-    let commands = [
-        (
-            "apparmor_restrict",
+/// Returns what removes an obstacle, a command where there is one.
+fn mend_isolation(obstacle: Option<&Obstacle>, user: &User) -> String {
+    let mend = match obstacle {
+        Some(Obstacle::AppArmor) => {
             "install lapstrake's AppArmor profile (the Debian package has it), or: \
-             sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
-        (
-            "max_user_namespaces",
-            "sudo sysctl -w user.max_user_namespaces=28633",
-        ),
-        (
-            "unprivileged_userns_clone",
+             sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+        }
+        Some(Obstacle::NamespaceLimit) => "sudo sysctl -w user.max_user_namespaces=28633",
+        Some(Obstacle::NamespacesForbidden) => {
             "sudo sysctl -w kernel.unprivileged_userns_clone=1; in a container, allow it namespaces (seccomp and \
-             AppArmor unconfined)",
-        ),
-        (
-            "is not installed",
-            "sudo apt-get install -y uidmap (Fedora: shadow-utils)",
-        ),
-        (
-            "nosuid",
-            "mount the file system of newuidmap without nosuid",
-        ),
-        ("neither setuid", "sudo apt-get install --reinstall uidmap"),
-        (
-            "no_new_privs",
-            "run lapstrake without no_new_privs (in a container: allowPrivilegeEscalation)",
-        ),
-    ];
-    if notes.contains("no subordinate ids") {
-        let name = &user.name;
-        return format!(
-            "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
-        );
-    }
-    let found = commands.iter().find(|(part, _)| notes.contains(part));
-    found
-        .map_or("run it as an ordinary user of the machine", |(_, mend)| {
-            mend
-        })
-        .to_owned()
+             AppArmor unconfined)"
+        }
+        Some(Obstacle::NoNamespaces | Obstacle::NamespacesRefused(_)) => {
+            "take a kernel with user namespaces (CONFIG_USER_NS); in a container, allow it namespaces (seccomp \
+             unconfined)"
+        }
+        Some(Obstacle::NoRange { .. } | Obstacle::MapRefused(_)) => {
+            let name = &user.name;
+            return format!(
+                "sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
+            );
+        }
+        Some(Obstacle::NoTool { .. }) => "sudo apt-get install -y uidmap (Fedora: shadow-utils)",
+        Some(Obstacle::UnprivilegedTool { .. }) => "sudo apt-get install --reinstall uidmap",
+        Some(Obstacle::NoSuid { path }) => {
+            return format!("mount the file system of {} without nosuid", path.display());
+        }
+        Some(Obstacle::NoNewPrivileges) => {
+            "run lapstrake without no_new_privs (in a container: allowPrivilegeEscalation)"
+        }
+        None => "run it as an ordinary user of the machine",
+    };
+    mend.to_owned()
 }
 
 fn network(outlook: &Outlook, user: &User, tun: bool) -> Finding {
@@ -474,29 +466,32 @@ mod tests {
             name: "ana".to_owned(),
             is_root: false,
         };
-        let check = |notes: &str, expected: &str| {
-            let mend = mend_isolation(notes, &user);
-            assert!(mend.contains(expected), "{notes}: {mend}");
+        let check = |obstacle: Obstacle, expected: &str| {
+            let mend = mend_isolation(Some(&obstacle), &user);
+            assert!(mend.contains(expected), "{obstacle}: {mend}");
         };
+        let (file, uid) = ("/etc/subuid", 5);
         check(
-            "no subordinate ids: /etc/subuid has no range for uid 5",
+            Obstacle::NoRange { file, uid },
             "usermod --add-subuids 100000-165535",
         );
+        check(Obstacle::NoRange { file, uid }, " ana");
+        check(Obstacle::MapRefused("newuidmap: x".to_owned()), " ana");
+        check(Obstacle::NoTool { name: "newuidmap" }, "install -y uidmap");
+        let path: std::path::PathBuf = "/usr/bin/newuidmap".into();
         check(
-            "no subordinate ids: /etc/subuid has no range for uid 5",
-            " ana",
+            Obstacle::UnprivilegedTool { path: path.clone() },
+            "--reinstall uidmap",
         );
         check(
-            "newuidmap is not installed (package uidmap or shadow-utils)",
-            "install -y uidmap",
+            Obstacle::NoSuid { path },
+            "/usr/bin/newuidmap without nosuid",
         );
-        check(
-            "user namespaces can't be made: the limit user.max_user_namespaces is reached or 0",
-            "sysctl",
-        );
-        check(
-            "AppArmor forbids (kernel.apparmor_restrict_unprivileged_userns is 1)",
-            "profile",
-        );
+        check(Obstacle::NoNewPrivileges, "allowPrivilegeEscalation");
+        check(Obstacle::NamespaceLimit, "user.max_user_namespaces=");
+        check(Obstacle::NamespacesForbidden, "unprivileged_userns_clone=1");
+        check(Obstacle::NoNamespaces, "CONFIG_USER_NS");
+        check(Obstacle::NamespacesRefused(5), "CONFIG_USER_NS");
+        check(Obstacle::AppArmor, "profile");
     }
 }

@@ -351,6 +351,50 @@ fn a_page_of_many_stages_and_a_long_log_stays_usable() {
     browser.open(&page);
     let high = browser.evaluate("document.querySelector('#timeline').clientHeight");
     assert!(high.as_u64().unwrap() < 2000, "the timeline is {high} high");
+    let seen = "(() => { const of = (s) => document.querySelector(s).getBoundingClientRect();
+        const [target, frame] = [of('#graph .stage.target'), of('#graph .scroll')];
+        return target.top >= frame.top && target.left >= frame.left && target.left < frame.right; })()";
+    assert_eq!(browser.evaluate(seen), true, "the target is out of sight");
     let lanes = browser.evaluate("document.querySelectorAll('.lanes > li').length");
     assert!(lanes.as_u64().unwrap() > 300, "{lanes} lanes");
+}
+
+#[test]
+fn a_page_of_several_platforms_names_them_without_breaking_words() {
+    testkit::require_fixtures!("busybox");
+    testkit::require_programs!("chromium");
+    let environment = Environment::new(env!("CARGO_BIN_EXE_lapstrake"));
+    environment.write(
+        "Dockerfile",
+        "FROM --platform=$BUILDPLATFORM busybox AS build\nARG TARGETARCH\nRUN echo $TARGETARCH > /out\n\
+         FROM scratch\nCOPY --from=build /out /\n",
+    );
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    environment.ok(["build", "-q", "-t", "app", platforms, "."]);
+    environment.ok(["report", "-o", "page.html"]);
+    let mut browser = Browser::start();
+    for width in [400, 1280] {
+        browser.look(width, 900, false);
+        browser.open(&environment.work().join("page.html"));
+        let wide = browser.evaluate("document.documentElement.scrollWidth");
+        assert!(
+            wide.as_u64().unwrap() <= u64::from(width),
+            "{wide} at {width}"
+        );
+        // The first word of each name stands on one line.
+        let rows = "[...document.querySelectorAll('.lane b')].map((name) => {
+            const word = document.createRange();
+            word.setStart(name.firstChild, 0);
+            word.setEnd(name.firstChild, (name.firstChild.data + ' ').indexOf(' ') % (name.firstChild.length + 1));
+            return word.getClientRects().length; })";
+        let rows = browser.evaluate(rows);
+        let rows = rows.as_array().unwrap();
+        assert!(rows.len() > 4, "{rows:?}");
+        assert!(rows.iter().all(|rows| *rows == 1), "{rows:?} at {width}");
+        let text = browser.evaluate("document.querySelector('.lanes').innerText");
+        for name in ["linux/amd64 ", "linux/arm64 "] {
+            assert!(text.as_str().unwrap().contains(name), "{text}");
+        }
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
 }

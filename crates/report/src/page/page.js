@@ -16,6 +16,17 @@
     theme.setAttribute('aria-label', 'Colours: ' + names[next]);
   });
 
+  // A graph that is larger than its window begins at what was built.
+  for (const frame of all('.scroll')) {
+    const target = frame.querySelector('.stage.target');
+    if (!target) continue;
+    const [inside, around] = [target.getBoundingClientRect(), frame.getBoundingClientRect()];
+    // In the middle, or from its beginning where it is larger itself.
+    const way = (start, size, from, room) => (size < room ? start + size / 2 - from - room / 2 : start - from - 12);
+    frame.scrollLeft += way(inside.left, inside.width, around.left, around.width);
+    frame.scrollTop += way(inside.top, inside.height, around.top, around.height);
+  }
+
   // A link to a step opens it, even if a filter hides it.
   const reveal = (focus) => {
     const id = decodeURIComponent(location.hash.slice(1));

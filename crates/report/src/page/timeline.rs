@@ -38,12 +38,16 @@ pub(super) fn section(page: &Page<'_>) -> Section {
     } else {
         ""
     };
+    let wide = match lanes.iter().any(|lane| lane.name.contains('/')) {
+        true => " wide",
+        false => "",
+    };
     let lanes: String = lanes
         .iter()
         .map(|lane| lane.html(&scale, &is_critical))
         .collect();
     let body = format!(
-        "<div class=\"timeline\">\n<div class=\"axis\" aria-hidden=\"true\"><span></span>{}</div>\n<ol class=\"lanes{many}\">{lanes}</ol>\n</div>\n{}{}",
+        "<div class=\"timeline{wide}\">\n<div class=\"axis\" aria-hidden=\"true\"><span></span>{}</div>\n<ol class=\"lanes{many}\">{lanes}</ol>\n</div>\n{}{}",
         scale.axis(),
         legend(),
         slow(page, &path),
@@ -168,8 +172,10 @@ impl Lane<'_> {
         }
         let spent = super::time(spent);
         let name = markup(&cut(&self.name, 60));
+        // Names with platforms are long: they break where a reader would.
+        let broken = name.replace("-&gt;", "<wbr>-&gt;");
         format!(
-            "<li><p class=\"lane\"><b>{name}</b><span>{spent}</span></p>\
+            "<li><p class=\"lane\"><b>{broken}</b><span>{spent}</span></p>\
              <svg width=\"100%\" height=\"{height}\" role=\"group\" aria-label=\"Steps of {name}\">{bars}</svg></li>\n"
         )
     }

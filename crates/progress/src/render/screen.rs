@@ -60,7 +60,7 @@ impl Screen {
         let text = self
             .lines
             .iter()
-            .map(|line| cut(&line.iter().collect::<String>(), width));
+            .map(|line| shortened(&line.iter().collect::<String>(), width));
         text.filter(|line| !line.trim().is_empty()).collect()
     }
 
@@ -167,7 +167,7 @@ mod tests {
         check(&[b"a\nb\nc\nd\n"], &["c", "d"]);
         check(
             &[b"long line of many characters"],
-            &["long line of many ch"],
+            &["long line of many c…"],
         );
     }
 

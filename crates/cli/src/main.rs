@@ -4,6 +4,9 @@
 //!
 //! *Not here*: building; it is the engine's.
 
+// The docs of arguments are their help, where brackets stand for what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod annotations;
 mod arguments;
 mod attach;

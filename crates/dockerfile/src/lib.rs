@@ -2,7 +2,7 @@
 //!
 //! *Responsibility.* Turns the bytes of a Dockerfile into a tree with source spans ([`parse`]), then into typed
 //! build stages ([`Ast::stages`]); expands shell words; matches ignore patterns; reports what `docker build --check`
-//! reports ([`lint`]) and lists targets and parameters. Everything is a function of its arguments.
+//! reports ([`mod@check`]) and lists targets and parameters. Everything is a function of its arguments.
 //!
 //! *Not here.* Any knowledge of builds: no graph, no image, no file system, no network. Rendering of diagnostics for
 //! a terminal; they are data with spans.

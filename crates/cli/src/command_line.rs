@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn the_last_one_of_an_option_counts() {
+        let words = "lapstrake build --progress=plain -t a --target=x --progress=quiet -t b --target=y --no-cache --no-cache .";
+        let words = words.split_whitespace().map(OsString::from).collect();
+        match read(words).unwrap().command {
+            crate::arguments::Command::Build(build) => {
+                assert_eq!(build.progress, crate::arguments::ProgressMode::Quiet);
+                assert_eq!(build.target.as_deref(), Some("y"));
+                assert_eq!(build.tags, ["a", "b"]);
+            }
+            other => panic!("read as {other:?}"),
+        }
+    }
+
+    #[test]
     fn switches_take_yes_and_no() {
         let check = |words: &str, expected: bool| {
             let words = words.split_whitespace().map(OsString::from).collect();

@@ -8,7 +8,8 @@ use crate::arguments::Arguments;
 
 /// Returns the whole command line, with the examples in its help.
 pub(crate) fn command() -> Command {
-    with_examples(Arguments::command(), "")
+    // Of an option that is given twice the last one counts, as docker has it.
+    with_examples(Arguments::command(), "").args_override_self(true)
 }
 
 fn with_examples(mut command: Command, path: &str) -> Command {

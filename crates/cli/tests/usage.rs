@@ -60,7 +60,11 @@ fn words_that_are_near_are_suggested() {
 fn the_file_that_may_be_meant_is_named() {
     check(&[
         ("build", 2, &["<PATH|URL|->", "most often a dot"]),
-        ("build nowhere", 2, &["\"nowhere\"", "No such file"]),
+        (
+            "build nowhere",
+            2,
+            &["\"nowhere\"", "there is no directory"],
+        ),
         ("build empty", 1, &["no file empty/Dockerfile", "write one"]),
         (
             "build -f Dockerfile.dev app",

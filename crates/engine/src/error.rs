@@ -40,6 +40,12 @@ pub enum EngineError {
         reference: Box<Reference>,
         source: Box<registry::RegistryError>,
     },
+    /// An image cannot be sent.
+    #[error("failed to push {reference}")]
+    Push {
+        reference: Box<Reference>,
+        source: Box<registry::RegistryError>,
+    },
     /// An image has nothing for the platform.
     #[error("{reference} has no image for {platform}; it has {available}")]
     NoPlatform {
@@ -145,6 +151,7 @@ impl EngineError {
     pub fn is_not_found(&self) -> bool {
         match self {
             EngineError::Registry(error) => error.is_not_found(),
+            EngineError::Push { source, .. } => source.is_not_found(),
             EngineError::NoCacheMounts { .. } => true,
             _ => false,
         }
@@ -222,29 +229,44 @@ pub fn room_help(error: &EngineError, root: &Path) -> Option<String> {
     })
 }
 
-/// Says what to do about an image that cannot be had.
+/// Says what to do about an image that cannot be had, or cannot be sent.
 pub fn resolve_help(error: &EngineError) -> Option<String> {
     use registry::RegistryError as Cause;
-    let EngineError::Resolve { reference, source } = error else {
-        return None;
+    let (reference, source, is_push) = match error {
+        EngineError::Resolve { reference, source } => (reference, source, false),
+        EngineError::Push { reference, source } => (reference, source, true),
+        _ => return None,
     };
+    let registry = reference.domain();
     // The registry itself comes last and has the last word.
     let last = match source.as_ref() {
         Cause::Exhausted { attempts, .. } => attempts.last()?,
         only => only,
     };
     Some(match last {
+        Cause::NotFound { .. } if is_push => {
+            "look for a typo in the name; some registries want a repository to be made before anything is sent to it"
+                .to_owned()
+        }
         Cause::NotFound { .. } => {
             "look for a typo in the name or the tag: the registry has answered, and has no such image".to_owned()
         }
+        Cause::Unauthorized { .. } | Cause::Denied { .. } if is_push => format!(
+            "log in with `lapstrake login {registry}`, as someone who may write to this repository"
+        ),
         Cause::Unauthorized { .. } | Cause::Denied { .. } => format!(
-            "log in with `lapstrake login {}`; many registries say the same of a name that does not exist",
-            reference.domain()
+            "log in with `lapstrake login {registry}`; many registries say the same of a name that does not exist"
         ),
+        Cause::RateLimited { .. } if is_push => {
+            format!("log in with `lapstrake login {registry}` for more requests, or wait")
+        }
         Cause::RateLimited { .. } => format!(
-            "log in with `lapstrake login {}` for more requests, or name a mirror in the configuration",
-            reference.domain()
+            "log in with `lapstrake login {registry}` for more requests, or name a mirror in the configuration"
         ),
+        Cause::Connect { .. } | Cause::Timeout { .. } if is_push => {
+            "look at the registry's name and the network; what was built is recorded, so a second try only sends it"
+                .to_owned()
+        }
         Cause::Connect { .. } | Cause::Timeout { .. } => {
             "look at the registry's name and the network; without one, bring images with `lapstrake load` or name a \
              mirror in the configuration"
@@ -335,7 +357,7 @@ impl From<EngineError> for BuildFailure {
             name: None,
             lines: None,
             span: None,
-            help: None,
+            help: resolve_help(&error),
             error: Arc::new(error),
         }])
     }

@@ -204,6 +204,8 @@ pub(crate) struct Accepted {
     #[arg(long, hide = true)]
     pub(crate) compress: bool,
     #[arg(long, hide = true)]
+    pub(crate) disable_content_trust: bool,
+    #[arg(long, hide = true)]
     pub(crate) isolation: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) security_opt: Vec<String>,

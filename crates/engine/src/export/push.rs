@@ -177,11 +177,22 @@ pub(crate) fn push_blobs(
         .into_inner()
         .unwrap_or_else(|poison| poison.into_inner())
     {
-        Some(error) => Err(error),
+        Some(error) => Err(pushing(name, error)),
         None => {
             status.finish(total);
             Ok(())
         }
+    }
+}
+
+/// Says of a registry's error what was to be sent.
+fn pushing(name: &Reference, error: EngineError) -> EngineError {
+    match error {
+        EngineError::Registry(source) => EngineError::Push {
+            reference: Box::new(name.clone()),
+            source: Box::new(source),
+        },
+        other => other,
     }
 }
 
@@ -208,7 +219,7 @@ pub(crate) fn push_manifests(
         let push = images
             .client()
             .push_manifest(&target, &descriptor.media_type, bytes);
-        images.wait(push)?;
+        images.wait(push).map_err(|error| pushing(name, error))?;
         status.finish(0);
     }
     Ok(())

@@ -4,6 +4,7 @@ mod compare;
 mod compress;
 mod curves;
 mod growth;
+mod growth_report;
 pub(crate) mod instructions;
 pub(crate) mod peers;
 mod report;

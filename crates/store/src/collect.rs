@@ -239,14 +239,12 @@ impl Store {
     fn remove_dangling_images(&self, dry_run: bool) -> Result<Vec<Digest>, StoreError> {
         let names = self.names()?;
         let named: BTreeSet<&Digest> = names.iter().flat_map(|name| name.images()).collect();
-        let mut removed = Vec::new();
-        for image in self.images()? {
-            let dangling = !named.contains(&image.id);
-            if dangling && (dry_run || self.remove_image_without_name(&image.id)?) {
-                removed.push(image.id);
-            }
+        let dangling = self.images()?.into_iter().map(|image| image.id);
+        let dangling: Vec<Digest> = dangling.filter(|id| !named.contains(id)).collect();
+        match dry_run {
+            true => Ok(dangling),
+            false => self.remove_images_without_name(&dangling),
         }
-        Ok(removed)
     }
 
     /// Locks something that is to go; gives it back if somebody uses it.

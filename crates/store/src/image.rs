@@ -1,6 +1,6 @@
 //! Images and their names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::OptionalExtension;
 use serde::{Deserialize, Serialize};
@@ -158,14 +158,27 @@ impl Store {
         })
     }
 
-    /// Removes an image's record unless it has a name; returns whether it had none.
-    pub fn remove_image_without_name(&self, id: &Digest) -> Result<bool, StoreError> {
-        self.write("remove an image", |transaction| {
-            let removed = transaction.execute(
-                "DELETE FROM image WHERE id = ?1 AND id NOT IN (SELECT image FROM named)",
-                [id.to_string()],
-            )?;
-            Ok(removed > 0)
+    /// Removes the records of those of these images that have no name; returns them, in the order given.
+    ///
+    /// All names are read once, however many images there are.
+    pub fn remove_images_without_name(&self, ids: &[Digest]) -> Result<Vec<Digest>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write("remove images", |transaction| {
+            let named: BTreeSet<String> = transaction
+                .prepare_cached("SELECT image FROM named")?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            let mut delete = transaction.prepare_cached("DELETE FROM image WHERE id = ?1")?;
+            let mut removed = Vec::new();
+            for id in ids {
+                let text = id.to_string();
+                if !named.contains(&text) && delete.execute([text])? > 0 {
+                    removed.push(id.clone());
+                }
+            }
+            Ok(removed)
         })
     }
 
@@ -356,4 +369,49 @@ fn parse_digest(subject: &str, text: &str) -> Result<Digest, StoreError> {
         subject: subject.to_owned(),
         reason: format!("{text:?} is no digest"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::store;
+
+    #[test]
+    fn images_without_a_name_go_together_and_named_ones_stay() {
+        let (_folder, store) = store();
+        let image = |number: u8| Image {
+            id: Digest::sha256_of(&[number]),
+            manifest: None,
+            layers: None,
+            platform: "linux/amd64".to_owned(),
+            size: 0,
+            created: 0,
+            annotations: BTreeMap::new(),
+        };
+        let ids: Vec<Digest> = (0..4).map(|number| image(number).id).collect();
+        let name: Reference = "docker.io/library/app:latest".parse().expect("a name");
+        let several = Variants {
+            index: Digest::sha256_of(b"index"),
+            images: vec![ids[1].clone(), ids[2].clone()],
+        };
+        let names = NewNames {
+            names: &[name],
+            digest: None,
+            variants: Some(&several),
+        };
+        store
+            .put_images(&[image(0), image(1), image(2)], &ids[1], names)
+            .expect("room");
+        // The last one is not in the store at all.
+        let removed = store.remove_images_without_name(&ids).expect("removed");
+        assert_eq!(removed, [ids[0].clone()]);
+        let left: Vec<Digest> = store
+            .images()
+            .expect("a list")
+            .into_iter()
+            .map(|it| it.id)
+            .collect();
+        assert_eq!(left.len(), 2);
+        assert!(left.contains(&ids[1]) && left.contains(&ids[2]));
+    }
 }

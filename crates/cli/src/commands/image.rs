@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use engine::images::Subject;
 use engine::{Destination, Engine};
-use oci::{ImageConfig, Platform, Reference};
+use oci::{Digest, ImageConfig, Platform, Reference};
 use serde_json::{Map, Value};
 use store::{CollectPolicy, Image, Store};
 
@@ -623,10 +623,10 @@ pub(crate) fn prune(store: &Store, filters: &PruneFilters) -> Result<String> {
             out.push_str(&format!("untagged: {}\n", familiar(&name.reference)));
         }
     }
-    for image in images {
-        if !kept.contains(&image.id) && store.remove_image_without_name(&image.id)? {
-            out.push_str(&format!("deleted: {}\n", image.id));
-        }
+    let surplus = images.into_iter().map(|image| image.id);
+    let surplus: Vec<Digest> = surplus.filter(|id| !kept.contains(id)).collect();
+    for id in store.remove_images_without_name(&surplus)? {
+        out.push_str(&format!("deleted: {id}\n"));
     }
     Ok(out)
 }

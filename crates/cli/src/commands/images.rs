@@ -1,5 +1,7 @@
 //! `lapstrake images` and `lapstrake rmi`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use engine::images::Subject;
@@ -76,7 +78,7 @@ impl Images {
         }
         let mut out = String::new();
         if self.quiet {
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             for row in &rows {
                 if seen.insert(row.id.clone()) {
                     out.push_str(&self.id(row));
@@ -145,9 +147,14 @@ const WITH_DIGESTS: [(&str, &str); 6] = [
 ];
 
 impl Row {
-    fn of_name(image: &Image, reference: Reference, name: &ImageName, images: &[Image]) -> Self {
-        let meant = |id: &Digest| images.iter().find(|image| image.id == *id);
-        let all: Vec<&Image> = name.images().iter().filter_map(meant).collect();
+    fn of_name(
+        image: &Image,
+        reference: Reference,
+        name: &ImageName,
+        images: &BTreeMap<&Digest, &Image>,
+    ) -> Self {
+        let meant = name.images().iter().filter_map(|id| images.get(id));
+        let all: Vec<&&Image> = meant.collect();
         let platforms: Vec<&str> = all.iter().map(|image| image.platform.as_str()).collect();
         Self {
             id: match &name.variants {
@@ -185,21 +192,26 @@ impl Row {
 
 /// Returns every image under every name, newest first.
 fn rows(store: &Store) -> Result<Vec<Row>> {
-    let names = store.names()?;
-    let images = store.images()?;
+    rows_of(&store.names()?, &store.images()?)
+}
+
+/// Joins images with their names, each found by its id: a store may have many thousands of both.
+fn rows_of(names: &[ImageName], images: &[Image]) -> Result<Vec<Row>> {
+    let by_id: BTreeMap<&Digest, &Image> = images.iter().map(|image| (&image.id, image)).collect();
+    let mut names_of: BTreeMap<&Digest, Vec<&ImageName>> = BTreeMap::new();
+    let mut named = BTreeSet::new();
+    for name in names {
+        names_of.entry(&name.image).or_default().push(name);
+        named.extend(name.images());
+    }
     let mut rows = Vec::new();
-    for image in &images {
-        let mut is_named = false;
-        for name in &names {
-            is_named |= name.images().contains(&image.id);
-            if name.image != image.id {
-                continue;
-            }
+    for image in images {
+        for name in names_of.get(&image.id).into_iter().flatten() {
             let reference = Reference::parse_normalized(&name.reference)
                 .with_context(|| format!("the store has the name {:?}", name.reference))?;
-            rows.push(Row::of_name(image, reference, name, &images));
+            rows.push(Row::of_name(image, reference, name, &by_id));
         }
-        if !is_named {
+        if !named.contains(&image.id) && !names_of.contains_key(&image.id) {
             rows.push(Row {
                 id: image.id.clone(),
                 size: image.size,
@@ -368,5 +380,65 @@ impl Remove {
             out.push_str(&format!("Deleted: {id}\n"));
         }
         crate::output::print(&out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(number: u32) -> Image {
+        Image {
+            id: Digest::sha256_of(&number.to_le_bytes()),
+            manifest: None,
+            layers: None,
+            platform: "linux/amd64".to_owned(),
+            size: 7,
+            created: 0,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    fn name(reference: &str, image: u32) -> ImageName {
+        ImageName {
+            reference: format!("docker.io/library/{reference}:latest"),
+            image: self::image(image).id,
+            digest: None,
+            variants: None,
+            updated: 0,
+        }
+    }
+
+    #[test]
+    fn images_stand_in_their_order_once_for_each_name_or_nameless() {
+        let names = [name("a", 3), name("b", 1), name("c", 3)];
+        let rows = rows_of(&names, &[image(3), image(2), image(1)]).unwrap();
+        let texts: Vec<String> = rows.iter().map(|row| row.texts().0).collect();
+        assert_eq!(texts, ["a", "c", "<none>", "b"]);
+        assert!(rows.iter().all(|row| row.size == 7));
+    }
+
+    #[test]
+    fn images_of_an_index_belong_to_its_row() {
+        let mut several = name("several", 1);
+        several.variants = Some(store::Variants {
+            index: Digest::sha256_of(b"index"),
+            images: vec![image(1).id, image(2).id],
+        });
+        let rows = rows_of(&[several], &[image(2), image(1)]).unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].size, 14);
+        assert_eq!(rows[0].platform, "linux/amd64,linux/amd64");
+    }
+
+    #[test]
+    fn a_hundred_thousand_images_are_joined_with_their_names() {
+        // With a look at all names for each image this would be ten thousand million comparisons.
+        const COUNT: u32 = 100_000;
+        let images: Vec<Image> = (0..COUNT).map(image).collect();
+        let names: Vec<ImageName> = (0..COUNT)
+            .map(|number| name(&format!("app-{number}"), number))
+            .collect();
+        assert_eq!(rows_of(&names, &images).unwrap().len(), COUNT as usize);
     }
 }

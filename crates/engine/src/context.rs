@@ -58,7 +58,7 @@ impl ContextTree {
             .root()
             .join("memos")
             .join(crate::keys::hex(&name));
-        let memo = MemoTable::from_bytes(&std::fs::read(&memo_file).unwrap_or_default());
+        let memo = MemoTable::from_bytes(std::fs::read(&memo_file).unwrap_or_default());
         Ok(Self {
             capture,
             memo,
@@ -84,9 +84,13 @@ impl ContextTree {
         files.map(|file| String::from_utf8_lossy(&file.path).into_owned())
     }
 
-    /// Returns the files of a selection, with what counts of each.
-    pub(crate) fn list(&self, selection: &Selection) -> Result<Vec<ListedFile>, EngineError> {
-        Ok(self.capture.list(selection, &self.memo)?)
+    /// Returns the first files of a selection with what counts of each, and how many more there are.
+    pub(crate) fn list(
+        &self,
+        selection: &Selection,
+        most: usize,
+    ) -> Result<(Vec<ListedFile>, usize), EngineError> {
+        Ok(self.capture.list(selection, most, &self.memo)?)
     }
 
     /// Returns the checksum of what a step takes.

@@ -83,7 +83,7 @@ fn hash_a_context_that_is_known(bencher: Bencher<'_, '_>) {
     };
     let memo = MemoTable::default();
     sum(&memo);
-    let memo = MemoTable::from_bytes(&memo.to_bytes());
+    let memo = MemoTable::from_bytes(memo.to_bytes());
     bencher.bench(|| sum(&memo));
 }
 

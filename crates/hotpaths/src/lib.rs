@@ -106,7 +106,7 @@ pub fn workloads() -> Vec<Workload> {
         Workload::on(
             "read what is known of 10,000 files",
             || memo().to_bytes(),
-            |memo| MemoTable::from_bytes(memo),
+            |memo| MemoTable::from_bytes(memo.clone()),
         ),
     ]
 }

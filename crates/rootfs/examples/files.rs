@@ -36,7 +36,7 @@ fn main() -> Result<()> {
             timed("cold", || sum(dir, &memo))?;
             let bytes = timed("save", || Ok(memo.to_bytes()))?;
             for _ in 0..3 {
-                let memo = timed("load", || Ok(MemoTable::from_bytes(&bytes)))?;
+                let memo = timed("load", || Ok(MemoTable::from_bytes(bytes.clone())))?;
                 timed("warm", || sum(dir, &memo))?;
             }
             timed("as a tree", || {

@@ -6,7 +6,7 @@
 //! (git's rule for racy entries), nor on file systems whose change times are not this kernel's own.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher;
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
@@ -154,21 +154,20 @@ fn keeps_honest_times(file: BorrowedFd<'_>) -> bool {
 }
 
 /// A memo in memory that can be written to and read from bytes.
+///
+/// What was read in stays as it was in the file: the memory of a large context is mostly this.
 #[derive(Debug, Default)]
 pub struct MemoTable {
-    known: HashMap<(u64, u64), Known, BuildHasherDefault<InodeHasher>>,
+    /// A header and entries, sorted by device and inode.
+    bytes: Vec<u8>,
+    /// The numbers of the entries plus one, by the hash of their inodes, each in the first free slot; half are free.
+    index: Vec<u32>,
     fresh: Mutex<Vec<(FileStamp, FileContent)>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    size: u64,
-    modified: Timestamp,
-    changed: Timestamp,
-    content: FileContent,
-}
-
 const MAGIC: &[u8; 8] = b"LSMEMO1\n";
+/// Length of what comes before the entries: the magic and a checksum of them.
+const HEADER: usize = MAGIC.len() + 4;
 /// Length of one entry: device, inode, size, two times, a flag and two hashes.
 const ENTRY: usize = 8 + 8 + 8 + 12 + 12 + 1 + 32 + 32;
 /// The most entries kept; beyond that, those with the lowest inode numbers go first.
@@ -176,73 +175,72 @@ const MOST_ENTRIES: usize = 2_000_000;
 
 impl MemoTable {
     /// Reads what [`to_bytes`](Self::to_bytes) wrote; what is damaged or of another version is an empty table.
-    pub fn from_bytes(bytes: &[u8]) -> MemoTable {
-        let mut table = MemoTable::default();
+    pub fn from_bytes(bytes: Vec<u8>) -> MemoTable {
         let Some((sum, entries)) = bytes
             .strip_prefix(MAGIC)
             .and_then(|rest| rest.split_first_chunk::<4>())
         else {
-            return table;
+            return MemoTable::default();
         };
         if u32::from_le_bytes(*sum) != crc32fast::hash(entries)
             || !entries.len().is_multiple_of(ENTRY)
         {
-            return table;
+            return MemoTable::default();
         }
-        table.known.reserve(entries.len() / ENTRY);
-        for entry in entries.chunks_exact(ENTRY) {
-            let (stamp, content) = decode(entry);
-            table.insert(&stamp, &content);
+        let count = entries.len() / ENTRY;
+        let mut table = MemoTable {
+            index: vec![0; (count * 2).next_power_of_two()],
+            bytes,
+            fresh: Mutex::default(),
+        };
+        let mut last = None;
+        for number in 0..count {
+            let inode = inode_of(table.entry(number));
+            if last.is_some_and(|last| last >= inode) {
+                return MemoTable::default();
+            }
+            last = Some(inode);
+            let slot = table
+                .slots(inode)
+                .find(|slot| table.index[*slot] == 0)
+                .expect("half of the slots are free");
+            table.index[slot] = number as u32 + 1;
         }
         table
     }
 
     /// Writes all entries, sorted.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut all: Vec<(FileStamp, FileContent)> = self
-            .known
-            .iter()
-            .map(|(&(device, inode), known)| {
-                let Known {
-                    size,
-                    modified,
-                    changed,
-                    content,
-                } = *known;
-                (
-                    FileStamp {
-                        device,
-                        inode,
-                        size,
-                        modified,
-                        changed,
-                    },
-                    content,
-                )
-            })
-            .collect();
-        // The stable sort leaves what is fresh after what it replaces; of equal inodes the last one counts.
-        all.extend(
-            self.fresh
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .copied(),
-        );
-        all.sort_by_key(|(stamp, _)| (stamp.device, stamp.inode));
-        let skip = all.len().saturating_sub(MOST_ENTRIES);
-        let mut entries = Vec::with_capacity((all.len() - skip) * ENTRY);
-        for (index, (stamp, content)) in all.iter().enumerate().skip(skip) {
-            let is_last = all
-                .get(index + 1)
-                .is_none_or(|(next, _)| (next.device, next.inode) != (stamp.device, stamp.inode));
-            if is_last {
-                encode(stamp, content, &mut entries);
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        // The sort is stable: of equal inodes the last one counts.
+        fresh.sort_by_key(|(stamp, _)| (stamp.device, stamp.inode));
+        let skip = (self.len() + fresh.len()).saturating_sub(MOST_ENTRIES);
+        let count = self.len() + fresh.len() - skip;
+        let mut bytes = Vec::with_capacity(HEADER + count * ENTRY);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&[0; 4]);
+        let mut known = (0..self.len()).map(|number| self.entry(number)).peekable();
+        let mut fresh = fresh.iter().peekable();
+        for number in 0..self.len() + fresh.len() {
+            let key = |stamp: &FileStamp| (stamp.device, stamp.inode);
+            let next = fresh.peek().map(|(stamp, _)| key(stamp));
+            let is_known = |entry: &&[u8]| next.is_none_or(|next| inode_of(entry) <= next);
+            // What is fresh comes after what it replaces.
+            if let Some(entry) = known.next_if(is_known) {
+                if number >= skip && next != Some(inode_of(entry)) {
+                    bytes.extend_from_slice(entry);
+                }
+            } else if let Some((stamp, content)) = fresh.next() {
+                let replaced = fresh
+                    .peek()
+                    .is_some_and(|(next, _)| key(next) == key(stamp));
+                if number >= skip && !replaced {
+                    encode(stamp, content, &mut bytes);
+                }
             }
         }
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&crc32fast::hash(&entries).to_le_bytes());
-        bytes.extend_from_slice(&entries);
+        let sum = crc32fast::hash(&bytes[HEADER..]);
+        bytes[MAGIC.len()..HEADER].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
@@ -255,24 +253,36 @@ impl MemoTable {
             .is_empty()
     }
 
-    fn insert(&mut self, stamp: &FileStamp, content: &FileContent) {
-        let known = Known {
-            size: stamp.size,
-            modified: stamp.modified,
-            changed: stamp.changed,
-            content: *content,
-        };
-        self.known.insert((stamp.device, stamp.inode), known);
+    /// Returns how many entries were read in.
+    fn len(&self) -> usize {
+        self.bytes.len().saturating_sub(HEADER) / ENTRY
+    }
+
+    fn entry(&self, number: usize) -> &[u8] {
+        &self.bytes[HEADER + number * ENTRY..][..ENTRY]
+    }
+
+    /// Lists the slots of the index where an inode may be, the likely ones first.
+    fn slots(&self, (device, inode): (u64, u64)) -> impl Iterator<Item = usize> + use<> {
+        let mut hasher = InodeHasher::default();
+        hasher.write_u64(device);
+        hasher.write_u64(inode);
+        let (first, length) = (hasher.finish() as usize, self.index.len());
+        (0..length).map(move |step| first.wrapping_add(step) & (length - 1))
     }
 }
 
 impl FileMemo for MemoTable {
     /// Returns what was read in; what is remembered now is for the next process.
     fn recall(&self, stamp: &FileStamp) -> Option<FileContent> {
-        let known = self.known.get(&(stamp.device, stamp.inode))?;
-        let same = (known.size, known.modified, known.changed)
-            == (stamp.size, stamp.modified, stamp.changed);
-        same.then_some(known.content)
+        let inode = (stamp.device, stamp.inode);
+        let mut entries = self
+            .slots(inode)
+            .map_while(|slot| self.index[slot].checked_sub(1))
+            .map(|number| self.entry(number as usize));
+        let entry = entries.find(|entry| inode_of(entry) == inode)?;
+        let (known, content) = decode(entry);
+        (known == *stamp).then_some(content)
     }
 
     fn remember(&self, stamp: &FileStamp, content: &FileContent) {
@@ -281,6 +291,15 @@ impl FileMemo for MemoTable {
             .unwrap_or_else(PoisonError::into_inner)
             .push((*stamp, *content));
     }
+}
+
+/// Returns the device and inode that an entry begins with.
+fn inode_of(entry: &[u8]) -> (u64, u64) {
+    let number = |at: usize| {
+        let bytes = entry[at..].first_chunk::<8>();
+        u64::from_le_bytes(*bytes.expect("an entry has a fixed length"))
+    };
+    (number(0), number(8))
 }
 
 fn encode(stamp: &FileStamp, content: &FileContent, to: &mut Vec<u8>) {
@@ -383,7 +402,7 @@ mod tests {
     fn a_table_survives_being_written_and_read() {
         let table = MemoTable::default();
         (0..100).for_each(|n| table.remember(&stamp(n), &content(n as u8)));
-        let again = MemoTable::from_bytes(&table.to_bytes());
+        let again = MemoTable::from_bytes(table.to_bytes());
         (0..100).for_each(|n| assert_eq!(again.recall(&stamp(n)), Some(content(n as u8))));
         assert!(table.is_changed() && !again.is_changed());
         assert_eq!(again.to_bytes(), table.to_bytes());
@@ -395,7 +414,7 @@ mod tests {
             },
             &content(77),
         );
-        let third = MemoTable::from_bytes(&again.to_bytes());
+        let third = MemoTable::from_bytes(again.to_bytes());
         assert_eq!(third.recall(&stamp(5)), None);
         assert_eq!(
             third.recall(&FileStamp {
@@ -410,7 +429,7 @@ mod tests {
     fn any_difference_in_the_stamp_is_another_file() {
         let table = MemoTable::default();
         table.remember(&stamp(1), &content(1));
-        let table = MemoTable::from_bytes(&table.to_bytes());
+        let table = MemoTable::from_bytes(table.to_bytes());
         for other in [
             FileStamp {
                 device: 2,
@@ -441,13 +460,62 @@ mod tests {
         let bytes = table.to_bytes();
         for length in 0..bytes.len() {
             assert_eq!(
-                MemoTable::from_bytes(&bytes[..length]).recall(&stamp(1)),
+                MemoTable::from_bytes(bytes[..length].to_vec()).recall(&stamp(1)),
                 None
             );
         }
         let mut flipped = bytes.clone();
         *flipped.last_mut().unwrap() ^= 1;
-        assert_eq!(MemoTable::from_bytes(&flipped).recall(&stamp(1)), None);
+        assert_eq!(MemoTable::from_bytes(flipped).recall(&stamp(1)), None);
+    }
+
+    #[test]
+    fn entries_out_of_order_are_an_empty_table() {
+        let table = MemoTable::default();
+        (1..3).for_each(|n| table.remember(&stamp(n), &content(1)));
+        let bytes = table.to_bytes();
+        let (first, second) = bytes[HEADER..].split_at(ENTRY);
+        let mut turned = [&bytes[..HEADER], second, first].concat();
+        let sum = crc32fast::hash(&turned[HEADER..]);
+        turned[MAGIC.len()..HEADER].copy_from_slice(&sum.to_le_bytes());
+        let table = MemoTable::from_bytes(turned);
+        assert_eq!(table.recall(&stamp(1)), None);
+        assert_eq!(table.recall(&stamp(2)), None);
+    }
+
+    #[test]
+    fn what_is_learned_joins_what_was_known_in_its_place() {
+        let table = MemoTable::default();
+        for n in [2, 4, 6] {
+            table.remember(&stamp(n), &content(10));
+        }
+        let table = MemoTable::from_bytes(table.to_bytes());
+        // One of them twice: the last one counts.
+        for n in [7, 4, 1, 5, 4] {
+            table.remember(&stamp(n), &content(n as u8 + 20));
+        }
+        let all = MemoTable::from_bytes(table.to_bytes());
+        let found = (0..9).map(|n| all.recall(&stamp(n)).map(|content| content.data[0]));
+        let found: Vec<Option<u8>> = found.collect();
+        let expected = [0, 21, 10, 0, 24, 25, 10, 27, 0];
+        assert_eq!(found, expected.map(|byte| (byte > 0).then_some(byte)));
+    }
+
+    #[test]
+    fn a_table_takes_little_more_memory_than_its_bytes() {
+        const COUNT: u64 = 50_000;
+        let table = MemoTable::default();
+        (0..COUNT).for_each(|n| table.remember(&stamp(n), &content(n as u8)));
+        let bytes = table.to_bytes();
+        let mut read = None;
+        let measured = allocation_counter::measure(|| read = Some(MemoTable::from_bytes(bytes)));
+        assert!(measured.bytes_max < 16 * COUNT, "{measured:?}");
+        assert_eq!(measured.count_total, 1, "{measured:?}");
+        let read = read.unwrap();
+        let mut again = Vec::new();
+        let measured = allocation_counter::measure(|| again = read.to_bytes());
+        assert_eq!(measured.count_total, 1, "{measured:?}");
+        assert_eq!(again.len(), HEADER + COUNT as usize * ENTRY);
     }
 
     #[test]

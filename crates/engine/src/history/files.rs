@@ -141,12 +141,12 @@ pub(crate) fn lists(
 }
 
 fn list_of(tree: &ContextTree, selection: &Selection) -> Result<FileList, EngineError> {
-    let listed = tree.list(selection)?;
+    let (listed, more) = tree.list(selection, MOST)?;
     let mut list = FileList {
-        more: listed.len().saturating_sub(MOST) as u64,
+        more: more as u64,
         ..FileList::default()
     };
-    for file in listed.into_iter().take(MOST) {
+    for file in listed {
         let path = match file.path.as_slice() {
             [] => ".".to_owned(),
             path => String::from_utf8_lossy(path).into_owned(),

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -41,8 +41,10 @@ pub struct Capture {
     names: Vec<u8>,
     /// What symlinks say, by entry.
     links: HashMap<u32, CString>,
-    /// What was read of files, and the attributes they then had.
-    contents: Vec<Mutex<Option<Known>>>,
+    /// What was read of files.
+    contents: Vec<Mutex<Content>>,
+    /// What was read of the few that say more than [`Content`] has room for.
+    others: Mutex<HashMap<u32, Known>>,
     /// The owner that everything counts as having.
     owner: Option<Owner>,
 }
@@ -57,6 +59,18 @@ struct Entry {
     meta: Meta,
 }
 
+/// What is known of one file. Small, as there is one for each file of a context.
+#[derive(Clone, Copy, Debug, Default)]
+enum Content {
+    #[default]
+    Unread,
+    /// Data, as of the attributes of the walk, without extended attributes.
+    Data([u8; 32]),
+    /// Said elsewhere.
+    Other,
+}
+
+/// What was read of a file, and the attributes it then had.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     meta: Meta,
@@ -87,16 +101,45 @@ pub struct ListedFile {
 /// One entry that a selection takes.
 struct Selected {
     index: u32,
-    /// Path in the checksum: components each led in by a zero byte.
-    path: Vec<u8>,
+    /// Length of the path in the checksum.
+    length: u32,
+    /// Where it begins in [`Taken::paths`].
+    start: usize,
     contents_only: bool,
 }
 
 /// What a selection takes.
+#[derive(Default)]
 struct Taken {
     entries: Vec<Selected>,
+    /// Paths in the checksum, one after the other: components each led in by a zero byte.
+    paths: Vec<u8>,
     /// Symlinks on the way to them, and what they lead through.
     through: Vec<u32>,
+}
+
+impl Taken {
+    fn add(&mut self, index: u32, path: &[u8], contents_only: bool) {
+        self.entries.push(Selected {
+            index,
+            length: path.len() as u32,
+            start: self.paths.len(),
+            contents_only,
+        });
+        self.paths.extend_from_slice(path);
+    }
+
+    fn path(&self, of: &Selected) -> &[u8] {
+        &self.paths[of.start..][..of.length as usize]
+    }
+
+    fn indices(&self) -> impl Iterator<Item = u32> {
+        self.entries.iter().map(|selected| selected.index)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Capture {
@@ -132,26 +175,30 @@ impl Capture {
     /// Files that the memo does not know are read. One that is gone or has become something else since the walk is
     /// [`Error::Changed`]: the context has to be captured again.
     pub fn checksum(&self, selection: &Selection, memo: &dyn FileMemo) -> Result<[u8; 32]> {
-        let selected = self.select(selection)?;
-        let files = selected.entries.iter().map(|selected| selected.index);
-        self.read(files.collect(), memo)?;
+        let taken = self.select(selection)?;
+        self.read(taken.indices().collect(), memo)?;
         let mut sum = Sum::new();
-        for selected in &selected.entries {
+        for selected in &taken.entries {
             let header = match selected.contents_only {
                 true => Header::contents_only(),
                 false => self.header(selected.index, selection.owner),
             };
-            sum.add(&selected.path, &header);
+            sum.add(taken.path(selected), &header);
         }
         Ok(sum.finish())
     }
 
-    /// Returns the files of a selection with what counts of each, in the order of the checksum.
-    pub fn list(&self, selection: &Selection, memo: &dyn FileMemo) -> Result<Vec<ListedFile>> {
-        let selected = self.select(selection)?;
-        let files = selected.entries.iter().map(|selected| selected.index);
-        self.read(files.collect(), memo)?;
-        let listed = selected.entries.iter().map(|selected| {
+    /// Returns the first files of a selection with what counts of each, in the order of the checksum, and how many
+    /// more there are.
+    pub fn list(
+        &self,
+        selection: &Selection,
+        most: usize,
+        memo: &dyn FileMemo,
+    ) -> Result<(Vec<ListedFile>, usize)> {
+        let taken = self.select(selection)?;
+        self.read(taken.indices().take(most).collect(), memo)?;
+        let listed = taken.entries.iter().take(most).map(|selected| {
             let header = match selected.contents_only {
                 true => Header::contents_only(),
                 false => self.header(selected.index, selection.owner),
@@ -173,40 +220,50 @@ impl Capture {
                 content: sum.finish(),
             }
         });
-        Ok(listed.collect())
+        let more = taken.entries.len().saturating_sub(most);
+        Ok((listed.collect(), more))
     }
 
     /// Returns what of a selection is not as it was captured or read: the context changed meanwhile.
     ///
     /// For whoever has copied from the directory itself. Costs one `statx` a file.
     pub fn verify(&self, selection: &Selection) -> Result<()> {
-        let selected = self.select(selection)?;
-        for Selected { index, .. } in &selected.entries {
+        for index in self.select(selection)?.indices() {
             let then = self
-                .known(*index)
-                .map_or(self.entry(*index).meta, |known| known.meta);
+                .known(index)
+                .map_or(self.entry(index).meta, |known| known.meta);
             let now = self
-                .open(*index, OFlags::PATH)
+                .open(index, OFlags::PATH)
                 .and_then(crate::meta::stat_fd);
             if !now.is_ok_and(|now| {
                 then.is_dir() && now.is_dir() || FileStamp::of(&now) == FileStamp::of(&then)
             }) {
-                return Err(self.changed(*index));
+                return Err(self.changed(index));
             }
         }
         Ok(())
     }
 
     fn known(&self, index: u32) -> Option<Known> {
-        *self.contents[index as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        match *lock(&self.contents[index as usize]) {
+            Content::Unread => None,
+            Content::Data(data) => Some(Known {
+                meta: self.entry(index).meta,
+                content: FileContent { data, xattrs: None },
+            }),
+            Content::Other => lock(&self.others).get(&index).copied(),
+        }
     }
 
     fn learn(&self, index: u32, known: Known) {
-        *self.contents[index as usize]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(known);
+        let mut content = lock(&self.contents[index as usize]);
+        *content = match known.content.xattrs {
+            None if known.meta == self.entry(index).meta => Content::Data(known.content.data),
+            _ => {
+                lock(&self.others).insert(index, known);
+                Content::Other
+            }
+        };
     }
 
     fn entry(&self, index: u32) -> &Entry {
@@ -372,4 +429,17 @@ fn open_beneath(
         dir = Some(rustix::fs::openat(at, name, flags, Mode::empty())?);
     }
     dir.ok_or(Errno::NOENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_each_file_is_small() {
+        // A context may have hundreds of thousands of them, and a build must do with 150 MB.
+        assert!(size_of::<Entry>() <= 120);
+        assert!(size_of::<Mutex<Content>>() <= 40);
+        assert!(size_of::<Selected>() <= 24);
+    }
 }

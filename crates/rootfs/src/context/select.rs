@@ -17,10 +17,7 @@ impl Capture {
     pub(super) fn select(&self, selection: &Selection) -> Result<Taken> {
         let path = RootPath::new(&selection.path)?;
         let follow = selection.follow();
-        let mut taken = Taken {
-            entries: Vec::new(),
-            through: Vec::new(),
-        };
+        let mut taken = Taken::default();
         let base = if selection.wildcard {
             let (base, pattern) = pattern::split(&path);
             self.select_matches(&base, &pattern, selection, &mut taken)?;
@@ -31,7 +28,7 @@ impl Capture {
                 .ok_or_else(|| Error::NotFound {
                     path: path.to_string(),
                 })?;
-            self.take(index, Vec::new(), selection, &mut taken.entries);
+            self.take(index, Vec::new(), selection, &mut taken);
             path
         };
         let full = |selected: &Selected| {
@@ -41,8 +38,8 @@ impl Capture {
                 base.as_bytes().to_vec()
             };
             full.extend(
-                selected
-                    .path
+                taken
+                    .path(selected)
                     .iter()
                     .map(|byte| if *byte == 0 { b'/' } else { *byte }),
             );
@@ -71,7 +68,7 @@ impl Capture {
                 path: base.to_string(),
             })?;
         if pattern.is_empty() {
-            self.take(start, Vec::new(), selection, &mut taken.entries);
+            self.take(start, Vec::new(), selection, taken);
             return Ok(());
         }
         let mut matches = Vec::new();
@@ -86,7 +83,7 @@ impl Capture {
                         path: link.to_string(),
                     })?;
             }
-            self.take(index, path, selection, &mut taken.entries);
+            self.take(index, path, selection, taken);
         }
         Ok(())
     }
@@ -119,21 +116,17 @@ impl Capture {
     }
 
     /// Takes an entry and, as far as the filter wants them, those below it.
-    fn take(&self, index: u32, path: Vec<u8>, selection: &Selection, entries: &mut Vec<Selected>) {
+    fn take(&self, index: u32, path: Vec<u8>, selection: &Selection, taken: &mut Taken) {
         let entry = self.entry(index);
         let contents_only = selection.contents_only && entry.meta.is_dir();
         let top = path.len();
-        entries.push(Selected {
-            index,
-            path: path.clone(),
-            contents_only,
-        });
+        taken.add(index, &path, contents_only);
         let mut path = path;
         let mut open = vec![Level {
             end: entry.end,
             length: top,
             state: FilterState::default(),
-            kept: entries.len(),
+            kept: taken.entries.len(),
             included: true,
         }];
         let mut at = index + 1;
@@ -141,7 +134,7 @@ impl Capture {
             while let Some(last) = open.last()
                 && at >= last.end
             {
-                close(&mut open, entries);
+                close(&mut open, taken);
             }
             let level = open
                 .last()
@@ -160,25 +153,21 @@ impl Capture {
             }
             let included = verdict == Verdict::Take;
             if included || current.meta.is_dir() {
-                entries.push(Selected {
-                    index: at,
-                    path: path.clone(),
-                    contents_only: false,
-                });
+                taken.add(at, &path, false);
             }
             if current.meta.is_dir() {
                 open.push(Level {
                     end: current.end,
                     length: path.len(),
                     state,
-                    kept: entries.len(),
+                    kept: taken.entries.len(),
                     included,
                 });
             }
             at += 1;
         }
         while !open.is_empty() {
-            close(&mut open, entries);
+            close(&mut open, taken);
         }
     }
 
@@ -254,10 +243,10 @@ struct Level {
 }
 
 /// Ends a directory; one that was not included and holds nothing that was goes again.
-fn close(open: &mut Vec<Level>, entries: &mut Vec<Selected>) {
+fn close(open: &mut Vec<Level>, taken: &mut Taken) {
     let done = open.pop().expect("the caller has seen a level");
-    if !done.included && entries.len() == done.kept {
-        entries.pop();
+    if !done.included && taken.entries.len() == done.kept {
+        taken.entries.pop();
     }
 }
 

@@ -65,8 +65,7 @@ impl Capture {
         needed[0] = true;
         for selection in selections {
             let taken = self.select(selection)?;
-            let entries = taken.entries.iter().map(|selected| selected.index);
-            for mut index in entries.chain(taken.through) {
+            for mut index in taken.indices().chain(taken.through.iter().copied()) {
                 while !needed[index as usize] {
                     needed[index as usize] = true;
                     index = self.entry(index).parent;

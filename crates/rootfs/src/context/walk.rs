@@ -276,6 +276,7 @@ fn assemble(
         names,
         links,
         contents,
+        others: Mutex::default(),
         owner,
     }
 }

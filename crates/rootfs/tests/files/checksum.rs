@@ -326,7 +326,7 @@ impl FileMemo for Counting {
 impl Counting {
     fn next(self) -> Counting {
         Counting {
-            table: MemoTable::from_bytes(&self.table.to_bytes()),
+            table: MemoTable::from_bytes(self.table.to_bytes()),
             ..Counting::default()
         }
     }

@@ -80,7 +80,8 @@ pub(super) fn route(path: &str, query: Option<&str>) -> Result<Route, Odd> {
             digest: digest()?,
         }),
         "referrers" => {
-            (checked(name)?, digest()?);
+            checked(name)?;
+            digest()?;
             Ok(Route::Referrers)
         }
         _ => Err(Odd::NoEndpoint),

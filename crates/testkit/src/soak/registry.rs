@@ -402,7 +402,7 @@ impl Attempt<'_> {
         assert_eq!(random.len(), cached.random.len(), "turn {}", self.turn);
         // A cache that cannot be reached costs a warning and the steps, and no more.
         let is_new = random != cached.random;
-        if is_new && !built.stderr.to_lowercase().contains("warning") {
+        if is_new && !built.stderr.to_lowercase().contains("warn") {
             return Err(Box::new(built));
         }
         Ok(())

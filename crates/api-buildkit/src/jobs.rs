@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::sync::{Notify, broadcast, mpsc};
 use tonic::{Code, Status};
 
+use crate::collector::Collector;
 use crate::error::Failure;
 use crate::export::Exported;
 use crate::gateway::blocking;
@@ -36,6 +37,7 @@ pub(crate) struct Jobs {
     history: broadcast::Sender<BuildHistoryEvent>,
     records: Arc<Records>,
     traces: Arc<Traces>,
+    collector: Option<Collector>,
 }
 
 #[derive(Debug, Default)]
@@ -75,13 +77,18 @@ pub(crate) struct JobGuard {
 }
 
 impl Jobs {
-    pub(crate) fn new(records: Arc<Records>, traces: Arc<Traces>) -> Self {
+    pub(crate) fn new(
+        records: Arc<Records>,
+        traces: Arc<Traces>,
+        collector: Option<Collector>,
+    ) -> Self {
         Self {
             table: Mutex::default(),
             changed: Notify::default(),
             history: broadcast::channel(MOST_BEHIND).0,
             records,
             traces,
+            collector,
         }
     }
 
@@ -273,7 +280,7 @@ impl Jobs {
 
     /// Writes the record of a job that has ended, and tells listeners. Blocks.
     fn remember(&self, id: &str, job: &Arc<Job>) {
-        if let Some((record, blobs)) = job.complete(&self.traces)
+        if let Some((record, blobs)) = job.complete(self)
             && let Err(error) = self.records.keep(&record, &blobs)
         {
             tracing::warn!(%error, build = id, "a build is not remembered");
@@ -397,7 +404,7 @@ impl Job {
     }
 
     /// Returns all that is to be remembered of a build that has ended; `None` if nothing is.
-    fn complete(&self, traces: &Traces) -> Option<(BuildHistoryRecord, Vec<Blob>)> {
+    fn complete(&self, jobs: &Jobs) -> Option<(BuildHistoryRecord, Vec<Blob>)> {
         let mut told = self.told();
         if told.internal {
             return None;
@@ -405,7 +412,12 @@ impl Job {
         let logs = history::write_statuses(&status::joined(&told.events));
         let logs = Blob::new(history::STATUS_TYPE, logs);
         let mut spans = trace::of_build(&told.record, &told.events, &self.trace);
-        spans.extend(traces.of(&self.trace.trace));
+        if let Some(collector) = &jobs.collector
+            && self.trace.is_sampled
+        {
+            collector.send(&spans);
+        }
+        spans.extend(jobs.traces.of(&self.trace.trace));
         let spans = Blob::new(history::TRACE_TYPE, trace::write(&spans));
         told.record.logs = Some(logs.descriptor.clone());
         told.record.trace = Some(spans.descriptor.clone());

@@ -23,6 +23,7 @@ mod build;
 mod caches;
 mod caps;
 mod client;
+mod collector;
 mod config;
 mod containers;
 mod content;
@@ -58,6 +59,7 @@ mod usage;
 mod verifier;
 mod wire;
 
+pub use collector::Collector;
 pub use config::{Config, Warning};
 pub use error::ServeError;
 pub use listen::{Access, Address, Tls};

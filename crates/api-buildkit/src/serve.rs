@@ -18,6 +18,7 @@ use tonic::transport::Server as Transport;
 use tonic::{Request, Response, Status};
 
 use crate::client;
+use crate::collector::Collector;
 use crate::control::{ControlService, Shared};
 use crate::error::ServeError;
 use crate::gateway::{Gateway, GatewayService};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub entitlements: Vec<String>,
     /// What is said of this builder in provenance, by name.
     pub environment: serde_json::Map<String, serde_json::Value>,
+    /// Who is to have the spans of builds, and those that clients send.
+    pub collector: Option<Collector>,
 }
 
 /// A server that can be run once.
@@ -80,6 +83,7 @@ impl Server {
         let folder = root.join("sync");
         let records = Arc::new(Records::new(root.join("served")));
         let traces = Arc::new(Traces::default());
+        let collector = self.settings.collector;
         let mut listening =
             Listening::open(&self.settings.addresses, &self.settings.access).await?;
         let _sweeper = sweep(&folder, &records);
@@ -90,7 +94,7 @@ impl Server {
         let shared = Arc::new(Shared {
             engine: self.engine,
             sessions: Arc::default(),
-            jobs: Arc::new(Jobs::new(records, Arc::clone(&traces))),
+            jobs: Arc::new(Jobs::new(records, Arc::clone(&traces), collector.clone())),
             gateway: Arc::new(Gateway::default()),
             entitlements: self.settings.entitlements,
             environment: Arc::new(self.settings.environment),
@@ -123,7 +127,7 @@ impl Server {
                     .max_encoding_message_size(MOST),
             )
             .add_service(reading)
-            .add_service(TraceService(traces))
+            .add_service(TraceService { traces, collector })
             .add_service(HealthServer::new(Healthy));
         ready(&listening.addresses);
         let (_nobody, none) = tokio::sync::mpsc::channel(1);

@@ -12,14 +12,17 @@ use std::task::{Context, Poll};
 
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, StatusResponse, Vertex};
+use bytes::Bytes;
 use oci::Digest;
+use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
 use tower::Service;
+
+use crate::collector::{AsItCame, Collector};
 
 /// Traces of clients that are kept, the last ones.
 const MOST_TRACES: usize = 64;
@@ -36,6 +39,8 @@ pub(crate) struct Parent {
     pub(crate) trace: String,
     /// The client's span; none if the client does not trace.
     pub(crate) span: Option<String>,
+    /// Whether who began it has it recorded.
+    pub(crate) is_sampled: bool,
 }
 
 impl Parent {
@@ -51,11 +56,16 @@ impl Parent {
             (version.len() == 2 && valid(trace, 32) && valid(span, 16)).then(|| Self {
                 trace: trace.to_lowercase(),
                 span: Some(span.to_lowercase()),
+                is_sampled: parts
+                    .next()
+                    .and_then(|flags| u8::from_str_radix(flags, 16).ok())
+                    .is_none_or(|flags| flags & 1 == 1),
             })
         });
         given.unwrap_or_else(|| Self {
             trace: Digest::sha256_of(build.as_bytes()).hex()[..32].to_owned(),
             span: None,
+            is_sampled: true,
         })
     }
 }
@@ -285,80 +295,104 @@ fn hex(bytes: &[u8]) -> String {
 
 /// What is read of OpenTelemetry's `ExportTraceServiceRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct ExportRequest {
+pub(crate) struct ExportRequest {
     #[prost(message, repeated, tag = "1")]
-    resources: Vec<ResourceSpans>,
+    pub(crate) resources: Vec<ResourceSpans>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ResourceSpans {
+pub(crate) struct ResourceSpans {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) resource: Option<Resource>,
     #[prost(message, repeated, tag = "2")]
-    scopes: Vec<ScopeSpans>,
+    pub(crate) scopes: Vec<ScopeSpans>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ScopeSpans {
+pub(crate) struct Resource {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) attributes: Vec<Pair>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ScopeSpans {
     #[prost(message, repeated, tag = "2")]
-    spans: Vec<SentSpan>,
+    pub(crate) spans: Vec<SentSpan>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct SentSpan {
+pub(crate) struct SentSpan {
     #[prost(bytes = "vec", tag = "1")]
-    trace: Vec<u8>,
+    pub(crate) trace: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    id: Vec<u8>,
+    pub(crate) id: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
-    parent: Vec<u8>,
+    pub(crate) parent: Vec<u8>,
     #[prost(string, tag = "5")]
-    name: String,
+    pub(crate) name: String,
+    #[prost(int32, tag = "6")]
+    pub(crate) kind: i32,
     #[prost(fixed64, tag = "7")]
-    start: u64,
+    pub(crate) start: u64,
     #[prost(fixed64, tag = "8")]
-    end: u64,
+    pub(crate) end: u64,
     #[prost(message, repeated, tag = "9")]
-    attributes: Vec<Pair>,
+    pub(crate) attributes: Vec<Pair>,
     #[prost(message, optional, tag = "15")]
-    status: Option<SpanStatus>,
+    pub(crate) status: Option<SpanStatus>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Pair {
+pub(crate) struct Pair {
     #[prost(string, tag = "1")]
-    key: String,
+    pub(crate) key: String,
     #[prost(message, optional, tag = "2")]
-    value: Option<AnyValue>,
+    pub(crate) value: Option<AnyValue>,
 }
 
 /// Of all kinds of values, texts.
 #[derive(Clone, PartialEq, prost::Message)]
-struct AnyValue {
+pub(crate) struct AnyValue {
     #[prost(string, optional, tag = "1")]
-    text: Option<String>,
+    pub(crate) text: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct SpanStatus {
+pub(crate) struct SpanStatus {
     #[prost(string, tag = "2")]
-    message: String,
+    pub(crate) message: String,
     #[prost(int32, tag = "3")]
-    code: i32,
+    pub(crate) code: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ExportResponse {}
+pub(crate) struct ExportResponse {}
 
 /// Takes spans; its clones are one.
 #[derive(Debug, Clone)]
-pub(crate) struct TraceService(pub(crate) Arc<Traces>);
+pub(crate) struct TraceService {
+    pub(crate) traces: Arc<Traces>,
+    /// Who is to have them too.
+    pub(crate) collector: Option<Collector>,
+}
 
-impl UnaryService<ExportRequest> for TraceService {
+impl UnaryService<Bytes> for TraceService {
     type Response = ExportResponse;
     type Future = std::future::Ready<Result<Response<ExportResponse>, Status>>;
 
-    fn call(&mut self, request: Request<ExportRequest>) -> Self::Future {
-        self.0.take(request.into_inner());
-        std::future::ready(Ok(Response::new(ExportResponse {})))
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let message = request.into_inner();
+        std::future::ready(match ExportRequest::decode(message.clone()) {
+            Ok(spans) => {
+                // As it came: there is more in it than is read here.
+                if let Some(collector) = &self.collector {
+                    collector.pass(&message);
+                }
+                self.traces.take(spans);
+                Ok(Response::new(ExportResponse {}))
+            }
+            Err(error) => Err(Status::invalid_argument(error.to_string())),
+        })
     }
 }
 
@@ -377,8 +411,7 @@ impl Service<http::Request<Body>> for TraceService {
             if !request.uri().path().ends_with("/Export") {
                 return Ok(Status::unimplemented("spans are only taken").into_http());
             }
-            let codec = ProstCodec::<ExportResponse, ExportRequest>::default();
-            Ok(Grpc::new(codec).unary(service, request).await)
+            Ok(Grpc::new(AsItCame).unary(service, request).await)
         })
     }
 }
@@ -468,6 +501,7 @@ mod tests {
         traces.take(ExportRequest {
             resources: vec![ResourceSpans {
                 scopes: vec![ScopeSpans { spans }],
+                ..ResourceSpans::default()
             }],
         });
         assert_eq!(traces.of(&"01".repeat(16)).len(), 1);

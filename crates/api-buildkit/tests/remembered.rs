@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+
+use api_buildkit::Collector;
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use common::with_server;
@@ -35,6 +38,8 @@ struct ReadResponse {
 struct ExportRequest {
     #[prost(message, optional, tag = "1")]
     resource: Option<ResourceSpans>,
+    #[prost(string, tag = "77")]
+    more: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -62,8 +67,8 @@ struct Span {
 #[derive(Clone, PartialEq, Message)]
 struct ExportResponse {}
 
-/// Sends a span of the trace that a build without one of its client has.
-async fn send_span(client: &Client, build: &str, name: &str) {
+/// Returns a span of the trace that a build without one of its client has.
+fn span_of(build: &str, name: &str) -> ExportRequest {
     let trace = oci::Digest::sha256_of(build.as_bytes());
     let trace = (0..16).map(|at| u8::from_str_radix(&trace.hex()[at * 2..at * 2 + 2], 16));
     let span = Span {
@@ -72,13 +77,22 @@ async fn send_span(client: &Client, build: &str, name: &str) {
         name: name.to_owned(),
     };
     let scope = Some(ScopeSpans { span: Some(span) });
-    let resource = Some(ResourceSpans { scope });
+    ExportRequest {
+        resource: Some(ResourceSpans { scope }),
+        more: "more".to_owned(),
+    }
+}
+
+async fn send_span(client: &Client, request: ExportRequest) {
     let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
     let codec = ProstCodec::<ExportRequest, ExportResponse>::default();
     let mut grpc = Grpc::new(client.channel.clone());
     grpc.ready().await.expect("a connection");
-    let request = Request::new(ExportRequest { resource });
-    let sent = grpc.unary(request, PathAndQuery::from_static(path), codec);
+    let sent = grpc.unary(
+        Request::new(request),
+        PathAndQuery::from_static(path),
+        codec,
+    );
     sent.await.expect("an answer");
 }
 
@@ -226,7 +240,7 @@ fn a_build_that_is_pinned_or_finalized_stays_and_one_that_is_not_there_is_named(
         let before = client.history().await.remove(0);
         assert!(before.pinned);
         // What its client tells of its own time comes when the build has ended.
-        send_span(&client, &build, "time of the client").await;
+        send_span(&client, span_of(&build, "time of the client")).await;
         for _ in 0..2 {
             let changed = client.control.update_build_history(finalize.clone()).await;
             changed.expect("a change");
@@ -296,5 +310,30 @@ fn provenance_names_what_a_policy_had_a_build_take() {
         let said = String::from_utf8(said).expect("text");
         assert!(said.contains("local://context"), "{said}");
         assert!(!said.contains("local://nowhere"), "{said}");
+    });
+}
+
+#[test]
+fn a_collector_gets_the_spans_of_builds_and_those_of_clients_as_they_came() {
+    let messages = Arc::new(Mutex::new(Vec::<Vec<u8>>::new()));
+    let taken = Arc::clone(&messages);
+    let collector = Collector::new(Vec::new(), move |message| {
+        taken.lock().unwrap().push(message);
+    });
+    let start = || common::TestServer::traced(collector);
+    common::with(start, |server| async move {
+        let mut client = server.client(one_file("a", "1"), "").await;
+        let request = client.request();
+        let build = request.r#ref.clone();
+        client.solve(request).await.expect("a build");
+        let sent = messages.lock().unwrap().remove(0);
+        let has = |text: &str| sent.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(has("moby.buildkit.v1.Control/Solve") && has("COPY a /"));
+
+        let request = span_of(&build, "time of the client");
+        send_span(&client, request.clone()).await;
+        // With a field that nobody here knows.
+        let messages = std::mem::take(&mut *messages.lock().unwrap());
+        assert_eq!(messages, [request.encode_to_vec()]);
     });
 }

@@ -3,10 +3,11 @@
 //! The variables are those of OpenTelemetry's specification ("OpenTelemetry Protocol Exporter"). A collector that does
 //! not answer costs a warning and a bounded wait, never the build.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use api_buildkit::Collector;
 use engine::history::{BuildRecord, TraceParent, spans};
 
 use crate::arguments::Global;
@@ -82,6 +83,55 @@ fn begin(
         })
         .context("failed to start a thread")?;
     Ok((ended, until))
+}
+
+/// Messages that wait to be sent; a collector that is slower loses what comes beyond them.
+const MOST_WAITING: usize = 256;
+
+/// What a server forwards; dropped, it waits a bounded time for the end of that.
+#[derive(Debug)]
+pub(crate) struct Forwarding {
+    ended: Receiver<()>,
+    patience: Duration,
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        // The thread sends nothing: it ends when all that could give it something have gone.
+        let _ = self.ended.recv_timeout(self.patience);
+    }
+}
+
+/// Begins to forward what a server's builds and its clients tell, if the environment names a collector.
+pub(crate) fn collector(global: &Global) -> Result<Option<(Collector, Forwarding)>> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let Some(target) = Target::of(&variable)? else {
+        return Ok(None);
+    };
+    let registries = settings::registries(global)?;
+    let (patience, resource) = (target.timeout, target.resource.clone());
+    let (sender, messages) = sync_channel::<Vec<u8>>(MOST_WAITING);
+    let (alive, ended) = channel();
+    std::thread::Builder::new()
+        .name("telemetry".to_owned())
+        .spawn(move || {
+            let _alive = alive;
+            let mut said = String::new();
+            for message in messages {
+                let sent = post(&registries, &target, vec![message]);
+                let complaint = sent.map_or_else(|error| format!("{error:#}"), |()| String::new());
+                // Once, until it is another one.
+                if complaint != said && !complaint.is_empty() {
+                    log::warning(&format!("builds are not traced: {complaint}"));
+                }
+                said = complaint;
+            }
+        })
+        .context("failed to start a thread")?;
+    let collector = Collector::new(resource, move |message| {
+        let _ = sender.try_send(message);
+    });
+    Ok(Some((collector, Forwarding { ended, patience })))
 }
 
 fn post(registries: &registry::Settings, target: &Target, messages: Vec<Vec<u8>>) -> Result<()> {

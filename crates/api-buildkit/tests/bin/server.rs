@@ -31,6 +31,7 @@ fn main() {
         access: Access::default(),
         entitlements: Vec::new(),
         environment: serde_json::Map::new(),
+        collector: None,
     };
     let stop = Cancel::default();
     let stopping = stop.clone();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use api_buildkit::{Access, Address, Server, Settings};
+use api_buildkit::{Access, Address, Collector, Server, Settings};
 use bollard_buildkit_proto::pb;
 use engine::{Cancel, Engine, EngineSettings};
 use prost::Message;
@@ -42,12 +42,29 @@ impl TestServer {
         address: Address,
         access: Access,
     ) -> (Self, String) {
+        Self::begin(folder, address, access, None)
+    }
+
+    /// Sends spans to a collector.
+    pub(crate) fn traced(collector: Collector) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let socket = Address::Unix(folder.path().join("socket"));
+        Self::begin(folder, socket, Access::default(), Some(collector)).0
+    }
+
+    fn begin(
+        folder: tempfile::TempDir,
+        address: Address,
+        access: Access,
+        collector: Option<Collector>,
+    ) -> (Self, String) {
         let engine = open_engine(&folder.path().join("root"));
         let settings = Settings {
             addresses: vec![address],
             access,
             entitlements: Vec::new(),
             environment: serde_json::Map::new(),
+            collector,
         };
         let stop = Cancel::default();
         let (ready, is_ready) = mpsc::channel();

@@ -9,7 +9,7 @@ use engine::Cancel;
 
 use crate::arguments::{ChosenRuntime, Global};
 use crate::failure::{Failure, exit};
-use crate::{log, places, settings, signals};
+use crate::{log, places, settings, signals, telemetry};
 
 /// Serve BuildKit's API, for docker buildx and other clients
 #[derive(Debug, Args)]
@@ -69,6 +69,11 @@ impl Serve {
             .map_err(exit::builder)?;
         let mut entitlements = config.entitlements;
         entitlements.extend(self.entitlements.iter().cloned());
+        let (collector, _forwarding) = match telemetry::collector(&global) {
+            Ok(Some((collector, forwarding))) => (Some(collector), Some(forwarding)),
+            Ok(None) => (None, None),
+            Err(error) => return Err(exit::usage(error.context("builds cannot be traced"))),
+        };
         let server = Server::new(
             engine,
             Settings {
@@ -76,6 +81,7 @@ impl Serve {
                 access,
                 entitlements,
                 environment: config.provenance_environment,
+                collector,
             },
         );
         server

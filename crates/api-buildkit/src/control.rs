@@ -262,6 +262,7 @@ impl Shared {
                 attrs: std::mem::take(&mut asked.exporter_attrs_deprecated),
             });
         }
+        name_what_is_built_in(&mut asked);
         self.refuse_what_is_not_there(&asked)?;
         let session = self.sessions.get(&asked.session).await?;
         let runtime = tokio::runtime::Handle::current();
@@ -394,6 +395,19 @@ async fn returned(bridge: &Bridge) -> Result<FrontendResult, Failure> {
         .map_err(|_| Failure::new(Code::Cancelled, "context canceled"))?
         .clone();
     result.unwrap_or_else(|| Err(Failure::new(Code::Cancelled, "context canceled")))
+}
+
+/// Takes a request for the built-in frontend by the way of images as one for it, unless a context stands for its name.
+fn name_what_is_built_in(asked: &mut pbc::SolveRequest) {
+    let attrs = &mut asked.frontend_attrs;
+    let name = "dockerfile.v0";
+    let is_named = attrs.get("source").is_some_and(|source| source == name);
+    let mut given = attrs.keys().filter_map(|key| key.strip_prefix("context:"));
+    let is_context = given.any(|context| context.split("::").next() == Some(name));
+    if asked.frontend == "gateway.v0" && is_named && !is_context {
+        attrs.remove("source");
+        name.clone_into(&mut asked.frontend);
+    }
 }
 
 fn sorted<V>(map: HashMap<String, V>) -> BTreeMap<String, V> {

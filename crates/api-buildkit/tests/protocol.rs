@@ -53,6 +53,39 @@ fn a_build_takes_its_files_from_the_client_and_sends_the_result() {
 }
 
 #[test]
+fn the_built_in_frontend_may_be_named_as_an_image_is() {
+    with_server(|server| async move {
+        let mut client = server.client(one_file("foo", "x"), "").await;
+        let attrs = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect::<HashMap<String, String>>()
+        };
+        let request = pbc::SolveRequest {
+            frontend: "gateway.v0".to_owned(),
+            frontend_attrs: attrs(&[("source", "dockerfile.v0"), ("cmdline", "dockerfile.v0")]),
+            ..client.request()
+        };
+        client.solve(request).await.expect("a build");
+        assert_eq!(client.files()["foo"], "x");
+        // Unless a context stands for the name.
+        let other = ("context:dockerfile.v0", "input:nothing");
+        let request = pbc::SolveRequest {
+            frontend: "gateway.v0".to_owned(),
+            frontend_attrs: attrs(&[("source", "dockerfile.v0"), other]),
+            ..client.request()
+        };
+        let status = client.solve(request).await.expect_err("no such input");
+        assert!(
+            status.message().contains("invalid input nothing"),
+            "{}",
+            status.message()
+        );
+    });
+}
+
+#[test]
 fn only_what_changed_is_sent_again() {
     with_server(|server| async move {
         let context = Directory::default().file("a", "1").file("b", "2");

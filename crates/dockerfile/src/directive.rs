@@ -113,14 +113,14 @@ fn is_regex_space(c: char) -> bool {
 ///
 /// A byte order mark and a first line with `#!` are passed over.
 pub fn find_directive(name: DirectiveName, source: &[u8]) -> Option<Directive> {
-    let source = String::from_utf8_lossy(source);
+    let source = crate::text_of(source);
     let head = Head::of(&source);
     head.find(name, "#")
 }
 
 /// Returns what names the frontend of a file: `# syntax=…`, `// syntax=…`, or the member `syntax` of a JSON object.
 pub fn detect_syntax(source: &[u8]) -> Option<Directive> {
-    let source = String::from_utf8_lossy(source);
+    let source = crate::text_of(source);
     let head = Head::of(&source);
     head.find(DirectiveName::Syntax, "#")
         .or_else(|| head.find(DirectiveName::Syntax, "//"))

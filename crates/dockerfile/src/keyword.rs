@@ -48,6 +48,10 @@ impl Keyword {
 
     /// Returns the instruction of that name, in any case.
     pub fn parse(name: &str) -> Option<Self> {
+        // As nearly all are written; a file is asked for its keywords several times.
+        if let Some(keyword) = Self::in_upper_case(name) {
+            return Some(keyword);
+        }
         // Longer than any name in any encoding: no need to change the case of a megabyte.
         if name.len() > 64 {
             return None;
@@ -63,6 +67,30 @@ impl Keyword {
         Self::ALL
             .into_iter()
             .find(|keyword| keyword.as_str() == upper)
+    }
+
+    fn in_upper_case(name: &str) -> Option<Self> {
+        Some(match name {
+            "ADD" => Keyword::Add,
+            "ARG" => Keyword::Arg,
+            "CMD" => Keyword::Cmd,
+            "COPY" => Keyword::Copy,
+            "ENTRYPOINT" => Keyword::Entrypoint,
+            "ENV" => Keyword::Env,
+            "EXPOSE" => Keyword::Expose,
+            "FROM" => Keyword::From,
+            "HEALTHCHECK" => Keyword::Healthcheck,
+            "LABEL" => Keyword::Label,
+            "MAINTAINER" => Keyword::Maintainer,
+            "ONBUILD" => Keyword::Onbuild,
+            "RUN" => Keyword::Run,
+            "SHELL" => Keyword::Shell,
+            "STOPSIGNAL" => Keyword::StopSignal,
+            "USER" => Keyword::User,
+            "VOLUME" => Keyword::Volume,
+            "WORKDIR" => Keyword::Workdir,
+            _ => return None,
+        })
     }
 
     /// Returns those whose names have so many letters.

@@ -10,6 +10,8 @@
 //! *Invariants.* Input is hostile: no function panics, and each takes time linear in its input. Instructions hold
 //! their words unexpanded. Every error of the reference implementation is an error here, at the same lines.
 
+use std::borrow::Cow;
+
 pub mod check;
 pub mod chmod;
 mod diagnostic;
@@ -55,3 +57,12 @@ pub use span::{Lines, Span, Word};
 pub use stage::{MetaArg, Stage, Stages};
 pub use suggest::nearest;
 pub use typed::parse_trigger;
+
+/// Returns the bytes of a file as the text that all spans refer to: what is not UTF-8 is replaced.
+pub fn text_of(bytes: &[u8]) -> Cow<'_, str> {
+    // A look at the whole is many times quicker than the search for what is to be replaced.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
+}

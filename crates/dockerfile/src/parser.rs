@@ -89,7 +89,7 @@ pub(crate) const MOST_ERRORS: usize = 1000;
 /// All errors that can be found, those of the typed instructions too. The first is the one at which the reference
 /// stops. An error may hide others in its own instruction.
 pub fn parse(source: &[u8]) -> Result<Ast, Vec<Diagnostic>> {
-    let text = String::from_utf8_lossy(source);
+    let text = crate::text_of(source);
     let mut parser = Parser::new(&text, source);
     parser.run();
     let Parser {

@@ -14,7 +14,7 @@ use super::{Outline, OutlineMount, Report, Rule};
 ///
 /// An error is not part of it: it is a diagnostic, and drawing those is the caller's work.
 pub fn check_text(source: &[u8], filename: &str, report: &Report) -> String {
-    let source = String::from_utf8_lossy(source);
+    let source = crate::text_of(source);
     let lines: Vec<&str> = source.split('\n').collect();
     let mut out = String::new();
     match report.warnings.len() {

@@ -93,7 +93,7 @@ struct Region {
 
 /// Returns the findings as a SARIF log; `uri` is the address of the file, relative to where the log is read.
 pub fn check_sarif(source: &[u8], uri: &str, report: &Report) -> String {
-    let source = String::from_utf8_lossy(source);
+    let source = crate::text_of(source);
     let text = Text::new(&source);
     let all = || {
         report

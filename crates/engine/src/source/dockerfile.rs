@@ -328,7 +328,7 @@ impl Loaded {
 
     /// Returns the name and the text of the Dockerfile, for messages.
     pub(crate) fn source_text(&self) -> (String, String) {
-        let text = String::from_utf8_lossy(&self.bytes).into_owned();
+        let text = dockerfile::text_of(&self.bytes).into_owned();
         (self.name.clone(), text)
     }
 

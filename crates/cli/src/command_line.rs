@@ -4,15 +4,20 @@ use std::ffi::OsString;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Command, Error, FromArgMatches};
+use clap::{Arg, ArgAction, Command, CommandFactory, Error, FromArgMatches};
 
 use crate::arguments::Arguments;
 use crate::examples;
 
 /// Reads what was typed.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Arguments, Error> {
-    let mut command = examples::command();
+    let mut command = Arguments::command();
     let matches = match command.try_get_matches_from_mut(&words) {
+        // To put the examples in their places takes longer than to read what was typed.
+        Err(error) if shows_help(&error) => {
+            command = examples::command();
+            command.try_get_matches_from_mut(&words)
+        }
         // Docker's switches may be told yes or no: --no-cache=false. The help does not show it, as Docker's does not.
         Err(error) if error.kind() == ErrorKind::TooManyValues => {
             let mut command = with_values(examples::command());
@@ -27,6 +32,13 @@ pub(crate) fn read(words: Vec<OsString>) -> Result<Arguments, Error> {
     };
     let matches = matches.map_err(|error| advise(error, &mut command, &words))?;
     Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+fn shows_help(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    )
 }
 
 /// Has switches take `=true` and `=false` too.

@@ -31,6 +31,7 @@ mod summary;
 mod table;
 mod telemetry;
 mod template;
+mod unified;
 mod words;
 
 use std::process::ExitCode;

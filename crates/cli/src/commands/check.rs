@@ -13,7 +13,6 @@ use dockerfile::check::{
 };
 use dockerfile::ignore::IgnoreFile;
 use oci::Platform;
-use similar::TextDiff;
 
 use crate::diagnostics::Source;
 use crate::failure::{Failure, exit};
@@ -193,10 +192,9 @@ fn show_diff(subject: &Subject, options: &CheckOptions<'_>) -> Result<(), Failur
     if fixed.mended.is_empty() {
         return Ok(());
     }
-    let source = String::from_utf8_lossy(&subject.source);
-    let diff = TextDiff::from_lines(&*source, &fixed.text);
+    let source = dockerfile::text_of(&subject.source);
     let (old, new) = (format!("a/{}", subject.name), format!("b/{}", subject.name));
-    let patch = diff.unified_diff().header(&old, &new).to_string();
+    let patch = crate::unified::unified(&source, &fixed.text, (&old, &new));
     output::print(&patch).map_err(exit::builder)?;
     Err(Failure::Said(1))
 }

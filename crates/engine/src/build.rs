@@ -89,16 +89,15 @@ impl Engine {
         opening.request.runtime = runtime.unwrap_or_default();
         let recorder = Recorder::new(store, opening, sink);
         let mut known = Known::default();
-        let mut built = Vec::new();
         let result = self
-            .build_recorded(request, &recorder, cancel, &mut known, &mut built)
+            .build_recorded(request, &recorder, cancel, &mut known)
             // What is given up half-way fails in many words.
             .map_err(|failure| match cancel.is_requested() {
                 true => EngineError::Canceled.into(),
                 false => failure,
             });
         let (mut record, printed) = recorder.finish();
-        history::complete(store, &mut record, &known, &built);
+        history::complete(store, &mut record, &known);
         history::conclude(&mut record, &result);
         if let Err(error) = history::keep(store, &record)
             .and_then(|()| history::trim(store, &record, printed, &self.history))
@@ -130,7 +129,6 @@ impl Engine {
         recorder: &Recorder,
         cancel: &Cancel,
         known: &mut Known,
-        built: &mut Vec<Built>,
     ) -> Result<BuildResult, BuildFailure> {
         let sink = recorder.sink();
         let loaded = self.read_sources(request, sink)?;
@@ -139,8 +137,7 @@ impl Engine {
             && let Some(named) = frontends::other_frontend(request, &loaded)
         {
             let asked = (request, &loaded);
-            return self
-                .build_by_frontend(frontends, &named, asked, recorder, cancel, known, built);
+            return self.build_by_frontend(frontends, &named, asked, recorder, cancel, known);
         }
         let lowered = self.lower(request, &loaded, sink, known)?;
         known.builds = lowered.builds;
@@ -152,18 +149,31 @@ impl Engine {
             let checking = || check::warnings(request, &loaded, &images);
             if check::decides(request, &loaded) {
                 let warnings = checking()?;
-                *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+                known.built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
                 return Ok::<_, BuildFailure>(warnings);
             }
             // Nothing waits for what is only told at the end.
             let checking = scope.spawn(checking);
-            *built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
+            known.built = self.solve(request, &loaded, known, recorder, ahead, cancel)?;
             Ok(checking.join().expect("checking does not panic")?)
         })?;
-        self.scan(request, &loaded, known, recorder, cancel, built)?;
-        let (shared, several) = (&self.shared, lowered.multi_platform);
+        self.scan(request, &loaded, known, recorder, cancel)?;
         let ahead = ahead.map(Arc::as_ref);
-        let exported = export::export(shared, request, built, several, sink, ahead)?;
+        let result = self.deliver(request, known, lowered.multi_platform, sink, ahead)?;
+        Ok(BuildResult { warnings, ..result })
+    }
+
+    /// Writes what was built to the outputs, and what others may use of it to the caches.
+    pub(crate) fn deliver(
+        &self,
+        request: &BuildRequest,
+        known: &Known,
+        multi_platform: bool,
+        sink: &Sink,
+        ahead: Option<&Ahead>,
+    ) -> Result<BuildResult, BuildFailure> {
+        let (shared, built) = (&self.shared, &known.built);
+        let exported = export::export(shared, request, built, multi_platform, sink, ahead)?;
         let epochs = built.iter().find_map(|built| built.build.epoch);
         let epoch = epochs.or(request.source_date_epoch);
         let (targets, works) = (&request.cache_to, &known.works);
@@ -179,9 +189,8 @@ impl Engine {
             config,
             descriptor: root,
             names,
-            warnings,
             dockerfile: known.dockerfile.clone(),
-            record: None,
+            ..BuildResult::default()
         })
     }
 

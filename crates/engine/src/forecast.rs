@@ -127,7 +127,7 @@ impl Engine {
             .collect();
         let mut seen = HashSet::new();
         record.steps.retain(|step| seen.insert(step.vertex.clone()));
-        history::complete(store, &mut record, &known, &[]);
+        history::complete(store, &mut record, &known);
         Ok(self.foretell(record, &known, &fates)?)
     }
 

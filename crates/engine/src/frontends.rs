@@ -6,12 +6,10 @@ use std::sync::Arc;
 use llb::Graph;
 use progress::Sink;
 
-use crate::build::Built;
 use crate::cache::Imports;
 use crate::cache::export as export_cache;
 use crate::client::BuildClient;
 use crate::error::{BuildFailure, StepFailure};
-use crate::export;
 use crate::graphs::{Caches, ExportTree, GraphFailure};
 use crate::history::Known;
 use crate::history::recorder::Recorder;
@@ -123,7 +121,6 @@ impl Engine {
         recorder: &Recorder,
         cancel: &Cancel,
         known: &mut Known,
-        built: &mut Vec<Built>,
     ) -> Result<BuildResult, BuildFailure> {
         let sink = recorder.sink();
         let mut attrs = attributes(request);
@@ -156,22 +153,9 @@ impl Engine {
             let (targets, layers) = (&request.cache_to, &made.layers);
             made.inline =
                 export_cache::inline_records(&self.shared, targets, &known.works, layers)?;
-            built.push(made);
+            known.built.push(made);
         }
-        let (shared, several) = (&self.shared, output.multi_platform);
-        let exported = export::export(shared, request, built, several, sink, None)?;
-        let epochs = built.iter().find_map(|built| built.build.epoch);
-        let epoch = epochs.or(request.source_date_epoch);
-        let (targets, works) = (&request.cache_to, &known.works);
-        export_cache::export(shared, targets, works, built, epoch, sink, None);
-        Ok(BuildResult {
-            image: exported.image,
-            config: exported.config,
-            descriptor: exported.root,
-            names: exported.names,
-            dockerfile: known.dockerfile.clone(),
-            ..BuildResult::default()
-        })
+        self.deliver(request, known, output.multi_platform, sink, None)
     }
 }
 

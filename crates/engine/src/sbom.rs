@@ -14,7 +14,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::attest::{Attestation, AttestationContent};
-use crate::build::Built;
 use crate::client::BuildClient;
 use crate::error::{BuildFailure, StepFailure};
 use crate::graphs::{Caches, FoundImage, GraphRequest, ImageLookup, KnownImages, Solved};
@@ -248,10 +247,9 @@ impl Engine {
         &self,
         request: &BuildRequest,
         loaded: &Loaded,
-        known: &Known,
+        known: &mut Known,
         recorder: &Recorder,
         cancel: &Cancel,
-        built: &mut [Built],
     ) -> Result<(), BuildFailure> {
         let holds = |output: &Output| match output {
             Output::Image(image) => image.push,
@@ -268,7 +266,7 @@ impl Engine {
         let (name, scanner) = self.scanner(&sbom.generator, request.pull, sink)?;
         let client = loaded.client(request, &mut BTreeMap::new())?;
         let client: Arc<dyn BuildClient> = Arc::new(client);
-        for built in built {
+        for built in &mut known.built {
             let mut images = KnownImages::of(known.images.clone());
             let build = &built.build;
             let scan = Scan {

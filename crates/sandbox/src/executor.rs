@@ -5,21 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::error::SandboxError;
-use crate::helper::{Helper, NetworkMode, Running, Stdio};
+use crate::helper::{Helper, Running, Stdio};
 use crate::runtime::Runtime;
 use crate::spec::Spec;
 
 /// Runs steps. Every implementation keeps the promises of [`Spec`], or refuses the step by name.
 pub trait Executor: fmt::Debug + Send + Sync {
-    /// Returns what runs the steps, for people: `native`, `crun 1.21`.
-    fn title(&self) -> String;
-
-    /// Returns the network that steps with [`crate::Network::Default`] get.
-    fn network(&self) -> NetworkMode;
-
-    /// Returns what could not be had, in words for the user.
-    fn notes(&self) -> &[String];
-
     /// Starts a step; as [`Helper::spawn`].
     fn spawn(
         &self,
@@ -31,18 +22,6 @@ pub trait Executor: fmt::Debug + Send + Sync {
 }
 
 impl Executor for Arc<Helper> {
-    fn title(&self) -> String {
-        "native".to_owned()
-    }
-
-    fn network(&self) -> NetworkMode {
-        Helper::network(self)
-    }
-
-    fn notes(&self) -> &[String] {
-        Helper::notes(self)
-    }
-
     fn spawn(
         &self,
         spec: &Spec,
@@ -50,7 +29,7 @@ impl Executor for Arc<Helper> {
         sources: Vec<OwnedFd>,
         keep: Vec<OwnedFd>,
     ) -> Result<Running, SandboxError> {
-        Helper::spawn(self, spec, stdio, sources, keep)
+        self.spawn_with(spec, stdio, sources, keep, None)
     }
 }
 
@@ -68,18 +47,6 @@ impl OciExecutor {
 }
 
 impl Executor for OciExecutor {
-    fn title(&self) -> String {
-        self.runtime.title()
-    }
-
-    fn network(&self) -> NetworkMode {
-        self.helper.network()
-    }
-
-    fn notes(&self) -> &[String] {
-        self.helper.notes()
-    }
-
     fn spawn(
         &self,
         spec: &Spec,

@@ -95,13 +95,7 @@ pub struct Helper {
 impl Helper {
     /// Starts `/proc/self/exe` as the helper. Its `main` must call [`crate::entry::run_if_requested`] first.
     pub fn start(options: &Options) -> Result<Helper, SandboxError> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| SandboxError::io("make a socket pair", error))?;
+        let (ours, theirs) = socket_pair()?;
         let shared = Arc::new(Shared {
             socket: ours,
             sending: Mutex::new(()),
@@ -193,12 +187,8 @@ impl Helper {
                 fds.len()
             )));
         }
-        let (id, slot) = self.shared.register()?;
-        let running = Running {
-            id,
-            slot,
-            shared: Arc::clone(&self.shared),
-        };
+        let running = self.register()?;
+        let id = running.id;
         let request = Request::Spawn {
             id,
             spec: Box::new(spec.clone()),
@@ -209,9 +199,7 @@ impl Helper {
         self.shared.send(&request, &borrowed)?;
         Ok(running)
     }
-}
 
-impl Helper {
     /// Starts a further command in the world of a step that runs. It ends with the step at the latest.
     pub fn enter(
         &self,
@@ -232,12 +220,8 @@ impl Helper {
             fds.push(fd);
         }
         fds.extend(keep);
-        let (id, slot) = self.shared.register()?;
-        let running = Running {
-            id,
-            slot,
-            shared: Arc::clone(&self.shared),
-        };
+        let running = self.register()?;
+        let id = running.id;
         let request = Request::Enter {
             id,
             step: step.id,
@@ -247,28 +231,36 @@ impl Helper {
         self.shared.send(&request, &borrowed)?;
         Ok(running)
     }
-}
 
-impl Helper {
     /// Makes a way into the network of a step that runs.
     pub fn dialer(&self, step: &Running) -> Result<Dialer, SandboxError> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|error| SandboxError::io("make a socket pair", error))?;
-        let (id, slot) = self.shared.register()?;
-        let running = Running {
-            id,
-            slot,
-            shared: Arc::clone(&self.shared),
-        };
+        let (ours, theirs) = socket_pair()?;
+        let running = self.register()?;
+        let id = running.id;
         let request = Request::Dial { id, step: step.id };
         self.shared.send(&request, &[theirs.as_fd()])?;
         Ok(Dialer::new(ours, running))
     }
+
+    /// Makes a place for a process that the helper is about to be asked for.
+    fn register(&self) -> Result<Running, SandboxError> {
+        let (id, slot) = self.shared.register()?;
+        Ok(Running {
+            id,
+            slot,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+}
+
+fn socket_pair() -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| SandboxError::io("make a socket pair", error))
 }
 
 impl fmt::Debug for Helper {

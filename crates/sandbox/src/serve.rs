@@ -276,8 +276,7 @@ impl Server {
             None
         };
         let tree = open_tree_of(&spec.root)?;
-        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| SandboxError::io("make a pipe", error))?;
+        let (report, report_writer) = report_pipe()?;
         let (network, lease) = self.network_for(spec.network)?;
         let host_network = matches!(network, StepNetwork::Host);
         let namespace = match &network {
@@ -372,44 +371,19 @@ impl Server {
             ));
         };
         let keep: Vec<OwnedFd> = fds.collect();
-        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| SandboxError::io("make a pipe", error))?;
-        // SAFETY: the helper has one thread.
-        match unsafe { sys::clone_process(0, None) }
-            .map_err(|error| SandboxError::io("clone the command", error))?
-        {
-            Cloned::Child => {
-                drop(report);
-                self.close_own();
-                enter::run(enter::Plan {
-                    entered,
-                    step: target_fd.as_fd(),
-                    host_network,
-                    stdio: [stdin, stdout, stderr],
-                    keep,
-                    report: report_writer,
-                    liveness: self.liveness.0.as_fd(),
-                    filter: &self.filter,
-                    groups_forbidden: self.machine.groups_forbidden,
-                })
-            }
-            Cloned::Parent { pid, pidfd } => {
-                self.steps.insert(
-                    id,
-                    Step {
-                        pid,
-                        pidfd,
-                        report,
-                        tree: None,
-                        network: None,
-                        namespace: None,
-                        group: None,
-                        host_network,
-                    },
-                );
-                Ok(())
-            }
-        }
+        self.attend(id, host_network, |helper, report| {
+            enter::run(enter::Plan {
+                entered,
+                step: target_fd.as_fd(),
+                host_network,
+                stdio: [stdin, stdout, stderr],
+                keep,
+                report,
+                liveness: helper.liveness.0.as_fd(),
+                filter: &helper.filter,
+                groups_forbidden: helper.machine.groups_forbidden,
+            })
+        })
     }
 
     /// Starts a process that makes connections in the network of a step.
@@ -431,8 +405,25 @@ impl Server {
         let Some(socket) = fds.into_iter().next() else {
             return Err(SandboxError::Protocol("no socket to answer on".to_owned()));
         };
-        let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|error| SandboxError::io("make a pipe", error))?;
+        self.attend(id, host_network, |helper, report| {
+            dial::run(dial::Plan {
+                namespace,
+                socket,
+                report,
+                liveness: helper.liveness.0.as_fd(),
+            })
+        })
+    }
+
+    /// Starts a process that belongs to a step and has nothing of its own to be given up. `run`
+    /// ends the process itself and does not return.
+    fn attend(
+        &mut self,
+        id: u64,
+        host_network: bool,
+        run: impl FnOnce(&Self, OwnedFd),
+    ) -> Result<(), SandboxError> {
+        let (report, report_writer) = report_pipe()?;
         // SAFETY: the helper has one thread.
         match unsafe { sys::clone_process(0, None) }
             .map_err(|error| SandboxError::io("clone a process", error))?
@@ -440,12 +431,8 @@ impl Server {
             Cloned::Child => {
                 drop(report);
                 self.close_own();
-                dial::run(dial::Plan {
-                    namespace,
-                    socket,
-                    report: report_writer,
-                    liveness: self.liveness.0.as_fd(),
-                })
+                run(self, report_writer);
+                std::process::abort()
             }
             Cloned::Parent { pid, pidfd } => {
                 self.steps.insert(
@@ -619,6 +606,12 @@ fn take_socket() -> rustix::io::Result<OwnedFd> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     Ok(socket)
+}
+
+/// The pipe by which the process of a step says how it ended.
+fn report_pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| SandboxError::io("make a pipe", error))
 }
 
 /// Opens the sources that only this mount namespace can open.

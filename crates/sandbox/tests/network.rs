@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 
 use sandbox::{Network, NetworkMode, Options, Spec};
-use support::{Bench, able, skip};
+use support::{Bench, able, run_again, skip};
 
 /// Set for a test program whose process has a network namespace of its own.
 const INSIDE: &str = "LAPSTRAKE_TEST_NETWORK";
@@ -38,15 +38,7 @@ fn networks_hold_in_a_machine_of_their_own() {
     if inside() || !able() {
         return;
     }
-    let output = Command::new("/proc/self/exe")
-        .args(["--nocapture", "--test-threads", "1"])
-        .env(INSIDE, "1")
-        .output()
-        .expect("this program");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    println!("{text}");
+    run_again(&["--test-threads", "1"], (INSIDE, "1"));
 }
 
 fn command(line: &str) {

@@ -31,10 +31,11 @@ pub(crate) struct Known {
     pub(crate) images: BTreeMap<(String, String), PinnedImage>,
     pub(crate) builds: Vec<PlatformBuild>,
     pub(crate) works: Vec<Arc<VertexWork>>,
+    pub(crate) built: Vec<Built>,
 }
 
 /// Completes a record.
-pub(crate) fn complete(store: &Store, record: &mut BuildRecord, known: &Known, built: &[Built]) {
+pub(crate) fn complete(store: &Store, record: &mut BuildRecord, known: &Known) {
     let hidden = super::request::hider(store);
     if let Some((name, text)) = &known.dockerfile {
         record.dockerfile = Some(DockerfileRecord {
@@ -68,7 +69,8 @@ pub(crate) fn complete(store: &Store, record: &mut BuildRecord, known: &Known, b
         }
     }
     mask(record, known);
-    record.outputs = built.iter().map(|built| output(store, built)).collect();
+    let outputs = known.built.iter().map(|built| output(store, built));
+    record.outputs = outputs.collect();
 }
 
 /// Says how the build has ended.

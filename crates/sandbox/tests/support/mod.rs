@@ -125,17 +125,23 @@ pub(crate) fn run_by(name: &str, as_user: bool, without: &[&str]) {
         }
         return;
     }
+    let text = run_again(&arguments, (RUNTIME, name));
+    count(&format!("{name}, root"), &text);
+}
+
+/// Runs this test program again with arguments and a variable, and returns what it printed.
+pub(crate) fn run_again(arguments: &[&str], variable: (&str, &str)) -> String {
     let output = std::process::Command::new("/proc/self/exe")
         .arg("--nocapture")
         .args(arguments)
-        .env(RUNTIME, name)
+        .env(variable.0, variable.1)
         .output()
         .expect("this program");
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     println!("{text}");
-    count(&format!("{name}, root"), &text);
+    text
 }
 
 /// Says how many tests held, and how many of them were skipped.

@@ -573,6 +573,9 @@ fn check(position: usize, op: &Op, inputs: usize) -> Result<(), LlbError> {
             if !distinct(exec.mounts.iter().map(|mount| mount.output)) {
                 return invalid("gives one output to two mounts");
             }
+            if op.outputs() > exec.mounts.len() {
+                return invalid("has an output beyond the number of its mounts");
+            }
             exec.mounts.iter().try_for_each(|mount| input(mount.input))
         }
         Op::File(file) => {
@@ -581,6 +584,9 @@ fn check(position: usize, op: &Op, inputs: usize) -> Result<(), LlbError> {
             }
             if !distinct(file.actions.iter().map(|action| action.output)) {
                 return invalid("gives one output to two actions");
+            }
+            if op.outputs() > file.actions.len() {
+                return invalid("has an output beyond the number of its actions");
             }
             for (number, action) in file.actions.iter().enumerate() {
                 for from in [action.input, action.secondary_input].into_iter().flatten() {

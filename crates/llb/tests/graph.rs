@@ -411,6 +411,18 @@ fn numbers_that_name_nothing_are_errors() {
         builder.add(draft)
     });
     assert!(matches!(later_action, LlbError::Invalid { .. }));
+    let output_beyond = fails(|builder| {
+        let mut draft = FileSpec::new(None);
+        draft.action(Action::Remove(Remove::default()));
+        let mut draft = draft.into_draft(Metadata::default());
+        let Op::File(file) = &mut draft.op else {
+            unreachable!()
+        };
+        // Room for all outputs below would be made.
+        file.actions[0].output = Some(1 << 40);
+        builder.add(draft)
+    });
+    assert!(matches!(output_beyond, LlbError::Invalid { .. }));
     let no_file = fails(|builder| {
         let output = image(builder, "docker-image://a");
         builder.draft_mut(output).metadata.locations = vec![Location::default()];

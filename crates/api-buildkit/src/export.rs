@@ -318,12 +318,9 @@ impl One<'_> {
             source_date_epoch: source_date_epoch.or(trees.iter().find_map(|tree| tree.epoch)),
             ..BuildRequest::default()
         };
-        let sink = &self.build.sink;
-        let exported = self
-            .build
-            .engine
-            .export(trees, self.multi_platform(), &request, sink);
-        Ok(exported?)
+        let several = self.multi_platform();
+        let (engine, sink, cancel) = (&self.build.engine, &self.build.sink, &self.build.cancel);
+        Ok(engine.export(trees, several, &request, sink, cancel)?)
     }
 
     fn describe(&self, result: &BuildResult, names: &[Reference]) -> Response {

@@ -20,6 +20,7 @@ use crate::check;
 use crate::context::ContextTree;
 use crate::driver::{Driver, Failed};
 use crate::error::{BuildFailure, StepFailure};
+use crate::export::Course;
 use crate::export::ahead::Ahead;
 use crate::export::{self, Exported};
 use crate::frontends;
@@ -143,6 +144,9 @@ impl Engine {
         known.builds = lowered.builds;
         let ahead = Ahead::new(&self.shared, request);
         let _stop = ahead.clone().map(StopAhead);
+        let _canceled = ahead
+            .clone()
+            .map(|ahead| cancel.on_request(move || ahead.stop()));
         let ahead = ahead.as_ref();
         let images = known.images.clone();
         let warnings = std::thread::scope(|scope| {
@@ -159,7 +163,8 @@ impl Engine {
         })?;
         self.scan(request, &loaded, known, recorder, cancel)?;
         let ahead = ahead.map(Arc::as_ref);
-        let result = self.deliver(request, known, lowered.multi_platform, sink, ahead)?;
+        let course = Course { ahead, cancel };
+        let result = self.deliver(request, known, lowered.multi_platform, sink, course)?;
         Ok(BuildResult { warnings, ..result })
     }
 
@@ -170,14 +175,17 @@ impl Engine {
         known: &Known,
         multi_platform: bool,
         sink: &Sink,
-        ahead: Option<&Ahead>,
+        course: Course<'_>,
     ) -> Result<BuildResult, BuildFailure> {
         let (shared, built) = (&self.shared, &known.built);
-        let exported = export::export(shared, request, built, multi_platform, sink, ahead)?;
+        let exported = export::export(shared, request, built, multi_platform, sink, course)?;
         let epochs = built.iter().find_map(|built| built.build.epoch);
         let epoch = epochs.or(request.source_date_epoch);
         let (targets, works) = (&request.cache_to, &known.works);
-        export_cache::export(shared, targets, works, built, epoch, sink, ahead);
+        if course.cancel.is_requested() {
+            return Err(EngineError::Canceled.into());
+        }
+        export_cache::export(shared, targets, works, built, epoch, sink, course.ahead);
         let Exported {
             image,
             config,
@@ -396,7 +404,7 @@ impl Engine {
         } = known;
         let builds = &*builds;
         let mut roots = Vec::new();
-        let mut trees = Vec::new();
+        let mut captured = Captured::new();
         let mut said = Vec::new();
         let started = recorder.started();
         for build in builds {
@@ -410,12 +418,11 @@ impl Engine {
             let pinned = Pinned {
                 images: images.clone(),
                 fetched: fetched.map_err(|(id, error)| failure_at(id, error, None, build))?,
-                contexts: contexts_of(&self.shared, loaded, build, sink)?,
+                contexts: contexts_of(&self.shared, loaded, build, &mut captured, sink)?,
                 directories: BTreeMap::new(),
             };
             let works = plan::plan(&build.graph, &pinned, &context, sink)
                 .map_err(|(id, error)| planning_failure(id, error, loaded, &pinned, build))?;
-            trees.extend(pinned.contexts.into_values());
             said.push(request.provenance.as_ref().map(|wanted| {
                 let taken = attest::capture(&build.graph, &works);
                 attest::attest(wanted, request, build, taken, (recorder.id(), started))
@@ -442,7 +449,7 @@ impl Engine {
                 state: context.take_failed(),
                 ..failure_of(failed, builds, loaded)
             });
-        trees.iter().for_each(|tree| tree.remember());
+        captured.values().for_each(|tree| tree.remember());
         if let Some((root, _)) = roots.last() {
             let keys: Vec<_> = all.iter().map(|work| work.record_key).collect();
             if let Err(error) = self.shared.store.mark_used(&root.record_key, &keys) {
@@ -531,21 +538,34 @@ fn identifier(asked: &ImageRequest, digest: &Digest) -> String {
     }
 }
 
+/// Contexts that were captured, by name and ignore patterns: platforms share them.
+pub(crate) type Captured = BTreeMap<(String, Vec<String>), Arc<ContextTree>>;
+
 pub(crate) fn contexts_of(
     shared: &Shared,
     loaded: &Loaded,
     build: &PlatformBuild,
+    captured: &mut Captured,
     sink: &Sink,
 ) -> Result<BTreeMap<String, Arc<ContextTree>>, EngineError> {
     let mut contexts = BTreeMap::new();
     for used in &build.contexts {
+        let wanted = (used.name.clone(), used.ignore.clone());
+        if let Some(tree) = captured.get(&wanted) {
+            contexts.insert(used.name.clone(), Arc::clone(tree));
+            continue;
+        }
         let directory = loaded.directory(&used.name)?;
         let vertex = &build.graph.vertices()[used.vertex];
         let name = vertex.metadata().name.clone();
         let shown = sink.vertex(Vertex::new(vertex.id().digest(), name)).start();
-        let tree = ContextTree::capture_of(shared, &directory, &[], &used.ignore)?;
+        let (patterns, lasts) = ((&[][..], &used.ignore[..]), loaded.lasts(&directory));
+        let tree = Arc::new(ContextTree::capture_of(
+            shared, &directory, patterns, lasts,
+        )?);
         shown.complete(Outcome::Done);
-        contexts.insert(used.name.clone(), Arc::new(tree));
+        captured.insert(wanted, Arc::clone(&tree));
+        contexts.insert(used.name.clone(), tree);
     }
     Ok(contexts)
 }

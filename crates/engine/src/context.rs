@@ -1,32 +1,32 @@
 //! Files from outside the store that a build copies.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dockerfile::ignore::Matcher;
-use llb::{Action, ActionInput, FileOp, MountKind, Op, VertexId};
+use llb::{Action, ActionInput, FileOp, MountKind, Op, UserRef};
 use rootfs::Tree;
 use rootfs::checksum::{Selection, checksum};
 use rootfs::context::{Capture, ListedFile};
 use rootfs::copy::Owner;
 use rootfs::filter::{Filter, FilterState, Verdict};
 use rootfs::memo::{MemoTable, NoMemo};
-use store::MutLayer;
 
 use crate::EngineError;
 use crate::keys::KeyBuilder;
+use crate::staged::Staging;
 use crate::step::Shared;
 
 /// A directory of files for a build, less what its ignore file names, as it was when captured.
 #[derive(Debug)]
 pub(crate) struct ContextTree {
-    capture: Capture,
-    memo: MemoTable,
-    memo_file: PathBuf,
+    pub(crate) capture: Capture,
+    pub(crate) memo: MemoTable,
+    /// Where to remember what was read; nowhere for a directory that no later build will find.
+    pub(crate) memo_file: Option<PathBuf>,
     number: u64,
-    staged: Mutex<HashMap<VertexId, Arc<MutLayer>>>,
+    pub(crate) staging: Mutex<Staging>,
 }
 
 /// What comes from outside is root's, whoever has it there.
@@ -35,12 +35,12 @@ const OWNER: Owner = Owner { uid: 0, gid: 0 };
 impl ContextTree {
     /// Captures the names and attributes of a directory; content is read when it is asked for.
     ///
-    /// `ignore` are patterns of an ignore file.
+    /// `ignore` are patterns of an ignore file; `lasts` says whether later builds can find this directory again.
     pub(crate) fn capture_of(
         shared: &Shared,
         root: &Path,
-        include: &[String],
-        ignore: &[String],
+        (include, ignore): (&[String], &[String]),
+        lasts: bool,
     ) -> Result<Self, EngineError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let patterns = Patterns::new(include, ignore)?;
@@ -53,18 +53,15 @@ impl ContextTree {
         let name = KeyBuilder::new("memo")
             .part("root", place.as_os_str().as_encoded_bytes())
             .finish();
-        let memo_file = shared
-            .store
-            .root()
-            .join("memos")
-            .join(crate::keys::hex(&name));
-        let memo = MemoTable::from_bytes(std::fs::read(&memo_file).unwrap_or_default());
+        let memos = shared.store.root().join("memos");
+        let memo_file = lasts.then(|| memos.join(crate::keys::hex(&name)));
+        let bytes = memo_file.as_ref().and_then(|file| std::fs::read(file).ok());
         Ok(Self {
             capture,
-            memo,
+            memo: MemoTable::from_bytes(bytes.unwrap_or_default()),
             memo_file,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            staged: Mutex::default(),
+            staging: Mutex::default(),
         })
     }
 
@@ -73,9 +70,9 @@ impl ContextTree {
         self.number
     }
 
-    /// Returns whether this directory was never captured before: its steps will all run.
+    /// Returns whether no build has remembered anything of this directory, though later ones could find it.
     pub(crate) fn is_new(&self) -> bool {
-        !self.memo_file.exists()
+        self.memo_file.as_ref().is_some_and(|file| !file.exists())
     }
 
     /// Returns the paths of all files, for finding the one that was meant.
@@ -98,87 +95,36 @@ impl ContextTree {
         Ok(self.capture.checksum(selection, &self.memo)?)
     }
 
-    /// Copies what a step takes, so that nothing that changes from now on gets into it.
-    pub(crate) fn stage(
-        &self,
-        shared: &Shared,
-        vertex: VertexId,
-        selections: &[Selection],
-    ) -> Result<(), EngineError> {
-        let layer = shared.store.new_layer()?;
-        self.capture.stage(selections, &layer.path(), &self.memo)?;
-        self.table().insert(vertex, Arc::new(layer));
-        Ok(())
-    }
-
-    /// Returns the copy that was made for a step, made now if it was not expected to run.
-    pub(crate) fn staged(
-        &self,
-        shared: &Shared,
-        vertex: VertexId,
-        selections: &[Selection],
-    ) -> Result<Arc<MutLayer>, EngineError> {
-        let found = self.table().remove(&vertex);
-        if let Some(layer) = found {
-            return Ok(layer);
-        }
-        Ok(Arc::new(self.copy_of(shared, selections)?))
-    }
-
-    /// Copies what was captured; what changed since is an error.
-    pub(crate) fn copy_of(
-        &self,
-        shared: &Shared,
-        selections: &[Selection],
-    ) -> Result<MutLayer, EngineError> {
-        let checksums = |tree: &Self| -> Result<Vec<_>, EngineError> {
-            selections
-                .iter()
-                .map(|selection| tree.checksum(selection))
-                .collect()
-        };
-        let before = checksums(self)?;
-        let layer = shared.store.new_layer()?;
-        self.capture.stage(selections, &layer.path(), &self.memo)?;
-        if checksums(self)? != before {
-            return Err(EngineError::Request(
-                "the context changed while it was built; build again".to_owned(),
-            ));
-        }
-        Ok(layer)
-    }
-
     /// Keeps what was learned of the files for the next build.
     pub(crate) fn remember(&self) {
+        let Some(memo_file) = &self.memo_file else {
+            return;
+        };
         if !self.memo.is_changed()
-            && let Ok(meta) = std::fs::metadata(&self.memo_file)
+            && let Ok(meta) = std::fs::metadata(memo_file)
         {
             // What nobody uses any more is removed after some months.
             let age = meta.modified().ok().and_then(|time| time.elapsed().ok());
             if age.is_some_and(|age| age > std::time::Duration::from_secs(86_400)) {
                 let now = std::fs::FileTimes::new().set_modified(std::time::SystemTime::now());
-                let _ = std::fs::File::open(&self.memo_file).map(|file| file.set_times(now));
+                let _ = std::fs::File::open(memo_file).map(|file| file.set_times(now));
             }
             return;
         }
-        let save = || -> std::io::Result<()> {
-            let folder = self.memo_file.parent().unwrap_or(Path::new("."));
-            std::fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            std::io::Write::write_all(&mut file, &self.memo.to_bytes())?;
-            file.persist(&self.memo_file)?;
-            Ok(())
-        };
-        if let Err(error) = save() {
+        if let Err(error) = write_whole(memo_file, &self.memo.to_bytes()) {
             tracing::warn!(%error, "file digests are not remembered");
         }
     }
+}
 
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<VertexId, Arc<MutLayer>>> {
-        self.staged
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-    }
+/// Replaces a file by one with these bytes.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Returns what an operation takes of the input `input`, which is a context.
@@ -190,11 +136,14 @@ pub(crate) fn selections_of(op: &Op, input: usize) -> Result<Vec<Selection>, Eng
             for mount in &op.mounts {
                 if mount.input == Some(input) {
                     let part = mount.kind == MountKind::Bind && !mount.selector.is_empty();
-                    found.push(Selection::path(if part {
-                        mount.selector.as_str()
-                    } else {
-                        "/"
-                    }));
+                    found.push(match part {
+                        // A mount follows the links of its source.
+                        true => Selection {
+                            follow_symlink: true,
+                            ..Selection::path(mount.selector.as_str())
+                        },
+                        false => Selection::path("/"),
+                    });
                 }
             }
         }
@@ -211,11 +160,42 @@ pub(crate) fn selections_of_file(op: &FileOp, input: usize) -> Result<Vec<Select
             && let Action::Copy(copy) = &action.action
         {
             found.push(selection(copy)?);
-        } else if action.input == Some(ActionInput::Vertex(input)) {
+        }
+        if action.input == Some(ActionInput::Vertex(input)) {
             found.push(Selection::path("/"));
+        }
+        if names_from(&action.action).any(|from| from == input) {
+            found.extend(ACCOUNTS.map(accounts));
         }
     }
     Ok(found)
+}
+
+/// The files that names of users and groups are looked up in, as patterns: they need not be there.
+pub(crate) const ACCOUNTS: [&str; 2] = ["/etc/[p]asswd", "/etc/[g]roup"];
+
+fn accounts(pattern: &str) -> Selection {
+    Selection {
+        wildcard: true,
+        ..Selection::path(pattern)
+    }
+}
+
+/// Returns the inputs that an action looks names of users and groups up in.
+pub(crate) fn names_from(action: &Action) -> impl Iterator<Item = usize> {
+    let owner = match action {
+        Action::Copy(copy) => copy.owner.as_ref(),
+        Action::MakeFile(file) => file.owner.as_ref(),
+        Action::MakeDirectory(directory) => directory.owner.as_ref(),
+        Action::Symlink(link) => link.owner.as_ref(),
+        Action::Remove(_) => None,
+    };
+    let parts = owner.map(|owner| [owner.user.as_ref(), owner.group.as_ref()]);
+    let named = parts.into_iter().flatten().flatten();
+    named.filter_map(|part| match part {
+        UserRef::Name { input, .. } => *input,
+        UserRef::Id(_) => None,
+    })
 }
 
 /// Returns the checksum of what a copy takes from a tree.

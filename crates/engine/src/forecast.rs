@@ -11,7 +11,7 @@ use oci::{Digest, Timestamp};
 use progress::Sink;
 use serde::Serialize;
 
-use crate::build::{contexts_of, failure_at, planning_failure};
+use crate::build::{Captured, contexts_of, failure_at, planning_failure};
 use crate::error::BuildFailure;
 use crate::history::{
     self, BuildRecord, Explanation, History, Known, StepKind, StepOutcome, StepRecord, files,
@@ -97,6 +97,7 @@ impl Engine {
             ..StepContext::new(Arc::clone(&self.shared))
         });
         let mut fates = HashMap::new();
+        let mut captured = Captured::new();
         for build in &known.builds {
             let fetched = fetched::pin_all(
                 &self.shared,
@@ -109,7 +110,7 @@ impl Engine {
             let pinned = Pinned {
                 images: known.images.clone(),
                 fetched,
-                contexts: contexts_of(&self.shared, &loaded, build, &sink)?,
+                contexts: contexts_of(&self.shared, &loaded, build, &mut captured, &sink)?,
                 directories: BTreeMap::new(),
             };
             let works = plan::preview(&build.graph, &pinned, &context).map_err(|(id, error)| {

@@ -10,6 +10,7 @@ use crate::cache::Imports;
 use crate::cache::export as export_cache;
 use crate::client::BuildClient;
 use crate::error::{BuildFailure, StepFailure};
+use crate::export::Course;
 use crate::graphs::{Caches, ExportTree, GraphFailure};
 use crate::history::Known;
 use crate::history::recorder::Recorder;
@@ -155,7 +156,9 @@ impl Engine {
                 export_cache::inline_records(&self.shared, targets, &known.works, layers)?;
             known.built.push(made);
         }
-        self.deliver(request, known, output.multi_platform, sink, None)
+        let ahead = None;
+        let course = Course { ahead, cancel };
+        self.deliver(request, known, output.multi_platform, sink, course)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::build::Built;
 use crate::cache::{Imports, export as export_cache};
 use crate::client::{BuildClient, LocalDirectory, LocalFiles};
 use crate::context::ContextTree;
-use crate::export::{self, Exported};
+use crate::export::{self, Course, Exported};
 use crate::history::recorder::Passing;
 use crate::plan::{self, Pinned};
 use crate::request::{BuildRequest, CacheSource, CacheTarget};
@@ -474,8 +474,12 @@ impl Engine {
                 let directory = request.client.directory(&wanted, &running)?;
                 let filter = directory.filter.clone().unwrap_or_default();
                 let (include, exclude) = (&filter.include, &filter.exclude);
-                let tree =
-                    ContextTree::capture_of(&self.shared, &directory.path, include, exclude)?;
+                let tree = ContextTree::capture_of(
+                    &self.shared,
+                    &directory.path,
+                    (include, exclude),
+                    true,
+                )?;
                 held.push(directory);
                 Ok(tree)
             };
@@ -557,6 +561,7 @@ impl Engine {
         multi_platform: bool,
         request: &BuildRequest,
         sink: &Sink,
+        cancel: &Cancel,
     ) -> Result<BuildResult, EngineError> {
         let works: Vec<_> = trees
             .iter()
@@ -569,7 +574,13 @@ impl Engine {
             let (targets, layers) = (&request.cache_to, &built.layers);
             built.inline = export_cache::inline_records(shared, targets, &works, layers)?;
         }
-        let exported = export::export(shared, request, &built, multi_platform, sink, None)?;
+        let ahead = None;
+        let course = Course { ahead, cancel };
+        let exported = export::export(shared, request, &built, multi_platform, sink, course);
+        let exported = exported.map_err(|error| match cancel.is_requested() {
+            true => EngineError::Canceled,
+            false => error,
+        })?;
         let Exported {
             image,
             config,

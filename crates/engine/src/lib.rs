@@ -41,6 +41,7 @@ mod shared_vertex;
 mod shell;
 mod snapshot;
 mod source;
+mod staged;
 mod step;
 mod tree_container;
 mod verify;

@@ -4,6 +4,7 @@ use llb::{Action, ActionInput, ExecOp, FileOp, MountKind, Op};
 use store::{Key, Layer, LayerId};
 
 use crate::EngineError;
+use crate::context::{ACCOUNTS, names_from};
 use crate::keys::KeyBuilder;
 use crate::snapshot::Snapshot;
 use crate::step::Shared;
@@ -15,7 +16,7 @@ pub(crate) enum InputUse {
     Whole,
     /// What a copy selects.
     Copied(Box<llb::Copy>),
-    /// What lies at a path.
+    /// What lies at a path, links followed, as a mount follows them.
     Path(String),
 }
 
@@ -61,8 +62,22 @@ impl InputUse {
                     _ => InputUse::Whole,
                 });
             }
+            for input in names_from(&action.action) {
+                if !uses[input].contains(&InputUse::Whole) {
+                    uses[input].extend(ACCOUNTS.map(|pattern| InputUse::Copied(accounts(pattern))));
+                }
+            }
         }
     }
+}
+
+fn accounts(pattern: &str) -> Box<llb::Copy> {
+    Box::new(llb::Copy {
+        source: pattern.to_owned(),
+        allow_wildcard: true,
+        allow_empty_wildcard: true,
+        ..llb::Copy::default()
+    })
 }
 
 /// Returns whether an input holds what it held at an earlier run, as far as it is used.
@@ -91,6 +106,7 @@ pub(crate) fn same_input(
             InputUse::Path(path) => {
                 let copy = llb::Copy {
                     source: path.clone(),
+                    follow_symlink: true,
                     ..llb::Copy::default()
                 };
                 checksum(shared, now, &copy)? == checksum(shared, &then, &copy)?
@@ -135,6 +151,7 @@ pub(crate) fn content_key(
                 InputUse::Path(source) => {
                     path = llb::Copy {
                         source: source.clone(),
+                        follow_symlink: true,
                         ..llb::Copy::default()
                     };
                     &path

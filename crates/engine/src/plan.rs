@@ -1,10 +1,11 @@
 //! Turns a graph into vertices with keys.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use llb::{Graph, Op, Vertex, VertexId};
+use oci::Digest;
 use progress::{Group, Sink};
 use rootfs::checksum::Selection;
 use solver::Class;
@@ -22,7 +23,7 @@ use crate::vertex::{VertexAction, VertexWork};
 
 /// What a graph's sources were pinned to.
 pub(crate) struct Pinned {
-    /// Images by identifier and platform, as `key_of_image` writes them.
+    /// Images by identifier and platform, as [`image_key`] writes them.
     pub(crate) images: BTreeMap<(String, String), PinnedImage>,
     /// Files behind URLs and repositories by vertex.
     pub(crate) fetched: BTreeMap<VertexId, Fetched>,
@@ -75,34 +76,38 @@ fn vertices(
             .collect();
         let failed = |error| (vertex.id(), error);
         let action = action_of(vertex, pinned).map_err(failed)?;
-        let (operation, outside) =
-            operation_key(context, vertex, &action, &inputs, staging).map_err(failed)?;
-        let mut record_key = definition_of(&operation);
-        let mut key = definition_of(&operation);
-        for (number, (input, output)) in inputs.iter().enumerate() {
-            // The content of a context is part of the operation's key already.
-            if matches!(input.action, VertexAction::Context(_)) {
-                continue;
+        let taken = taken_of_contexts(&action, &inputs).map_err(failed)?;
+        let stage = || stage(context, vertex, &taken, &inputs).map_err(failed);
+        let may_run = staging == Staging::Now && !taken.is_empty();
+        // Nothing is known of a new directory: copying it at once reads it once.
+        let at_once = may_run && taken.iter().any(|(tree, _)| tree.is_new());
+        if at_once {
+            stage()?;
+        }
+        let mut keys = Keys::of(vertex, &action, &inputs, &taken).map_err(failed)?;
+        if may_run && !at_once {
+            let recorded = || context.shared.store.find(&keys.record);
+            let ignored = vertex.metadata().ignore_cache;
+            if ignored || recorded().map_err(|error| failed(error.into()))?.is_none() {
+                stage()?;
+                keys = Keys::of(vertex, &action, &inputs, &taken).map_err(failed)?;
             }
-            let name = format!("input {number}");
-            let output = (*output as u64).to_be_bytes();
-            record_key = record_key
-                .key(&name, &input.record_key)
-                .part("output", &output);
-            key = key.key(&name, &input.key).part("output", &output);
         }
         let forced = vertex.metadata().ignore_cache && !matches!(action, VertexAction::Context(_));
         if forced {
-            key = key.part("without recorded results", &nonce);
+            keys.identity = KeyBuilder::new("without recorded results")
+                .key("key", &keys.identity)
+                .part("nonce", &nonce)
+                .finish();
         }
         // A context was shown when it was captured.
         let is_context = matches!(action, VertexAction::Context(_));
         let (shared, handle) = SharedVertex::announce(sink, shown(vertex, &inputs));
         works.push(Arc::new(VertexWork {
-            key: key.finish(),
-            record_key: record_key.finish(),
-            operation,
-            outside,
+            key: keys.identity,
+            record_key: keys.record,
+            operation: keys.operation,
+            outside: keys.outside,
             name: name_of(vertex),
             handle,
             shared,
@@ -116,6 +121,46 @@ fn vertices(
         }));
     }
     Ok(works)
+}
+
+/// By what a vertex is known.
+struct Keys {
+    /// What it does, with what it takes from outside the graph, which `outside` names.
+    operation: Key,
+    outside: Vec<KeyPart>,
+    /// That and its inputs.
+    record: Key,
+    /// As `record`, of inputs whose recorded results do not count where they do not.
+    identity: Key,
+}
+
+impl Keys {
+    fn of(
+        vertex: &Vertex,
+        action: &VertexAction,
+        inputs: &[(Arc<VertexWork>, usize)],
+        taken: &[Taken<'_>],
+    ) -> Result<Self, EngineError> {
+        let (operation, outside) = operation_key(vertex, action, taken)?;
+        let mut record = definition_of(&operation);
+        let mut identity = definition_of(&operation);
+        for (number, (input, output)) in inputs.iter().enumerate() {
+            // The content of a context is part of the operation's key already.
+            if matches!(input.action, VertexAction::Context(_)) {
+                continue;
+            }
+            let name = format!("input {number}");
+            let output = (*output as u64).to_be_bytes();
+            record = record.key(&name, &input.record_key).part("output", &output);
+            identity = identity.key(&name, &input.key).part("output", &output);
+        }
+        Ok(Self {
+            operation,
+            outside,
+            record: record.finish(),
+            identity: identity.finish(),
+        })
+    }
 }
 
 /// Begins the key of a vertex by what it does; that of one without inputs is complete.
@@ -206,11 +251,9 @@ pub(crate) fn image_key(vertex: &Vertex) -> (String, String) {
 
 /// Returns the key of what a vertex does, and what it takes from outside the graph by name.
 fn operation_key(
-    context: &StepContext,
     vertex: &Vertex,
     action: &VertexAction,
-    inputs: &[(Arc<VertexWork>, usize)],
-    staging: Staging,
+    taken: &[Taken<'_>],
 ) -> Result<(Key, Vec<KeyPart>), EngineError> {
     let named = |name: &str, value: String| {
         let name = name.to_owned();
@@ -231,68 +274,82 @@ fn operation_key(
             let key = KeyBuilder::new("context").part("capture", &tree.number().to_be_bytes());
             (key, Vec::new())
         }
-        VertexAction::Operation(op) => {
-            return operation_on_contexts(context, vertex, op, inputs, staging);
-        }
+        VertexAction::Operation(_) => return operation_on_contexts(vertex, taken),
     };
     Ok((key.finish(), outside))
 }
 
-/// Returns the key of an operation, with the content of the files it takes from contexts.
-///
-/// Files of a step that will run are copied here, at the start of the build, and hashed from the
-/// copy: what changes in the directory from now on gets into neither the step nor its key.
-fn operation_on_contexts(
-    context: &StepContext,
-    vertex: &Vertex,
-    op: &Op,
-    inputs: &[(Arc<VertexWork>, usize)],
-    staging: Staging,
-) -> Result<(Key, Vec<KeyPart>), EngineError> {
-    let key_of = |contexts: &[(&ContextTree, Vec<Selection>)]| -> Result<_, EngineError> {
-        let mut key = KeyBuilder::new("operation").key("operation", &vertex.operation_digest());
-        let mut outside = Vec::new();
-        for (tree, selections) in contexts {
-            for selection in selections {
-                let checksum = tree.checksum(selection)?;
-                key = key.part("context files", &checksum);
-                outside.push(KeyPart {
-                    name: format!("files: {}", selection.path),
-                    value: hex(&checksum),
-                });
-            }
-        }
-        Ok((key.finish(), outside))
+/// A context, and what an operation takes of it.
+type Taken<'a> = (&'a ContextTree, Vec<Selection>);
+
+fn taken_of_contexts<'a>(
+    action: &VertexAction,
+    inputs: &'a [(Arc<VertexWork>, usize)],
+) -> Result<Vec<Taken<'a>>, EngineError> {
+    let VertexAction::Operation(op) = action else {
+        return Ok(Vec::new());
     };
-    let mut contexts = Vec::new();
+    let mut taken = Vec::new();
     for (number, (input, _)) in inputs.iter().enumerate() {
         if let VertexAction::Context(tree) = &input.action {
-            contexts.push((tree.as_ref(), selections_of(op, number)?));
+            taken.push((tree.as_ref(), selections_of(op, number)?));
         }
     }
-    let stage = || -> Result<(), EngineError> {
-        for (tree, selections) in &contexts {
-            tree.stage(&context.shared, vertex.id(), selections)?;
+    Ok(taken)
+}
+
+/// Copies the files of a step that may run, before anything else happens; they are hashed from the copy: what changes in the
+/// directory from now on gets into neither the step nor its key.
+fn stage(
+    context: &StepContext,
+    vertex: &Vertex,
+    taken: &[Taken<'_>],
+    inputs: &[(Arc<VertexWork>, usize)],
+) -> Result<(), EngineError> {
+    for (tree, selections) in taken {
+        tree.stage(&context.shared, vertex, selections, || layers_below(inputs))?;
+    }
+    Ok(())
+}
+
+/// Returns the layers of all images that something is built upon.
+fn layers_below(inputs: &[(Arc<VertexWork>, usize)]) -> BTreeSet<Digest> {
+    let mut layers = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut next: Vec<&VertexWork> = inputs.iter().map(|(input, _)| input.as_ref()).collect();
+    while let Some(work) = next.pop() {
+        if !seen.insert(work.key) {
+            continue;
         }
-        Ok(())
-    };
-    if contexts.is_empty() {
-        return key_of(&[]);
+        if let VertexAction::Image(image) = &work.action {
+            layers.extend(image.config.rootfs.diff_ids.iter().cloned());
+        }
+        next.extend(work.inputs.iter().map(|(input, _)| input.as_ref()));
     }
-    if staging == Staging::Never {
-        return key_of(&contexts);
+    layers
+}
+
+/// Returns the key of an operation, with the content of the files it takes from contexts.
+fn operation_on_contexts(
+    vertex: &Vertex,
+    taken: &[Taken<'_>],
+) -> Result<(Key, Vec<KeyPart>), EngineError> {
+    let mut key = KeyBuilder::new("operation").key("operation", &vertex.operation_digest());
+    let mut outside = Vec::new();
+    for (tree, selections) in taken {
+        let mut checksums = Vec::with_capacity(selections.len());
+        for selection in selections {
+            let checksum = tree.checksum(selection)?;
+            key = key.part("context files", &checksum);
+            outside.push(KeyPart {
+                name: format!("files: {}", selection.path),
+                value: hex(&checksum),
+            });
+            checksums.push(checksum);
+        }
+        tree.plan(vertex.id(), checksums);
     }
-    // Nothing is known of a new directory: copying it at once reads it once.
-    if contexts.iter().any(|(tree, _)| tree.is_new()) {
-        stage()?;
-        return key_of(&contexts);
-    }
-    let (key, outside) = key_of(&contexts)?;
-    if vertex.metadata().ignore_cache || !context.shared.store.knows_operation(&key)? {
-        stage()?;
-        return key_of(&contexts);
-    }
-    Ok((key, outside))
+    Ok((key.finish(), outside))
 }
 
 /// Returns bytes that no other build has.

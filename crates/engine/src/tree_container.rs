@@ -120,6 +120,10 @@ impl Engine {
             op.mounts.push(mount);
         }
         let mut held = Held::default();
+        let inputs = exec::Inputs {
+            trees: &inputs,
+            staged: std::collections::BTreeMap::new(),
+        };
         let mut spec = exec::specify(&context, &op, &inputs, &mut held, cancel)?;
         for (target, content) in request.files {
             spec.mounts.push(sandbox::Mount {

@@ -1,5 +1,6 @@
 //! One vertex of a build as the driver carries it out: looked up, matched, run, recorded, shown.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use store::{Key, Layer, LayerId, LockNote, NamedLock, Record, Told, Waker};
 
 use crate::cache::Wanted;
-use crate::context::ContextTree;
+use crate::context::{ContextTree, selections_of};
 use crate::driver::Work;
 use crate::history::{CachedBy, Miss, UsageRecord, files};
 use crate::keys::{KeyPart, hex};
@@ -19,6 +20,7 @@ use crate::shared_vertex::SharedVertex;
 use crate::snapshot::{Snapshot, StepOutput};
 use crate::source::fetched::Fetched;
 use crate::source::image::PinnedImage;
+use crate::staged::StagedCopy;
 use crate::step::{Shared, StepContext, cache_mount, exec, file, merge};
 use crate::{Cancel, EngineError};
 
@@ -147,6 +149,14 @@ impl VertexWork {
         }
     }
 
+    /// Returns whether a result of so many outputs can be one of this vertex.
+    fn has_outputs(&self, count: usize) -> bool {
+        match &self.action {
+            VertexAction::Operation(op) => count == op.outputs(),
+            _ => count == 1,
+        }
+    }
+
     fn output_of(&self, record: &Record) -> Result<Option<Arc<StepOutput>>, EngineError> {
         let info: RecordInfo = match serde_json::from_value(record.info.clone()) {
             Ok(info) => info,
@@ -155,6 +165,10 @@ impl VertexWork {
                 return Ok(None);
             }
         };
+        if !self.has_outputs(info.outputs.len()) {
+            tracing::warn!(name = self.name, "a record has other outputs than the step");
+            return Ok(None);
+        }
         let mut outputs = Vec::with_capacity(info.outputs.len());
         for layers in &info.outputs {
             match self.context.store.layers(layers)? {
@@ -323,12 +337,19 @@ impl VertexWork {
                     self.notes().root = root_of(op, trees);
                     let forced: Vec<bool> = self.inputs_made_anew();
                     cache_mount::renew(&self.context, op, trees, &forced, cancel)?;
-                    let result =
-                        exec::run(&self.context, op, trees, running, name, cancel, &mut usage);
+                    let inputs = exec::Inputs {
+                        trees,
+                        staged: self.staged(trees)?,
+                    };
+                    let (context, usage_of) = (&self.context, &mut usage);
+                    let result = exec::run(context, op, &inputs, running, name, cancel, usage_of);
                     self.notes().usage = usage.map(UsageRecord::from);
                     result
                 }
-                Op::File(op) => file::run(&self.context, self.id, op, trees, &self.name, cancel),
+                Op::File(op) => {
+                    let staged = self.staged(trees)?;
+                    file::run(&self.context, staged, op, trees, &self.name, cancel)
+                }
                 Op::Merge(op) => merge::merge(&self.context, op, trees),
                 Op::Diff(op) => merge::diff(&self.context, op, trees),
                 Op::Build(_) => Err(EngineError::Unsupported("a nested build".to_owned())),
@@ -338,6 +359,22 @@ impl VertexWork {
                 ))),
             },
         }
+    }
+
+    /// Returns what the operation takes of contexts, copied for it, by the number of the input.
+    fn staged(&self, trees: &[Snapshot]) -> Result<BTreeMap<usize, Arc<StagedCopy>>, EngineError> {
+        let VertexAction::Operation(op) = &self.action else {
+            return Ok(BTreeMap::new());
+        };
+        let contexts = trees.iter().enumerate().filter_map(|(number, tree)| {
+            let Snapshot::Context(tree) = tree else {
+                return None;
+            };
+            let staged = selections_of(op, number)
+                .and_then(|selections| tree.staged(&self.context.shared, self.id, &selections));
+            Some(staged.map(|copy| (number, copy)))
+        });
+        contexts.collect()
     }
 
     /// Keeps the names and digests of the files taken from contexts, for who asks what changed.
@@ -373,6 +410,10 @@ impl VertexWork {
                 return Ok(None);
             }
         };
+        if !self.has_outputs(fetched.outputs.len()) {
+            running.warn("a cached result cannot be used: it has other outputs than the step");
+            return Ok(None);
+        }
         let outputs: Vec<Snapshot> = fetched.outputs.into_iter().map(Snapshot::Layers).collect();
         let took = Duration::from_millis(fetched.took);
         self.record(&outputs, trees, fetched.content, took)?;

@@ -46,7 +46,7 @@ fn main() -> Result<()> {
         }
         ["stage", dir, dest] => timed("stage", || {
             let capture = Capture::new(Path::new(dir), None, None)?;
-            let staged = capture.stage(&[Selection::path("/")], Path::new(dest), &NoMemo)?;
+            let staged = capture.stage(&[Selection::path("/")], Path::new(dest), &NoMemo, None)?;
             println!("{staged:?}");
             Ok(())
         }),

@@ -4,6 +4,7 @@
 //! one, type, mode, owner, link target, device number, the hash of the extended attributes that travel with an image, and
 //! the hash of the data. Everything is length-framed, and the first bytes say the version.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -88,6 +89,7 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
         opaque: None,
         memo: CarefulMemo::new(memo),
         found: Mutex::default(),
+        tally: None,
     };
     let path = RootPath::new(&selection.path)?;
     let (plain, wild) = pattern::split(&path);
@@ -120,16 +122,75 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
 
 /// Returns the checksum of one layer directory as it is, with overlay's whiteouts and opaque marks.
 pub fn layer(path: &Path, xattrs: OverlayXattrs) -> Result<[u8; 32]> {
+    Ok(census(path, xattrs, &NoMemo)?.checksum)
+}
+
+/// What one walk over a layer directory finds.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// What [`layer`] returns.
+    pub checksum: [u8; 32],
+    /// What everything below the root takes on disk, a file with several names once.
+    pub bytes: u64,
+    /// The length of all regular files, a file with several names once.
+    pub content: u64,
+    /// Paths of the regular files, without a leading slash, and their inodes; sorted.
+    pub files: Vec<(Vec<u8>, u64)>,
+}
+
+/// Walks over a layer directory; files that the memo does not know are read.
+pub fn census(path: &Path, xattrs: OverlayXattrs, memo: &dyn FileMemo) -> Result<Census> {
     let tree = Tree::open(path)?;
+    let tally = Mutex::default();
     let scan = Scan {
         filter: None,
         owner: None,
         opaque: Some(xattrs),
-        memo: CarefulMemo::new(&NoMemo),
+        memo: CarefulMemo::new(memo),
         found: Mutex::default(),
+        tally: Some(&tally),
     };
     let start = scan.start(&tree, &RootPath::root(), b"", &Selection::path("/"))?;
-    Ok(sum(&scan.run(vec![start])?))
+    let checksum = sum(&scan.run(vec![start])?);
+    let Tally {
+        bytes,
+        content,
+        mut files,
+        ..
+    } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    files.sort_unstable();
+    Ok(Census {
+        checksum,
+        bytes,
+        content,
+        files,
+    })
+}
+
+/// What a walk has counted.
+#[derive(Debug, Default)]
+struct Tally {
+    bytes: u64,
+    content: u64,
+    files: Vec<(Vec<u8>, u64)>,
+    /// Files with several names.
+    linked: HashSet<(u64, u64)>,
+}
+
+impl Tally {
+    fn count(&mut self, dir: &[u8], name: &CStr, meta: &Meta) {
+        let is_file = meta.kind == Kind::File;
+        if is_file {
+            self.files.push((relative(dir, name), meta.inode));
+        }
+        if !meta.is_dir() && meta.links > 1 && !self.linked.insert((meta.device, meta.inode)) {
+            return;
+        }
+        self.bytes += meta.blocks * 512;
+        if is_file {
+            self.content += meta.size;
+        }
+    }
 }
 
 fn sum(records: &[Record]) -> [u8; 32] {
@@ -309,6 +370,7 @@ struct Scan<'a> {
     opaque: Option<OverlayXattrs>,
     memo: CarefulMemo<'a>,
     found: Mutex<Vec<Record>>,
+    tally: Option<&'a Mutex<Tally>>,
 }
 
 enum Task {
@@ -450,6 +512,14 @@ impl Scan<'_> {
             } else if verdict == Verdict::Take {
                 files.push((listed.name, entry));
             }
+        }
+        if let Some(tally) = self.tally {
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let files = files.iter().map(|(name, entry)| (name, entry));
+            let dirs = dirs.iter().map(|(name, entry, ..)| (name, entry));
+            files
+                .chain(dirs)
+                .for_each(|(name, entry)| tally.count(&scanned.relative, name, &entry.meta));
         }
         self.add(vec![self.dir_record(&scanned)?]);
         let parent = Arc::new(scanned);

@@ -90,7 +90,7 @@ impl Engine {
         let folder = store.container_folder(&id);
         let upper = folder.join("fs");
         std::fs::create_dir_all(&upper).map_err(EngineError::io("create", &upper))?;
-        crate::step::attributes_of_root(&layers, &upper)?;
+        crate::step::attributes_of_root(layers.last().map(Layer::path), &upper)?;
         self.make_volumes(&layers, &upper, &config.config.volumes)?;
         let container = Container {
             name: match &request.name {

@@ -9,10 +9,11 @@ use rootfs::diff::DiffOptions;
 use rootfs::{Form, LayerDir, Tree};
 
 use super::Exported;
-use crate::EngineError;
+use super::ahead::Stoppable;
 use crate::build::Built;
 use crate::request::Destination;
 use crate::step::Shared;
+use crate::{Cancel, EngineError};
 
 /// Copies the result into a directory; several platforms get a folder each.
 pub(crate) fn to_directory(
@@ -75,6 +76,7 @@ pub(crate) fn to_tar(
     shared: &Shared,
     destination: &Destination,
     built: &[Built],
+    cancel: &Cancel,
 ) -> Result<Exported, EngineError> {
     let merged = shared.store.new_layer()?;
     for one in built {
@@ -95,8 +97,11 @@ pub(crate) fn to_tar(
     let dir = LayerDir::open(merged.path())?;
     let options = DiffOptions::new(Form::Plain);
     let compress = CompressOptions::new(Compression::Uncompressed);
-    let write =
-        |out: &mut dyn Write| rootfs::diff::write_layer(&dir, None, &options, &compress, out);
+    let write = |inner: &mut dyn Write| {
+        let stop = Some(cancel);
+        let out = Stoppable { inner, stop };
+        rootfs::diff::write_layer(&dir, None, &options, &compress, out)
+    };
     match destination {
         Destination::Stdout => write(&mut std::io::stdout())?,
         Destination::Engine(engine) => {

@@ -11,8 +11,8 @@ use oci::{
 use progress::RunningVertex;
 use store::{Image, Layer, NewNames, Variants};
 
+use super::Course;
 use super::Exported;
-use super::ahead::Ahead;
 use super::layers::{self, EncodedLayer, LayerTar};
 use crate::EngineError;
 use crate::attest;
@@ -121,8 +121,7 @@ pub(crate) struct Assembly<'a> {
     pub(crate) annotations: &'a [Annotation],
     pub(crate) naming: Naming,
     pub(crate) running: &'a RunningVertex,
-    /// Layers that were begun before.
-    pub(crate) ahead: Option<&'a Ahead>,
+    pub(crate) course: Course<'a>,
     /// What the image will be called, which is what attestations speak of.
     pub(crate) names: &'a [Reference],
     pub(crate) attestations: Attesting,
@@ -149,7 +148,7 @@ impl Assembly<'_> {
             let layers = {
                 let (shared, request) = (self.shared, self.request);
                 let (options, naming) = (self.layers, self.naming);
-                layers::encode_all(shared, request, built, options, naming, self.ahead)?
+                layers::encode_all(shared, request, built, options, naming, self.course)?
             };
             status.finish(0);
             self.image(built, layers)
@@ -201,7 +200,7 @@ impl Assembly<'_> {
         let images = built.iter().map(|built| {
             let status = self.running.status_of("exporting layers", "", 0);
             let tars =
-                layers::measure_all(self.shared, self.request, built, self.layers, self.ahead)?;
+                layers::measure_all(self.shared, self.request, built, self.layers, self.course)?;
             status.finish(0);
             let layers = tars.into_iter().map(|tar| EncodedLayer {
                 descriptor: Descriptor::new(kind, tar.diff_id.clone(), tar.size),
@@ -383,7 +382,7 @@ pub(crate) fn to_store(
     built: &[Built],
     multi_platform: bool,
     running: &RunningVertex,
-    ahead: Option<&Ahead>,
+    course: Course<'_>,
 ) -> Result<Exported, EngineError> {
     let mut names = request.tags.clone();
     for name in &output.names {
@@ -404,7 +403,7 @@ pub(crate) fn to_store(
             annotations: &output.annotations,
             naming: Naming::Oci,
             running,
-            ahead,
+            course,
             names: &names,
             // The store keeps images alone.
             attestations: Attesting::None,
@@ -425,7 +424,7 @@ pub(crate) fn to_store(
             annotations: &output.annotations,
             naming: naming(&output.layers, Naming::Oci),
             running,
-            ahead,
+            course,
             names: &names,
             attestations: Attesting::All,
         };

@@ -9,7 +9,8 @@ use rootfs::diff::{DiffOptions, Diffed};
 use rootfs::{Form, LayerDir};
 use store::{Encoding, Layer};
 
-use super::ahead::{Ahead, Stoppable};
+use super::Course;
+use super::ahead::Stoppable;
 use super::blocks::{self, StoredBlocks};
 use super::image::layer_type;
 use crate::build::Built;
@@ -37,10 +38,10 @@ pub(crate) fn measure_all(
     request: &BuildRequest,
     built: &Built,
     options: &LayerOptions,
-    ahead: Option<&Ahead>,
+    course: Course<'_>,
 ) -> Result<Vec<LayerTar>, EngineError> {
     in_parallel(&built.layers, |index, layer| {
-        if let Some(ahead) = ahead {
+        if let Some(ahead) = course.ahead {
             ahead.take(layer);
         }
         let clamp = Clamp::of_layer(request, built, index).of(options);
@@ -55,15 +56,23 @@ pub(crate) fn encode_all(
     built: &Built,
     options: &LayerOptions,
     naming: Naming,
-    ahead: Option<&Ahead>,
+    course: Course<'_>,
 ) -> Result<Vec<EncodedLayer>, EngineError> {
     in_parallel(&built.layers, |index, layer| {
-        if let Some(ahead) = ahead {
+        if let Some(ahead) = course.ahead {
             ahead.take(layer);
         }
         let clamp = Clamp::of_layer(request, built, index).of(options);
         let below = &built.layers[..index];
-        encode(shared, below, layer, clamp, options, naming, None)
+        encode(
+            shared,
+            below,
+            layer,
+            clamp,
+            options,
+            naming,
+            Some(course.cancel),
+        )
     })
 }
 

@@ -17,10 +17,10 @@ use progress::{Outcome, RunningVertex, Sink, Vertex};
 
 use self::ahead::Ahead;
 use self::image::{Assembly, Attesting};
-use crate::EngineError;
 use crate::build::Built;
 use crate::request::{ArchiveOutput, BuildRequest, Destination, Output};
 use crate::step::Shared;
+use crate::{Cancel, EngineError};
 
 /// What the outputs name.
 #[derive(Debug, Default)]
@@ -34,6 +34,14 @@ pub(crate) struct Exported {
     pub(crate) names: Vec<Reference>,
 }
 
+/// What outputs have to do with the build they end.
+#[derive(Clone, Copy)]
+pub(crate) struct Course<'a> {
+    /// Layers that were begun before.
+    pub(crate) ahead: Option<&'a Ahead>,
+    pub(crate) cancel: &'a Cancel,
+}
+
 /// Carries out all outputs of a request.
 pub(crate) fn export(
     shared: &Shared,
@@ -41,7 +49,7 @@ pub(crate) fn export(
     built: &[Built],
     multi_platform: bool,
     sink: &Sink,
-    ahead: Option<&Ahead>,
+    course: Course<'_>,
 ) -> Result<Exported, EngineError> {
     let squashed;
     let built = match request.squash {
@@ -53,6 +61,9 @@ pub(crate) fn export(
     };
     let mut exported = Exported::default();
     for output in &request.outputs {
+        if course.cancel.is_requested() {
+            return Err(EngineError::Canceled);
+        }
         let name = match output {
             Output::Image(_) => "exporting to image",
             Output::Oci(_) => "exporting to oci image format",
@@ -74,21 +85,21 @@ pub(crate) fn export(
                 built,
                 multi_platform,
                 &running,
-                ahead,
+                course,
             ),
             Output::Oci(output) => {
-                let assembly = assembly(shared, request, output, Naming::Oci, &running, ahead);
+                let assembly = assembly(shared, request, output, Naming::Oci, &running, course);
                 archive::to_oci(&assembly, output, built, multi_platform)
             }
             Output::Docker(output) => {
-                let assembly = assembly(shared, request, output, Naming::Docker, &running, ahead);
+                let assembly = assembly(shared, request, output, Naming::Docker, &running, course);
                 archive::to_docker(&assembly, output, built, multi_platform)
             }
             Output::Local {
                 destination,
                 platform_split,
             } => files::to_directory(shared, destination, *platform_split, built),
-            Output::Tar { destination } => files::to_tar(shared, destination, built),
+            Output::Tar { destination } => files::to_tar(shared, destination, built, course.cancel),
             Output::CacheOnly => Ok(Exported::default()),
         };
         match result {
@@ -118,7 +129,7 @@ fn assembly<'a>(
     output: &'a ArchiveOutput,
     usual: Naming,
     running: &'a RunningVertex,
-    ahead: Option<&'a Ahead>,
+    course: Course<'a>,
 ) -> Assembly<'a> {
     Assembly {
         shared,
@@ -127,7 +138,7 @@ fn assembly<'a>(
         annotations: &output.annotations,
         naming: image::naming(&output.layers, usual),
         running,
-        ahead,
+        course,
         names: &output.names,
         attestations: Attesting::NotInline,
     }

@@ -48,7 +48,7 @@ impl Engine {
         let store = self.store();
         let layer = store.new_layer()?;
         let path = layer.path();
-        crate::step::attributes_of_root(&[], &path)?;
+        crate::step::attributes_of_root(None, &path)?;
         let reader = Stoppable {
             inner: archive,
             stop: cancel,

@@ -326,6 +326,12 @@ impl Loaded {
             .ok_or_else(|| EngineError::Graph(format!("there is no context {name}")))
     }
 
+    /// Returns whether a directory was there before this build, and may be there for the next.
+    pub(crate) fn lasts(&self, directory: &Path) -> bool {
+        let unpacked = self.main.unpacked.as_ref();
+        unpacked.is_none_or(|unpacked| !directory.starts_with(unpacked.path()))
+    }
+
     /// Returns the name and the text of the Dockerfile, for messages.
     pub(crate) fn source_text(&self) -> (String, String) {
         let text = dockerfile::text_of(&self.bytes).into_owned();

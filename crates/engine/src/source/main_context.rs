@@ -28,7 +28,7 @@ pub(crate) struct Main {
     /// What a remote context was pinned to.
     pub(crate) pinned: Option<PinnedSource>,
     /// Keeps what was unpacked for this build.
-    _unpacked: Option<TempDir>,
+    pub(crate) unpacked: Option<TempDir>,
 }
 
 impl Main {
@@ -45,7 +45,7 @@ impl Main {
             directory,
             dockerfile: None,
             pinned: None,
-            _unpacked: unpacked,
+            unpacked,
         }
     }
 

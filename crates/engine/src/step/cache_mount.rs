@@ -3,6 +3,7 @@
 //! *On disk*: `mounts/<sha256 of the id>[.<number>]/fs`; the folder is locked shared by each user,
 //! exclusively by one that must be alone. The id never becomes a path.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -19,12 +20,66 @@ use crate::snapshot::Snapshot;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
 
-/// How many may use the directory at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many may use the directory at once; the stronger, the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
     Shared,
     Private,
     Locked,
+}
+
+impl From<CacheSharing> for Claim {
+    fn from(sharing: CacheSharing) -> Self {
+        match sharing {
+            CacheSharing::Shared => Self::Shared,
+            CacheSharing::Private => Self::Private,
+            CacheSharing::Locked => Self::Locked,
+        }
+    }
+}
+
+/// The directories that a step uses, by name: one that several of its mounts use it has once.
+#[derive(Debug, Default)]
+pub(crate) struct CacheMounts(BTreeMap<String, CacheMount>);
+
+impl CacheMounts {
+    /// Takes the directories of mounts, given by id and base, in the order of their names, in which all steps do: two that
+    /// want the same never wait for each other. Mounts of one directory agree on the strongest claim.
+    pub(crate) fn claim(
+        context: &StepContext,
+        wanted: &[(&str, Vec<Layer>, Claim)],
+        cancel: &Cancel,
+    ) -> Result<Self, EngineError> {
+        let mut named: BTreeMap<String, (&str, &[Layer], Claim)> = BTreeMap::new();
+        for (id, base, claim) in wanted {
+            let name = name_of(context, id, base)?;
+            let first = named.entry(name).or_insert((id, base, *claim));
+            first.2 = first.2.max(*claim);
+        }
+        let mut claimed = BTreeMap::new();
+        for (name, (id, base, claim)) in named {
+            let mount = CacheMount::claim(context, (id, &name), base, claim, cancel)?;
+            claimed.insert(name, mount);
+        }
+        Ok(Self(claimed))
+    }
+
+    /// Returns the directory of an id and a base, which was claimed.
+    pub(crate) fn path(
+        &self,
+        context: &StepContext,
+        id: &str,
+        base: &[Layer],
+    ) -> Result<PathBuf, EngineError> {
+        let mount = self.0.get(&name_of(context, id, base)?);
+        let missing = || EngineError::Graph(format!("the cache mount {id} was not claimed"));
+        mount.map(CacheMount::path).ok_or_else(missing)
+    }
+
+    /// Returns the descriptors that hold the locks.
+    pub(crate) fn locks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.values().map(|mount| mount.lock.as_fd())
+    }
 }
 
 pub(crate) const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
@@ -41,19 +96,19 @@ impl CacheMount {
     /// Takes the directory of this id, made from `base` if it is new.
     ///
     /// Waits for who has it, unless `cancel` is asked for.
-    pub(crate) fn claim(
+    fn claim(
         context: &StepContext,
-        id: &str,
+        (id, name): (&str, &str),
         base: &[Layer],
         claim: Claim,
         cancel: &Cancel,
     ) -> Result<Self, EngineError> {
         let store = &context.shared.store;
-        let (mounts, name) = place(context, id, base)?;
+        let mounts = folder_of_all(context)?;
         let mount = match claim {
-            Claim::Shared => Self::wait(&mounts.join(&name), SHARED, cancel)?,
-            Claim::Locked => Self::wait(&mounts.join(&name), EXCLUSIVE, cancel)?,
-            Claim::Private => Self::private(&mounts, &name)?,
+            Claim::Shared => Self::wait(&mounts.join(name), SHARED, cancel)?,
+            Claim::Locked => Self::wait(&mounts.join(name), EXCLUSIVE, cancel)?,
+            Claim::Private => Self::private(&mounts, name)?,
         };
         mount.fill(context, id, base)?;
         let name = mount.folder.file_name().and_then(|name| name.to_str());
@@ -64,11 +119,6 @@ impl CacheMount {
     /// Returns the directory to mount.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.join("fs")
-    }
-
-    /// Returns the descriptor that holds the lock.
-    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
     }
 
     fn private(mounts: &Path, name: &str) -> Result<Self, EngineError> {
@@ -179,20 +229,21 @@ fn private_folders(mounts: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// Returns the folder of all directories, made if it is not there, and the name in it of one of them.
-fn place(
-    context: &StepContext,
-    id: &str,
-    base: &[Layer],
-) -> Result<(PathBuf, String), EngineError> {
+/// Returns the name of a directory in [`folder_of_all`].
+fn name_of(context: &StepContext, id: &str, base: &[Layer]) -> Result<String, EngineError> {
     let mut key = KeyBuilder::new("cache mount").part("id", id.as_bytes());
     // By content, so that the name is the same in every store.
     for layer in base {
         key = key.part("base", &content_id(&context.shared, layer)?);
     }
+    Ok(crate::keys::hex(&key.finish()))
+}
+
+/// Returns the folder of all directories, made if it is not there.
+fn folder_of_all(context: &StepContext) -> Result<PathBuf, EngineError> {
     let mounts = context.shared.store.root().join("mounts");
     std::fs::create_dir_all(&mounts).map_err(EngineError::io("create", &mounts))?;
-    Ok((mounts, crate::keys::hex(&key.finish())))
+    Ok(mounts)
 }
 
 /// Empties the directories whose base is made anew in this build, as BuildKit does: once, before the first use.
@@ -213,7 +264,7 @@ pub(crate) fn renew(
         else {
             continue;
         };
-        let (mounts, name) = place(context, id, base)?;
+        let (mounts, name) = (folder_of_all(context)?, name_of(context, id, base)?);
         let folder = mounts.join(&name);
         // Held until it is empty: whoever else of this build wants it waits for that.
         let mut renewed = context

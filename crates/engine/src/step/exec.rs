@@ -1,22 +1,38 @@
 //! Runs a process: RUN.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 
-use llb::{CacheSharing, ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
+use llb::{ExecOp, Mount, MountKind, NetworkMode, SecurityMode};
 use progress::{RunningVertex, Stream};
 use sandbox::{Content, Overlay, Root, Source, Spec, Status, Stdio, Upper, User};
 use store::{Layer, MutLayer};
 
 use crate::shell::StepState;
 use crate::snapshot::Snapshot;
+use crate::staged::StagedCopy;
+use crate::step::cache_mount::CacheMounts;
 use crate::step::output::{self, OutputReader, pipe};
 use crate::step::trust::TrustLayer;
-use crate::step::{StepContext, advice, cache_mount, ssh};
+use crate::step::{StepContext, advice, attributes_of_root, ssh};
 use crate::{Cancel, EngineError};
+
+/// What a process gets from the steps before it.
+pub(crate) struct Inputs<'a> {
+    pub(crate) trees: &'a [Snapshot],
+    /// What it takes of contexts, by the number of the input.
+    pub(crate) staged: BTreeMap<usize, Arc<StagedCopy>>,
+}
+
+impl Inputs<'_> {
+    fn staged_of(&self, input: Option<usize>) -> Option<&Arc<StagedCopy>> {
+        self.staged.get(&input?)
+    }
+}
 
 /// What has to live as long as the step runs.
 #[derive(Default)]
@@ -24,7 +40,9 @@ pub(crate) struct Held {
     /// Layers being written, with the output each becomes; without one it is thrown away.
     pub(crate) written: Vec<(Option<usize>, MutLayer, Vec<Layer>)>,
     pub(crate) layers: Vec<Layer>,
-    cache_mounts: Vec<cache_mount::CacheMount>,
+    cache_mounts: CacheMounts,
+    /// Files of contexts, which processes see where they were copied to.
+    staged: Vec<Arc<StagedCopy>>,
     agents: Vec<ssh::AgentSocket>,
     secrets: Vec<Vec<u8>>,
     /// The ids of secrets that nobody has given, and that were not required.
@@ -40,8 +58,11 @@ impl Held {
         for (_, layer, _) in &self.written {
             locks.push(clone_fd(layer.lock())?);
         }
-        for mount in &self.cache_mounts {
-            locks.push(clone_fd(mount.lock())?);
+        for copy in &self.staged {
+            locks.push(clone_fd(copy.layer.lock())?);
+        }
+        for lock in self.cache_mounts.locks() {
+            locks.push(clone_fd(lock)?);
         }
         if let Some((trust, _)) = &self.trust {
             locks.push(clone_fd(trust)?);
@@ -69,7 +90,7 @@ impl<E: Into<EngineError>> From<E> for Failed {
 pub(crate) fn run(
     context: &StepContext,
     op: &ExecOp,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     vertex: &RunningVertex,
     name: &str,
     cancel: &Cancel,
@@ -95,7 +116,7 @@ pub(crate) fn run(
 fn run_once(
     context: &StepContext,
     op: &ExecOp,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     vertex: &RunningVertex,
     name: &str,
     cancel: &Cancel,
@@ -227,7 +248,7 @@ fn signal_name(signal: i32) -> &'static str {
 fn commit(
     context: &StepContext,
     op: &ExecOp,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     mut held: Held,
     name: &str,
 ) -> Result<Vec<Snapshot>, EngineError> {
@@ -237,7 +258,7 @@ fn commit(
     for mount in &op.mounts {
         // A mount that could not be written to goes on as it came.
         if let (Some(output), Some(input)) = (mount.output, mount.input) {
-            outputs[output] = inputs[input].clone();
+            outputs[output] = inputs.trees[input].clone();
         }
     }
     for (output, layer, mut below) in held.written.drain(..) {
@@ -253,7 +274,7 @@ fn commit(
 pub(crate) fn specify(
     context: &StepContext,
     op: &ExecOp,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     held: &mut Held,
     cancel: &Cancel,
 ) -> Result<Spec, EngineError> {
@@ -301,8 +322,9 @@ pub(crate) fn specify(
             .filter(|part| !part.is_empty())
             .count()
     });
+    held.cache_mounts = caches_of(context, op, inputs, held, cancel)?;
     for mount in mounts {
-        if let Some(mount) = mount_of(context, mount, inputs, held, cancel)? {
+        if let Some(mount) = mount_of(context, mount, inputs, held)? {
             spec.mounts.push(mount);
         }
     }
@@ -358,29 +380,38 @@ fn environment(op: &ExecOp) -> Vec<String> {
     env
 }
 
+/// Takes the directories of cache mounts.
+fn caches_of(
+    context: &StepContext,
+    op: &ExecOp,
+    inputs: &Inputs<'_>,
+    held: &mut Held,
+    cancel: &Cancel,
+) -> Result<CacheMounts, EngineError> {
+    let mut wanted = Vec::new();
+    for mount in &op.mounts {
+        if let MountKind::Cache { id, sharing } = &mount.kind {
+            let base = layers_of(context, mount.input, inputs, held)?;
+            wanted.push((id.as_str(), base, (*sharing).into()));
+        }
+    }
+    CacheMounts::claim(context, &wanted, cancel)
+}
+
 fn mount_of(
     context: &StepContext,
     mount: &Mount,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     held: &mut Held,
-    cancel: &Cancel,
 ) -> Result<Option<sandbox::Mount>, EngineError> {
     let source = match &mount.kind {
         MountKind::Bind => bind_source(context, mount, inputs, held)?,
-        MountKind::Cache { id, sharing } => {
+        MountKind::Cache { id, .. } => {
             let base = layers_of(context, mount.input, inputs, held)?;
-            let claim = match sharing {
-                CacheSharing::Shared => cache_mount::Claim::Shared,
-                CacheSharing::Private => cache_mount::Claim::Private,
-                CacheSharing::Locked => cache_mount::Claim::Locked,
-            };
-            let cache = cache_mount::CacheMount::claim(context, id, &base, claim, cancel)?;
-            let source = Source::Bind {
-                path: cache.path(),
+            Source::Bind {
+                path: held.cache_mounts.path(context, id, &base)?,
                 subpath: mount.selector.clone(),
-            };
-            held.cache_mounts.push(cache);
-            source
+            }
         }
         MountKind::Tmpfs { size } => Source::Tmpfs {
             size: (*size > 0).then_some(*size as u64),
@@ -421,11 +452,14 @@ fn mount_of(
 fn bind_source(
     context: &StepContext,
     mount: &Mount,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     held: &mut Held,
 ) -> Result<Source, EngineError> {
-    let layers = layers_of(context, mount.input, inputs, held)?;
     let subpath = mount.selector.clone();
+    if let (Some(copy), None) = (inputs.staged_of(mount.input), mount.output) {
+        return staged_source(context, mount, copy, held);
+    }
+    let layers = layers_of(context, mount.input, inputs, held)?;
     if !mount.read_only {
         return Ok(Source::Overlay {
             overlay: writable(context, &layers, mount.output, held)?,
@@ -438,6 +472,37 @@ fn bind_source(
             upper: None,
         },
         subpath,
+    })
+}
+
+/// Returns files of a context where they were copied to; what is written to them is dropped.
+fn staged_source(
+    context: &StepContext,
+    mount: &Mount,
+    copy: &Arc<StagedCopy>,
+    held: &mut Held,
+) -> Result<Source, EngineError> {
+    let below = copy.layer.path();
+    held.staged.push(Arc::clone(copy));
+    let upper = match mount.read_only {
+        true => None,
+        false => {
+            let layer = context.store.new_layer()?;
+            attributes_of_root(Some(&below), &layer.path())?;
+            let upper = Upper {
+                upper: layer.path(),
+                work: layer.work(),
+            };
+            held.written.push((None, layer, Vec::new()));
+            Some(upper)
+        }
+    };
+    Ok(Source::Overlay {
+        overlay: Overlay {
+            lowers: vec![below],
+            upper,
+        },
+        subpath: mount.selector.clone(),
     })
 }
 
@@ -467,10 +532,10 @@ fn paths(layers: &[Layer]) -> Vec<PathBuf> {
 fn layers_of(
     context: &StepContext,
     input: Option<usize>,
-    inputs: &[Snapshot],
+    inputs: &Inputs<'_>,
     held: &mut Held,
 ) -> Result<Vec<Layer>, EngineError> {
-    let layers = match input.map(|input| &inputs[input]) {
+    let layers = match input.map(|input| &inputs.trees[input]) {
         None => Vec::new(),
         Some(Snapshot::Layers(layers)) => layers.clone(),
         Some(Snapshot::Context(tree)) => vec![context.materialize(tree, "/")?],

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use llb::{Action, ActionInput, CopyMode, FileAction, FileOp, VertexId};
-use rootfs::copy as request;
-use rootfs::{RootPath, Tree};
-use store::{Layer, MutLayer};
+use llb::{Action, ActionInput, CopyMode, FileAction, FileOp};
+use rootfs::{RootPath, Tree, checksum, copy as request};
+use store::{Layer, LayerInfo, MutLayer};
 
-use crate::context::{Patterns, selections_of_file};
+use crate::context::{ContextTree, Patterns};
 use crate::snapshot::Snapshot;
+use crate::staged::StagedCopy;
 use crate::step::StepContext;
 use crate::{Cancel, EngineError};
 
@@ -28,30 +28,42 @@ enum Secondary {
     Layers(Vec<Layer>),
     /// Files of a context, copied for this step.
     Staged {
-        layer: Arc<MutLayer>,
+        copy: Arc<StagedCopy>,
         /// No later action takes from them.
         last: bool,
     },
 }
 
-/// Carries out the actions and returns the outputs by number.
+/// What the actions of one operation share.
+struct Actions<'a> {
+    context: &'a StepContext,
+    inputs: &'a [Snapshot],
+    name: &'a str,
+    /// How often the tree of each action is used by a later one or as an output.
+    uses: Vec<usize>,
+    /// The trees of the actions so far.
+    works: Vec<Work>,
+    /// The copy that all files come from as they are, if there is one.
+    origin: Option<(&'a ContextTree, Arc<StagedCopy>)>,
+}
+
+/// Carries out the actions and returns the outputs by number. `staged` has what they take of contexts.
 pub(crate) fn run(
     context: &StepContext,
-    vertex: VertexId,
+    staged: BTreeMap<usize, Arc<StagedCopy>>,
     op: &FileOp,
     inputs: &[Snapshot],
     name: &str,
     cancel: &Cancel,
 ) -> Result<Vec<Snapshot>, EngineError> {
-    let mut staged = BTreeMap::new();
-    for (number, input) in inputs.iter().enumerate() {
-        if let Snapshot::Context(tree) = input {
-            let selections = selections_of_file(op, number)?;
-            staged.insert(number, tree.staged(&context.shared, vertex, &selections)?);
-        }
-    }
-    let uses = uses(op);
-    let mut works: Vec<Work> = Vec::with_capacity(op.actions.len());
+    let mut actions = Actions {
+        context,
+        inputs,
+        name,
+        uses: uses(op),
+        works: Vec::with_capacity(op.actions.len()),
+        origin: origin(op, inputs, &staged),
+    };
     let count = op.actions.iter().filter_map(|action| action.output);
     let count = count.max().map_or(0, |last| last + 1);
     let mut outputs = vec![Snapshot::Layers(Vec::new()); count];
@@ -59,27 +71,25 @@ pub(crate) fn run(
         if cancel.is_requested() {
             return Err(EngineError::Canceled);
         }
-        let (below, layer) = begin(context, action, inputs, &mut works, &uses, name)?;
+        let (below, layer) = actions.begin(action)?;
         let secondary = match action.secondary_input {
             None => Secondary::Layers(Vec::new()),
             Some(ActionInput::Vertex(input)) => match (&inputs[input], staged.get(&input)) {
                 (Snapshot::Layers(layers), _) => Secondary::Layers(layers.clone()),
-                (Snapshot::Context(_), Some(layer)) => Secondary::Staged {
-                    layer: Arc::clone(layer),
+                (Snapshot::Context(_), Some(copy)) => Secondary::Staged {
+                    copy: Arc::clone(copy),
                     last: !op.actions[number + 1..]
                         .iter()
                         .any(|later| later.secondary_input == action.secondary_input),
                 },
                 (Snapshot::Context(_), None) => unreachable!("all contexts were staged"),
             },
-            Some(ActionInput::Action(earlier)) => {
-                Secondary::Layers(finish(context, &mut works[earlier], name)?)
-            }
+            Some(ActionInput::Action(earlier)) => Secondary::Layers(actions.finish(earlier)?),
         };
         apply(context, &action.action, inputs, &secondary, &below, &layer)?;
-        works.push(Work::Open { below, layer });
+        actions.works.push(Work::Open { below, layer });
         if let Some(output) = action.output {
-            outputs[output] = Snapshot::Layers(finish(context, &mut works[number], name)?);
+            outputs[output] = Snapshot::Layers(actions.finish(number)?);
         }
     }
     Ok(outputs)
@@ -99,51 +109,94 @@ fn uses(op: &FileOp) -> Vec<usize> {
     uses
 }
 
-/// Returns the tree an action changes: the one of the action before, if nobody else needs it.
-fn begin(
-    context: &StepContext,
-    action: &FileAction,
-    inputs: &[Snapshot],
-    works: &mut [Work],
-    uses: &[usize],
-    name: &str,
-) -> Result<(Vec<Layer>, MutLayer), EngineError> {
-    let below = match action.input {
-        None => Vec::new(),
-        Some(ActionInput::Vertex(input)) => match &inputs[input] {
-            Snapshot::Layers(layers) => layers.clone(),
-            Snapshot::Context(tree) => vec![context.materialize(tree, "/")?],
-        },
-        Some(ActionInput::Action(earlier)) => {
-            let alone = uses[earlier] == 1;
-            if alone && matches!(works[earlier], Work::Open { .. }) {
-                match std::mem::replace(&mut works[earlier], Work::Moved) {
-                    Work::Open { below, layer } => return Ok((below, layer)),
-                    _ => unreachable!("it was looked at"),
-                }
-            }
-            finish(context, &mut works[earlier], name)?
-        }
+/// Returns the one copy of context files that an operation takes all its files from, leaving them as they are.
+fn origin<'a>(
+    op: &FileOp,
+    inputs: &'a [Snapshot],
+    staged: &BTreeMap<usize, Arc<StagedCopy>>,
+) -> Option<(&'a ContextTree, Arc<StagedCopy>)> {
+    let (number, copy) = match staged.len() {
+        1 => staged.first_key_value()?,
+        _ => return None,
     };
-    let layer = context.new_layer(&below)?;
-    Ok((below, layer))
+    let as_it_is = |action: &FileAction| {
+        let input = ActionInput::Vertex(*number);
+        action.input != Some(input)
+            && match &action.action {
+                Action::Copy(copy) => {
+                    action.secondary_input == Some(input)
+                        && copy.owner.is_none()
+                        && matches!(copy.mode, CopyMode::Keep)
+                        && !copy.unpack
+                }
+                _ => true,
+            }
+    };
+    match &inputs[*number] {
+        Snapshot::Context(tree) if op.actions.iter().all(as_it_is) => Some((tree, copy.clone())),
+        _ => None,
+    }
 }
 
-/// Commits the tree of an action, once.
-fn finish(context: &StepContext, work: &mut Work, name: &str) -> Result<Vec<Layer>, EngineError> {
-    match std::mem::replace(work, Work::Moved) {
-        Work::Open { mut below, layer } => {
-            below.push(context.commit(layer, name)?);
-            *work = Work::Done(Snapshot::Layers(below.clone()));
-            Ok(below)
+impl Actions<'_> {
+    /// Returns the tree an action changes: the one of the action before, if nobody else needs it.
+    fn begin(&mut self, action: &FileAction) -> Result<(Vec<Layer>, MutLayer), EngineError> {
+        let below = match action.input {
+            None => Vec::new(),
+            Some(ActionInput::Vertex(input)) => match &self.inputs[input] {
+                Snapshot::Layers(layers) => layers.clone(),
+                Snapshot::Context(tree) => vec![self.context.materialize(tree, "/")?],
+            },
+            Some(ActionInput::Action(earlier)) => {
+                let alone = self.uses[earlier] == 1;
+                if alone && matches!(self.works[earlier], Work::Open { .. }) {
+                    match std::mem::replace(&mut self.works[earlier], Work::Moved) {
+                        Work::Open { below, layer } => return Ok((below, layer)),
+                        _ => unreachable!("it was looked at"),
+                    }
+                }
+                self.finish(earlier)?
+            }
+        };
+        let layer = self.context.new_layer(&below)?;
+        Ok((below, layer))
+    }
+
+    /// Commits the tree of an action, once.
+    fn finish(&mut self, action: usize) -> Result<Vec<Layer>, EngineError> {
+        match std::mem::replace(&mut self.works[action], Work::Moved) {
+            Work::Open { mut below, layer } => {
+                below.push(self.commit(layer)?);
+                self.works[action] = Work::Done(Snapshot::Layers(below.clone()));
+                Ok(below)
+            }
+            Work::Done(Snapshot::Layers(layers)) => {
+                self.works[action] = Work::Done(Snapshot::Layers(layers.clone()));
+                Ok(layers)
+            }
+            Work::Done(Snapshot::Context(_)) | Work::Moved => Err(EngineError::Graph(
+                "an action's tree is used after it was changed".to_owned(),
+            )),
         }
-        Work::Done(Snapshot::Layers(layers)) => {
-            *work = Work::Done(Snapshot::Layers(layers.clone()));
-            Ok(layers)
-        }
-        Work::Done(Snapshot::Context(_)) | Work::Moved => Err(EngineError::Graph(
-            "an action's tree is used after it was changed".to_owned(),
-        )),
+    }
+
+    fn commit(&self, layer: MutLayer) -> Result<Layer, EngineError> {
+        let Some((tree, copy)) = &self.origin else {
+            return self.context.commit(layer, self.name);
+        };
+        // What the files hold is known: the checksum costs a look at each.
+        let census = checksum::census(&layer.path(), self.context.xattrs(), &copy.staged)?;
+        let info = LayerInfo {
+            tar: None,
+            content_id: Some(census.checksum),
+            bytes: census.bytes,
+            content: census.content,
+            origin: self.name.to_owned(),
+            created: self.context.store.now(),
+        };
+        let layer = layer.commit(info)?;
+        tree.remember_copies(copy, &layer, &census);
+        Ok(layer)
     }
 }
 
@@ -240,13 +293,13 @@ fn copy_from(
             }
             context.tree(layers)?
         }
-        Secondary::Staged { layer, last } => {
+        Secondary::Staged { copy, last } => {
             // The copy was made for this step alone: its files can become the layer's.
             wanted.link = match last {
                 true => request::LinkPolicy::Moved,
                 false => request::LinkPolicy::Allowed,
             };
-            Tree::open(&layer.path())?
+            Tree::open(&copy.layer.path())?
         }
     };
     request::copy(&tree, dest, &wanted)?;

@@ -132,7 +132,7 @@ impl Shared {
     pub(crate) fn new_layer(&self, below: &[Layer]) -> Result<MutLayer, EngineError> {
         let layer = self.store.new_layer()?;
         let path = layer.path();
-        attributes_of_root(below, &path)?;
+        attributes_of_root(below.last().map(Layer::path), &path)?;
         Ok(layer)
     }
 
@@ -328,8 +328,8 @@ impl StepContext {
     /// Copies the files of a context below a path into a layer, for a mount.
     pub(crate) fn materialize(&self, tree: &ContextTree, path: &str) -> Result<Layer, EngineError> {
         let selection = rootfs::checksum::Selection::path(path);
-        let layer = tree.copy_of(&self.shared, &[selection])?;
-        self.shared.commit(layer, "context")
+        let copy = tree.copy_of(&self.shared, &[selection])?;
+        self.shared.commit(copy.layer, "context")
     }
 
     /// Copies whole layers, merged, into a directory.
@@ -346,10 +346,10 @@ impl StepContext {
     }
 }
 
-/// Gives a directory that is to lie over layers the attributes of their root.
-pub(crate) fn attributes_of_root(below: &[Layer], path: &Path) -> Result<(), EngineError> {
-    match below.last() {
-        Some(top) => copy_root(top.path(), path),
+/// Gives a directory that is to lie over another its attributes.
+pub(crate) fn attributes_of_root(below: Option<&Path>, path: &Path) -> Result<(), EngineError> {
+    match below {
+        Some(top) => copy_root(top, path),
         None => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)),
     }
     .map_err(EngineError::io("set the attributes of", path))

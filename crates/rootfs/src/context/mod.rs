@@ -4,6 +4,7 @@
 //! is decided later, by what steps need; files whose step will run are staged: copied once and hashed from the copy. What
 //! changes in the directory after that is not seen.
 
+mod copies;
 mod select;
 mod stage;
 mod walk;
@@ -26,7 +27,7 @@ use crate::pool;
 use crate::tree::open_host_dir;
 use crate::{Error, Result};
 
-pub use stage::Staged;
+pub use copies::{Copies, Earlier, Staged, write_copies};
 
 /// Files that one thread reads in one go.
 const BATCH: usize = 64;

@@ -1,16 +1,20 @@
 //! Copies of the context's files that nobody else changes.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::copies::{Earlier, Near, Staged, StagedFile};
 use super::{BATCH, Capture, Known, empty_hash, open_beneath};
 use crate::checksum::{NOTHING, Selection, hash_xattrs};
+use crate::copy::Owner;
 use crate::copy::data::{DataCopy, with_buffer, write_all};
 use crate::copy::links::Links;
 use crate::memo::{CarefulMemo, FileContent, FileMemo, FileStamp, file_clock};
@@ -23,13 +27,6 @@ const READ_AT_ONCE: usize = 256 * 1024;
 /// How often a file is copied again that changes while it is copied.
 const MOST_READS: usize = 4;
 
-/// What staging did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Staged {
-    pub files: u64,
-    pub bytes: u64,
-}
-
 struct Staging<'a> {
     capture: &'a Capture,
     /// Entries to stage.
@@ -38,8 +35,13 @@ struct Staging<'a> {
     memo: CarefulMemo<'a>,
     data: DataCopy,
     links: Links,
+    earlier: Option<&'a Earlier>,
+    /// Who makes the files.
+    own: Owner,
     files: AtomicU64,
     bytes: AtomicU64,
+    linked: AtomicU64,
+    copies: Mutex<HashMap<u64, StagedFile>>,
 }
 
 enum Task {
@@ -54,12 +56,13 @@ impl Capture {
     /// The copy has what the context had: parents, symlinks on the way, hard links, attributes (the owner is that of the
     /// capture). Whatever was known of a file is replaced by what the copy holds, so checksums taken after this are those
     /// of the copy, whether the context changed meanwhile or not. Files that change while they are copied are copied
-    /// again; one that is gone is [`Error::Changed`].
+    /// again; one that is gone is [`Error::Changed`]. What is known to be as it was when it was copied `earlier` is linked.
     pub fn stage(
         &self,
         selections: &[Selection],
         into: &Path,
         memo: &dyn FileMemo,
+        earlier: Option<&Earlier>,
     ) -> Result<Staged> {
         let mut needed = vec![false; self.entries.len()];
         needed[0] = true;
@@ -79,8 +82,15 @@ impl Capture {
             memo: CarefulMemo::new(memo),
             data: DataCopy::default(),
             links: Links::default(),
+            earlier,
+            own: Owner {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            },
             files: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            linked: AtomicU64::new(0),
+            copies: Mutex::default(),
         };
         let threads = pool::threads();
         pool::run(vec![Task::Dir(0)], threads, |task, queue| {
@@ -99,6 +109,11 @@ impl Capture {
         Ok(Staged {
             files: staging.files.into_inner(),
             bytes: staging.bytes.into_inner(),
+            linked: staging.linked.into_inner(),
+            copies: staging
+                .copies
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
         })
     }
 }
@@ -122,9 +137,16 @@ impl Staging<'_> {
         let to = self
             .open_staged(dir, flags)
             .map_err(|errno| self.error(dir, errno))?;
-        files
-            .into_iter()
-            .try_for_each(|index| self.file(index, from.as_fd(), to.as_fd()))
+        let mut near = None;
+        let mut copies = Vec::with_capacity(files.len());
+        for index in files {
+            copies.extend(self.file(index, from.as_fd(), to.as_fd(), &mut near)?);
+        }
+        self.copies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(copies);
+        Ok(())
     }
 
     /// Makes the directories in a directory and queues them; returns some of its files and queues the rest.
@@ -168,7 +190,14 @@ impl Staging<'_> {
         )
     }
 
-    fn file(&self, index: u32, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    /// Stages what is no directory; returns the inode of a regular file and what is known of it.
+    fn file(
+        &self,
+        index: u32,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        near: &mut Option<Near>,
+    ) -> Result<Option<(u64, StagedFile)>> {
         let capture = self.capture;
         let meta = capture.entry(index).meta;
         let name = CString::new(capture.name(index)).map_err(|_| capture.changed(index))?;
@@ -176,9 +205,13 @@ impl Staging<'_> {
         if meta.kind != Kind::File {
             return self
                 .special(index, &meta, &name, to)
+                .map(|()| None)
                 .map_err(|errno| self.error(index, errno));
         }
         if meta.links < 2 {
+            if let Some(linked) = self.link_earlier(index, &name, from, to, near) {
+                return Ok(Some(linked));
+            }
             return self.regular(index, &name, from, to);
         }
         let key = (meta.device, meta.inode);
@@ -190,7 +223,7 @@ impl Staging<'_> {
                     if let Some(known) = first.and_then(|first| capture.known(first)) {
                         capture.learn(index, known);
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(Errno::MLINK | Errno::NAMETOOLONG) => {
                     return self.regular(index, &name, from, to);
@@ -204,6 +237,51 @@ impl Staging<'_> {
         result
     }
 
+    /// Links the copy an earlier build has made of a file, if it is known to be still the same.
+    fn link_earlier(
+        &self,
+        index: u32,
+        name: &CString,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        near: &mut Option<Near>,
+    ) -> Option<(u64, StagedFile)> {
+        let earlier = self.earlier?;
+        let meta = meta::stat(from, name).ok()?;
+        let content = self.recall(index, &meta)?;
+        let owner = self.capture.owner.unwrap_or(meta.owner);
+        let path = self.capture.path(index);
+        let there = earlier.link(&path, (&meta, owner), &content, near, (to, name))?;
+        self.linked.fetch_add(1, Ordering::Relaxed);
+        let known = Known { meta, content };
+        self.staged(index, there.inode, known)
+    }
+
+    /// Returns what a file is known to hold, without reading it.
+    fn recall(&self, index: u32, meta: &Meta) -> Option<FileContent> {
+        let known = self
+            .capture
+            .known(index)
+            .filter(|known| FileStamp::of(&known.meta) == FileStamp::of(meta));
+        known
+            .map(|known| known.content)
+            .or_else(|| self.memo.recall(meta))
+    }
+
+    /// Notes what the copy of a file holds.
+    fn staged(&self, index: u32, inode: u64, known: Known) -> Option<(u64, StagedFile)> {
+        self.bytes.fetch_add(known.meta.size, Ordering::Relaxed);
+        self.capture.learn(index, known);
+        let file = StagedFile {
+            index,
+            size: known.meta.size,
+            modified: known.meta.modified,
+            data: known.content.data,
+            is_alone: known.meta.links < 2,
+        };
+        known.content.xattrs.is_none().then_some((inode, file))
+    }
+
     fn index_of(&self, path: &[u8]) -> Option<u32> {
         crate::path::components(path).try_fold(0, |dir, name| self.capture.child(dir, name))
     }
@@ -215,29 +293,41 @@ impl Staging<'_> {
         name: &CString,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<(u64, StagedFile)>> {
         let source = meta::open_file(from, name).map_err(|errno| self.failed(index, errno))?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let copy = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)
+        let captured = self.capture.entry(index).meta;
+        // Nobody may read it before it has its owner.
+        let first_mode = match self.capture.owner.unwrap_or(captured.owner) == self.own {
+            true => Mode::from_raw_mode(captured.mode & 0o777),
+            false => Mode::RUSR | Mode::WUSR,
+        };
+        let copy = rustix::fs::openat(to, name, flags, first_mode)
             .map_err(|errno| self.error(index, errno))?;
         let known = self
             .bring_over(index, source.as_fd(), copy.as_fd())
             .map_err(|errno| self.failed(index, errno))?;
-        let set = || -> std::result::Result<(), Errno> {
-            set_owner_fd(copy.as_fd(), self.capture.owner.unwrap_or(known.meta.owner))?;
-            rustix::fs::fchmod(&copy, Mode::from_raw_mode(known.meta.mode))?;
+        let set = || -> std::result::Result<u64, Errno> {
+            // Each change is one of the file system's journal, a look is not: most files are made as they should be.
+            let made = meta::stat_fd(&copy)?;
+            let owner = self.capture.owner.unwrap_or(known.meta.owner);
+            if made.owner != owner {
+                set_owner_fd(copy.as_fd(), owner)?;
+            }
+            if (made.owner, made.mode) != (owner, known.meta.mode) {
+                rustix::fs::fchmod(&copy, Mode::from_raw_mode(known.meta.mode))?;
+            }
             if known.content.xattrs.is_some() {
                 for attribute in meta::xattrs(source.as_fd())? {
                     meta::set_xattr(copy.as_fd(), &attribute)?;
                 }
             }
-            rustix::fs::futimens(&copy, &timestamps(known.meta.modified))
+            rustix::fs::futimens(&copy, &timestamps(known.meta.modified))?;
+            Ok(made.inode)
         };
-        set().map_err(|errno| self.error(index, errno))?;
-        self.bytes.fetch_add(known.meta.size, Ordering::Relaxed);
-        self.capture.learn(index, known);
-        Ok(())
+        let inode = set().map_err(|errno| self.error(index, errno))?;
+        Ok(self.staged(index, inode, known))
     }
 
     fn bring_over(
@@ -252,14 +342,7 @@ impl Staging<'_> {
             // Swapped since the walk; a device might never end.
             return Err(Errno::NOENT);
         }
-        let known = self
-            .capture
-            .known(index)
-            .filter(|known| FileStamp::of(&known.meta) == FileStamp::of(&before));
-        if let Some(content) = known
-            .map(|known| known.content)
-            .or_else(|| self.memo.recall(&before))
-        {
+        if let Some(content) = self.recall(index, &before) {
             // The content is known: the kernel may copy it, if nothing changes meanwhile.
             self.data.copy(from, to, &before)?;
             let after = meta::stat_fd(from)?;

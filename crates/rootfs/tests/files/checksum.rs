@@ -303,7 +303,7 @@ fn the_checksum_of_a_layer_counts_overlays_marks() {
 
 /// Counts what it is asked and told.
 #[derive(Debug, Default)]
-struct Counting {
+pub(crate) struct Counting {
     table: MemoTable,
     recalled: AtomicUsize,
     remembered: AtomicUsize,
@@ -324,7 +324,7 @@ impl FileMemo for Counting {
 }
 
 impl Counting {
-    fn next(self) -> Counting {
+    pub(crate) fn next(self) -> Counting {
         Counting {
             table: MemoTable::from_bytes(self.table.to_bytes()),
             ..Counting::default()
@@ -333,7 +333,7 @@ impl Counting {
 }
 
 /// Waits until the file system's clock has passed the stamps of everything made so far.
-fn let_files_settle() {
+pub(crate) fn let_files_settle() {
     let probe = tempfile::NamedTempFile::new().unwrap();
     let clock = || {
         fs::write(probe.path(), "x").unwrap();
@@ -461,7 +461,9 @@ fn what_is_staged_is_what_the_checksum_is_of() {
         .collect();
     let staged = tempfile::tempdir().unwrap();
     let memo = Counting::default();
-    let report = capture.stage(&selections, staged.path(), &memo).unwrap();
+    let report = capture
+        .stage(&selections, staged.path(), &memo, None)
+        .unwrap();
     assert_eq!((report.files, report.bytes), (6, 2));
     assert_eq!(
         describe(staged.path()),
@@ -505,7 +507,12 @@ fn a_change_after_the_walk_is_in_the_stage_and_its_checksum_or_in_neither() {
 
     let staged = tempfile::tempdir().unwrap();
     capture
-        .stage(std::slice::from_ref(&selection), staged.path(), &NoMemo)
+        .stage(
+            std::slice::from_ref(&selection),
+            staged.path(),
+            &NoMemo,
+            None,
+        )
         .unwrap();
     let after = capture.checksum(&selection, &NoMemo).unwrap();
     assert_ne!(before, after);
@@ -539,7 +546,7 @@ fn a_file_swapped_for_a_symlink_after_the_walk_is_not_followed() {
             "{path}"
         );
         let staged = tempfile::tempdir().unwrap();
-        let result = capture.stage(&[selection], staged.path(), &NoMemo);
+        let result = capture.stage(&[selection], staged.path(), &NoMemo, None);
         assert!(matches!(result, Err(Error::Changed { .. })), "{path}");
     }
 }
@@ -567,7 +574,7 @@ fn files_that_never_stand_still_are_staged_as_their_checksum_says() {
             let all = Selection::path("/");
             let staged = tempfile::tempdir().unwrap();
             let memo = Counting::default();
-            let result = capture.stage(std::slice::from_ref(&all), staged.path(), &memo);
+            let result = capture.stage(std::slice::from_ref(&all), staged.path(), &memo, None);
             let sums = result.and_then(|_| {
                 Ok((
                     capture.checksum(&all, &NoMemo)?,
@@ -595,7 +602,7 @@ fn a_file_swapped_for_a_device_is_not_read_for_ever() {
     ));
     let staged = tempfile::tempdir().unwrap();
     assert!(matches!(
-        capture.stage(&[selection], staged.path(), &NoMemo),
+        capture.stage(&[selection], staged.path(), &NoMemo, None),
         Err(Error::Changed { .. })
     ));
 }

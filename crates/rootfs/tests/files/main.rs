@@ -1,6 +1,7 @@
 //! Files in trees: file operations, checksums, archives, hostile paths, and all of it without privileges.
 
 mod checksum;
+mod copies;
 mod copy;
 mod make;
 mod rootless;

@@ -157,7 +157,6 @@ impl GitAccess {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 mode: 0o600,
-                ..SecretFile::default()
             };
             let agent = AgentSocket::lead(self.client.as_ref(), &self.ssh, &wanted)?;
             if let Some(agent) = &agent {

@@ -585,8 +585,8 @@ impl Work for VertexWork {
             Ok(claim) => claim,
             Err(error) => return Err(end(running, error)),
         };
-        if claim.waited && self.may_look_up() {
-            // Whoever ran it has recorded the result, or has failed.
+        if self.may_look_up() {
+            // Whoever ran it since it was looked up, waited for or not, has recorded the result or has failed.
             let found = self.context.store.find(&self.record_key)?;
             if let Some(output) = found
                 .map(|record| self.output_of(&record))
@@ -598,9 +598,11 @@ impl Work for VertexWork {
                 self.begin_layers(&output);
                 return Ok(output);
             }
-            // It failed there, or its builder has died.
-            let status = running.status("the other build has not finished this step: it runs here");
-            status.finish(0);
+            if claim.waited {
+                // It failed there, or its builder has died.
+                let text = "the other build has not finished this step: it runs here";
+                running.status(text).finish(0);
+            }
         }
         self.note_miss();
         let began = std::time::Instant::now();

@@ -4,14 +4,14 @@ use std::ffi::OsString;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Command, CommandFactory, Error, FromArgMatches};
+use clap::{Arg, ArgAction, Command, Error, FromArgMatches};
 
 use crate::arguments::Arguments;
 use crate::examples;
 
 /// Reads what was typed.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Arguments, Error> {
-    let mut command = Arguments::command();
+    let mut command = examples::without_examples();
     let matches = match command.try_get_matches_from_mut(&words) {
         // To put the examples in their places takes longer than to read what was typed.
         Err(error) if shows_help(&error) => {

@@ -8,8 +8,13 @@ use crate::arguments::Arguments;
 
 /// Returns the whole command line, with the examples in its help.
 pub(crate) fn command() -> Command {
+    with_examples(without_examples(), "")
+}
+
+/// Returns the whole command line.
+pub(crate) fn without_examples() -> Command {
     // Of an option that is given twice the last one counts, as docker has it.
-    with_examples(Arguments::command(), "").args_override_self(true)
+    Arguments::command().args_override_self(true)
 }
 
 fn with_examples(mut command: Command, path: &str) -> Command {

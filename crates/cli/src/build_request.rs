@@ -23,6 +23,14 @@ use crate::commands::space::duration;
 
 /// Reads the options of `lapstrake build`; with the request comes what must not be dropped before it is carried out.
 pub(crate) fn request(build: &Build) -> Result<(BuildRequest, Option<TempPath>)> {
+    // Whoever sets it relies on it.
+    const POLICY: &str = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY";
+    if std::env::var_os(POLICY).is_some_and(|path| !path.is_empty()) {
+        bail!(
+            "{POLICY} is set, and source policies are only followed by `lapstrake serve`: \
+             build there with docker buildx, or unset it"
+        );
+    }
     let (provenance, sbom) = attestations(build)?;
     let (context, dockerfile, spool) = sources(build)?;
     let tags = build

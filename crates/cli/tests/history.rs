@@ -553,6 +553,16 @@ fn a_plan_says_what_would_run_and_changes_nothing() {
     environment
         .run(["plan", "--target=none", "ctx"])
         .fails_with(1);
+    // What a cache of another machine has need not run here.
+    environment.ok(["build", "--cache-to=type=local,dest=kept,mode=max", "ctx"]);
+    let elsewhere = [
+        "--root=elsewhere",
+        "plan",
+        "--cache-from=type=local,src=kept",
+        "ctx",
+    ];
+    let told = environment.ok(elsewhere).stdout;
+    assert!(told.contains("5 steps: 5 cached, 0 to run\n"), "{told}");
 }
 
 #[test]

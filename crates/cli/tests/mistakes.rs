@@ -39,6 +39,17 @@ fn check(environment: &Environment, dockerfile: &str, options: &[&str], expect: 
 }
 
 #[test]
+fn a_policy_that_would_not_be_followed_is_refused() {
+    let environment = environment();
+    environment.write("ctx/Dockerfile", "FROM scratch\n");
+    let mut command = environment.command(["build", "ctx"]);
+    command.env("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", "policy.json");
+    testkit::Outcome::of(&mut command)
+        .fails_with(2)
+        .says("source policies are only followed by `lapstrake serve`");
+}
+
+#[test]
 fn files_and_stages_that_are_not_there() {
     testkit::require_fixtures!("busybox:latest");
     let environment = environment();

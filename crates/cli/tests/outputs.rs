@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use serde_json::Value;
@@ -310,6 +310,8 @@ WORKDIR /w
 
 /// Answers one request on a socket as Docker would and returns what was sent.
 fn docker(listener: &UnixListener, answer: &str) -> (String, Vec<u8>) {
+    let (asked, _) = small_request(listener, &self::answer("404 Not Found", "{}"));
+    assert!(asked.starts_with("GET /images/sha256:"), "{asked}");
     let (mut stream, _) = listener.accept().unwrap();
     let mut sent = Vec::new();
     let mut buffer = [0; 65536];
@@ -336,6 +338,47 @@ fn docker(listener: &UnixListener, answer: &str) -> (String, Vec<u8>) {
         rest = &rest[line + 2 + size + 2..];
     }
     (String::from_utf8_lossy(&sent[..head]).into_owned(), body)
+}
+
+/// Answers one request without a body and returns its head.
+fn small_request(listener: &UnixListener, answer: &str) -> (String, UnixStream) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut sent = Vec::new();
+    while !sent.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        assert!(
+            stream.read(&mut byte).unwrap() > 0,
+            "the request breaks off"
+        );
+        sent.push(byte[0]);
+    }
+    stream.write_all(answer.as_bytes()).unwrap();
+    (String::from_utf8_lossy(&sent).into_owned(), stream)
+}
+
+#[test]
+fn an_image_that_docker_has_is_only_named() {
+    let world = world();
+    let socket = world.work().join("docker.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    world.ok(["build", "-t", "app:1", "ctx"]);
+    let id = world.ok(["inspect", "-f", "{{.Id}}", "app:1"]).stdout;
+    let id = id.trim().to_owned();
+    let server = std::thread::spawn(move || {
+        let said = answer("200 OK", &format!("{{\"Id\":\"{id}\"}}"));
+        let (asked, _) = small_request(&listener, &said);
+        assert!(
+            asked.starts_with(&format!("GET /images/{id}/json HTTP/1.1\r\n")),
+            "{asked}"
+        );
+        let (tagged, _) = small_request(&listener, &answer("201 Created", ""));
+        let path = format!("POST /images/{id}/tag?repo=docker.io/library/app&tag=2 HTTP/1.1\r\n");
+        assert!(tagged.starts_with(&path), "{tagged}");
+    });
+    let mut command = world.command(["build", "--load", "-t", "app:2", "ctx"]);
+    command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    testkit::Outcome::of(&mut command).success();
+    server.join().unwrap();
 }
 
 fn answer(status: &str, body: &str) -> String {

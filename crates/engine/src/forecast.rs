@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use oci::{Digest, Timestamp};
+use oci::{Digest, Platform, Timestamp};
 use progress::Sink;
 use serde::Serialize;
 
 use crate::build::{Captured, contexts_of, failure_at, planning_failure};
+use crate::cache::Imports;
 use crate::error::BuildFailure;
 use crate::history::{
     self, BuildRecord, Explanation, History, Known, StepKind, StepOutcome, StepRecord, files,
@@ -62,7 +63,7 @@ pub struct Foreseen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fate {
-    /// Its result is in the store, or that of a step above it.
+    /// Its result is in the store or in a cache that the request names, or that of a step above it.
     Cached,
     /// It would run.
     Runs,
@@ -91,7 +92,14 @@ impl Engine {
         };
         let lowered = self.lower(request, &loaded, &sink, &mut known);
         known.builds = lowered.map_err(|error| in_file(error.into()))?.builds;
+        let platforms: Vec<Platform> = known
+            .builds
+            .iter()
+            .map(|build| build.platform.clone())
+            .collect();
+        let caches = &request.cache_from;
         let context = Arc::new(StepContext {
+            imports: Arc::new(Imports::load(&self.shared, caches, &platforms, &sink)),
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),
             ..StepContext::new(Arc::clone(&self.shared))

@@ -193,6 +193,10 @@ impl VertexWork {
             }
             self.notes().miss = Some(Miss::Lost);
         }
+        if self.may_fetch() {
+            self.notes().cached_by = Some(CachedBy::Imported);
+            return Ok(true);
+        }
         self.note_miss();
         Ok(false)
     }

@@ -351,7 +351,7 @@ fn control_groups(user: &User) -> Finding {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     if !unified {
         let mend = "boot with systemd.unified_cgroup_hierarchy=1";
-        let found = "no cgroup v2: --memory, --cpus and the like have no effect";
+        let found = "no cgroup v2: --memory, --cpus and the like hold only where version 1 can be written to";
         return Finding::bad(NAME, Health::Warn, found, mend);
     }
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

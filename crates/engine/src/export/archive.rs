@@ -176,6 +176,17 @@ pub(crate) fn to_docker(
         ));
     }
     let set = assembly.make(built, false)?;
+    if let Destination::Engine(engine) = &output.destination
+        && let [image] = set.images.as_slice()
+    {
+        let runtime = assembly.shared.images.runtime().handle();
+        let id = &image.config_descriptor.digest;
+        if load::name_what_is_there(runtime, engine, id, &output.names) {
+            let status = assembly.running.status_of("is there already", "", 0);
+            status.finish(0);
+            return Ok(set.exported(&output.names));
+        }
+    }
     let status = assembly.running.status_of("sending tarball", "", 0);
     let mut begun = begin(assembly.shared, output)?;
     for image in &set.images {

@@ -1,14 +1,16 @@
 //! Hands images to a container engine on this machine.
 
 use std::io::{Error, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
+use hyper::body::Body;
 use hyper_util::rt::TokioIo;
+use oci::{Digest, Reference};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -39,7 +41,7 @@ pub(super) fn begin(
     let (writer, answer): (Box<dyn Write + Send>, Answer) = match &engine.via {
         EngineDoor::Socket(path) => {
             let (sender, body) = Channel::new(4);
-            let answer = runtime.spawn(request(path.clone(), body));
+            let answer = runtime.spawn(load(path.clone(), body));
             let writer = BodyWriter {
                 sender,
                 runtime: runtime.clone(),
@@ -100,8 +102,59 @@ impl Loading {
     }
 }
 
-async fn request(socket: impl AsRef<Path>, body: Channel<Bytes>) -> Result<String, String> {
-    let socket = socket.as_ref();
+/// Gives an image that the engine has already these names. `false` where it has to be loaded: it is not there, or goes by
+/// another id, as in engines that call images by their manifests.
+pub(super) fn name_what_is_there(
+    runtime: &Handle,
+    engine: &ContainerEngine,
+    id: &Digest,
+    names: &[Reference],
+) -> bool {
+    let EngineDoor::Socket(socket) = &engine.via else {
+        return false;
+    };
+    let named = async {
+        let inspected = call(socket, Request::get(format!("/images/{id}/json"))).await?;
+        let image: serde_json::Value =
+            serde_json::from_str(&inspected).map_err(|error| error.to_string())?;
+        if image.get("Id").and_then(|found| found.as_str()) != Some(&id.to_string()) {
+            return Err("it is another image".to_owned());
+        }
+        for name in names {
+            let (repo, tag) = (name.name(), name.tag().unwrap_or("latest"));
+            let path = format!("/images/{id}/tag?repo={repo}&tag={tag}");
+            call(socket, Request::post(path)).await?;
+        }
+        Ok(())
+    };
+    match runtime.block_on(named) {
+        Ok(()) => true,
+        Err(reason) => {
+            tracing::debug!(reason, "the image has to be loaded");
+            false
+        }
+    }
+}
+
+async fn call(socket: &Path, request: hyper::http::request::Builder) -> Result<String, String> {
+    send(socket, request, Empty::<Bytes>::new()).await
+}
+
+async fn load(socket: PathBuf, body: Channel<Bytes>) -> Result<String, String> {
+    let request = Request::post("/images/load?quiet=1").header("content-type", "application/x-tar");
+    send(&socket, request, body).await
+}
+
+/// Sends one request and returns the answer's text; one that says no is an error.
+async fn send<B>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: B,
+) -> Result<String, String>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let told = |error: &dyn std::error::Error| {
         let mut text = format!("{}: {error}", socket.display());
         let mut cause = error.source();
@@ -118,9 +171,8 @@ async fn request(socket: impl AsRef<Path>, body: Channel<Bytes>) -> Result<Strin
         .await
         .map_err(|error| told(&error))?;
     tokio::spawn(connection);
-    let request = Request::post("/images/load?quiet=1")
+    let request = request
         .header("host", "localhost")
-        .header("content-type", "application/x-tar")
         .body(body)
         .map_err(|error| told(&error))?;
     let response = sender

@@ -284,7 +284,7 @@ pub(crate) fn remote_context(
                 .attrs
                 .insert(attr::GIT_MTIME.to_owned(), "commit".to_owned());
         }
-        let name = format!("[internal] load git source {url}");
+        let name = format!("[internal] load git source {}", oci::without_user_info(url));
         return Ok(Some(RemoteContext {
             context: MainContext::Git {
                 url: url.to_owned(),

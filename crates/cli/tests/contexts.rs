@@ -508,3 +508,40 @@ fn ssh_for_git_gets_an_agent_and_no_keys() {
     let with = build(Some(&socket));
     assert!(with.contains("agent=/"), "{with}");
 }
+
+#[test]
+fn a_token_in_an_address_is_shown_and_kept_nowhere() {
+    require_programs!("git");
+    let environment = environment();
+    repository(&environment);
+    environment.write("file", "x\n");
+    let url = serve(environment.work()).replace("//", "//sup3rtoken@");
+    let dockerfile =
+        format!("FROM scratch\nADD --keep-git-dir=true {url}/r.git /kept/\nADD {url}/file /\n");
+    environment.write("tokens/Dockerfile", dockerfile);
+    let hidden = |told: &Outcome| assert!(!told.told().contains("sup3rtoken"), "{}", told.told());
+    let told = build(&environment, &["tokens"]).success();
+    hidden(&told);
+    let config = output_of(&environment, "kept/.git/config");
+    assert!(config.contains("url = http://127.0.0.1"), "{config}");
+    assert!(!config.contains("sup3rtoken"), "{config}");
+    let told = environment.ok(["build", "--progress=plain", "-t", "made", "tokens"]);
+    hidden(&told);
+    let config = environment.ok([
+        "history",
+        "--no-trunc",
+        "--format",
+        "{{.CreatedBy}}",
+        "made",
+    ]);
+    assert!(
+        config.stdout.contains("ADD http://127.0.0.1"),
+        "{}",
+        config.told()
+    );
+    hidden(&config);
+    for address in ["none.git", "none", "r.git#nope"] {
+        let told = build(&environment, &[&format!("{url}/{address}")]).fails_with(1);
+        hidden(&told);
+    }
+}

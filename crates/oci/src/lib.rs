@@ -25,6 +25,7 @@ pub mod media_type;
 mod platform;
 mod reference;
 mod timestamp;
+mod user_info;
 
 pub use config::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs};
 pub use descriptor::Descriptor;
@@ -34,3 +35,4 @@ pub use manifest::{Index, Manifest};
 pub use platform::{Platform, PlatformError, PlatformMatcher};
 pub use reference::{Reference, ReferenceError};
 pub use timestamp::{Timestamp, TimestampError};
+pub use user_info::without_user_info;

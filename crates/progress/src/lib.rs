@@ -10,6 +10,7 @@
 //! *Invariants*
 //! - A vertex that was announced is completed: a handle that is dropped says so by `Canceled`.
 //! - The bytes of a log are passed on untouched.
+//! - Names, errors and warnings say nothing of who opens a URL.
 //! - The clock is the sender's; renderers take the time as an argument.
 
 #![forbid(unsafe_code)]

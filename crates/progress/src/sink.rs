@@ -1,5 +1,6 @@
 //! The handles by which a build tells what happens.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,6 +32,14 @@ struct Discard;
 
 impl Receiver for Discard {
     fn receive(&self, _event: Event) {}
+}
+
+/// Returns a text as it may be shown: URLs come with tokens and passwords.
+fn shown(text: String) -> String {
+    match oci::without_user_info(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(shown) => shown,
+    }
 }
 
 /// Returns the time of the machine.
@@ -85,7 +94,8 @@ impl Sink {
     }
 
     /// Announces a vertex.
-    pub fn vertex(&self, vertex: Vertex) -> VertexHandle {
+    pub fn vertex(&self, mut vertex: Vertex) -> VertexHandle {
+        vertex.name = shown(vertex.name);
         let vertex = Arc::new(vertex);
         self.send(Event::Vertex {
             vertex: vertex.clone(),
@@ -173,8 +183,8 @@ impl RunningVertex {
         let started = sink.now();
         let status = Status {
             vertex: self.digest().clone(),
-            id: id.into(),
-            name: name.into(),
+            id: shown(id.into()),
+            name: shown(name.into()),
             current: 0,
             total,
             timestamp: started,
@@ -190,7 +200,7 @@ impl RunningVertex {
         self.handle.sink.warn(Warning {
             vertex: self.digest().clone(),
             level: 1,
-            short: short.into(),
+            short: shown(short.into()),
             detail: Vec::new(),
             url: String::new(),
             source: None,
@@ -214,6 +224,12 @@ impl RunningVertex {
         if std::mem::replace(&mut self.completed, true) {
             return;
         }
+        let outcome = match outcome {
+            Outcome::Failed { error } => Outcome::Failed {
+                error: shown(error),
+            },
+            outcome => outcome,
+        };
         let sink = &self.handle.sink;
         let state = VertexState::Completed {
             started: self.started,

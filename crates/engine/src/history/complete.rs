@@ -163,7 +163,7 @@ fn sources(known: &Known) -> Vec<SourceRecord> {
     for work in &known.works {
         if let VertexAction::Fetched(Fetched::Http(file)) = &work.action {
             sources.push(SourceRecord {
-                uri: hidden::without_credentials(&work.name),
+                uri: oci::without_user_info(&work.name).into_owned(),
                 digest: Some(file.digest.clone()),
                 config: None,
             });

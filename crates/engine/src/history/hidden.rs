@@ -67,20 +67,6 @@ pub(crate) fn is_secret(name: &str) -> bool {
     has(&SECRET) && !has(&NOT_SECRET)
 }
 
-/// Takes user and password out of a URL.
-pub(crate) fn without_credentials(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    match rest[..end].rfind('@') {
-        Some(at) if scheme.starts_with("http") || rest[..at].contains(':') => {
-            format!("{scheme}://{}", &rest[at + 1..])
-        }
-        _ => url.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,21 +90,5 @@ mod tests {
         for name in ["PATH", "KEYBOARD", "PUBLIC_KEY", "TOKEN_FILE", "AUTHOR"] {
             assert!(!is_secret(name), "{name}");
         }
-    }
-
-    #[test]
-    fn urls_lose_their_credentials() {
-        let check = |url, expected| assert_eq!(without_credentials(url), expected);
-        check(
-            "https://me:pass@example.com/a@b.git",
-            "https://example.com/a@b.git",
-        );
-        check("https://token@example.com/a", "https://example.com/a");
-        check("ssh://git@example.com/a.git", "ssh://git@example.com/a.git");
-        check(
-            "docker-image://a/b@sha256:00",
-            "docker-image://a/b@sha256:00",
-        );
-        check("/a/b", "/a/b");
     }
 }

@@ -63,7 +63,7 @@ impl<'a> Parts<'a> {
             Op::Exec(op) => self.exec(op),
             Op::File(op) => self.file(op),
             Op::Source(op) => {
-                self.add("source", super::hidden::without_credentials(&op.identifier));
+                self.add("source", oci::without_user_info(&op.identifier));
             }
             Op::Merge(op) => self.add("merged inputs", op.inputs.len().to_string()),
             Op::Diff(op) => self.add(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use oci::Timestamp;
 use store::Store;
 
-use super::hidden::{Hidden, without_credentials};
+use super::hidden::Hidden;
 use super::record::{BuildRecord, BuildStatus, RECORD_VERSION, RequestRecord};
 use crate::request::{BuildRequest, Context, DockerfileSource, IgnoreCache, Output};
 
@@ -51,12 +51,12 @@ fn request_record(hidden: &Hidden, request: &BuildRequest) -> RequestRecord {
     let context = match &request.context {
         Context::Directory(path) | Context::Tar(path) => absolute(path),
         Context::Empty => "-".to_owned(),
-        Context::Git(url) | Context::Http(url) => without_credentials(url),
+        Context::Git(url) | Context::Http(url) => oci::without_user_info(url).into_owned(),
     };
     let dockerfile = match &request.dockerfile {
         DockerfileSource::File(path) => absolute(path),
         DockerfileSource::InContext(path) => path.clone(),
-        DockerfileSource::Url(url) => without_credentials(url),
+        DockerfileSource::Url(url) => oci::without_user_info(url).into_owned(),
         DockerfileSource::Bytes { name, .. } => name.clone(),
     };
     let (no_cache, no_cache_filter) = match &request.ignore_cache {
@@ -77,7 +77,7 @@ fn request_record(hidden: &Hidden, request: &BuildRequest) -> RequestRecord {
             .collect(),
         labels: request.labels.clone(),
         named_contexts: named_contexts
-            .map(|(name, value)| (name.clone(), without_credentials(value)))
+            .map(|(name, value)| (name.clone(), oci::without_user_info(value).into_owned()))
             .collect(),
         tags: request
             .tags

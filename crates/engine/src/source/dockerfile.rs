@@ -158,7 +158,8 @@ fn download(url: &str, shared: &Shared, running: &RunningVertex) -> Result<Vec<u
     read.map_err(EngineError::io("read", url))?;
     match bytes.len() as u64 > MAX_FILE {
         true => Err(EngineError::Request(format!(
-            "{url} is no Dockerfile: it is larger than {MAX_FILE} bytes"
+            "{} is no Dockerfile: it is larger than {MAX_FILE} bytes",
+            oci::without_user_info(url)
         ))),
         false => Ok(bytes),
     }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use llb::SecretFile;
+use oci::without_user_info;
 use progress::RunningVertex;
 
-use super::git::redacted;
 use crate::EngineError;
 use crate::client::BuildClient;
 use crate::request::SecretSource;
@@ -251,7 +251,7 @@ impl<'a> Git<'a> {
             logger.log(complaint.into_bytes());
             EngineError::Request(format!(
                 "failed to fetch {}: git {} says: {last}",
-                redacted(&self.remote.url),
+                without_user_info(&self.remote.url),
                 arguments[0]
             ))
         })
@@ -316,7 +316,7 @@ impl<'a> Git<'a> {
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => EngineError::Request(format!(
                     "{} needs the git program, which is not installed",
-                    redacted(&self.remote.url)
+                    without_user_info(&self.remote.url)
                 )),
                 _ => EngineError::io("run", "git")(error),
             })?;
@@ -324,9 +324,7 @@ impl<'a> Git<'a> {
             return Ok(Ok(output.stdout));
         }
         let text = String::from_utf8_lossy(&output.stderr);
-        Ok(Err(
-            text.replace(&self.remote.url, &redacted(&self.remote.url))
-        ))
+        Ok(Err(without_user_info(&text).into_owned()))
     }
 }
 

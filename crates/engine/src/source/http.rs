@@ -1,7 +1,9 @@
 //! Files behind URLs: ADD of a URL, and contexts that are one.
 
+use std::borrow::Cow;
+
 use llb::attr;
-use oci::Digest;
+use oci::{Digest, without_user_info};
 use progress::RunningVertex;
 use rootfs::copy::{Mkfile, Owner, Timestamp, mkfile_from};
 use serde::{Deserialize, Serialize};
@@ -40,7 +42,8 @@ fn check(url: &str) -> Result<(), EngineError> {
     match has_host && !url.contains(is_odd) {
         true => Ok(()),
         false => Err(EngineError::Request(format!(
-            "invalid URL {url:?}: a URL is scheme://host/path, blanks and backslashes are written as %20 and %5C"
+            "invalid URL {:?}: a URL is scheme://host/path, blanks and backslashes are written as %20 and %5C",
+            without_user_info(url)
         ))),
     }
 }
@@ -53,12 +56,13 @@ pub(crate) fn pin(
 ) -> Result<HttpFile, EngineError> {
     let url = source.identifier.as_str();
     check(url)?;
+    let shown = without_user_info(url);
     let name = file_name(source)?;
     let attribute = |name: &str| source.attrs.get(name).filter(|value| !value.is_empty());
     let wanted = attribute(attr::HTTP_CHECKSUM)
         .map(|text| {
             text.parse::<Digest>().map_err(|error| {
-                EngineError::Request(format!("invalid checksum {text:?} of {url}: {error}"))
+                EngineError::Request(format!("invalid checksum {text:?} of {shown}: {error}"))
             })
         })
         .transpose()?;
@@ -74,13 +78,13 @@ pub(crate) fn pin(
         && *wanted != digest
     {
         return Err(EngineError::Request(format!(
-            "digest mismatch for {url}: it is {digest}, expected {wanted}"
+            "digest mismatch for {shown}: it is {digest}, expected {wanted}"
         )));
     }
     let number = |name: &str, radix: u32, usual: u32| match attribute(name) {
         None => Ok(usual),
         Some(text) => u32::from_str_radix(text, radix)
-            .map_err(|_| EngineError::Graph(format!("{name} of {url} is {text:?}, no number"))),
+            .map_err(|_| EngineError::Graph(format!("{name} of {shown} is {text:?}, no number"))),
     };
     Ok(HttpFile {
         digest,
@@ -105,7 +109,7 @@ fn file_name(source: &llb::SourceOp) -> Result<String, EngineError> {
         false => Ok(name),
         true => Err(EngineError::Request(format!(
             "invalid file name {name:?} of {}: a name is one part of a path, without / and not . or ..",
-            source.identifier
+            without_user_info(&source.identifier)
         ))),
     }
 }
@@ -123,8 +127,16 @@ fn name_of(url: &str) -> String {
     }
 }
 
+/// Returns by what a URL is remembered: nobody reads in the store who opens it.
+fn memory_key(url: &str) -> String {
+    match without_user_info(url) {
+        Cow::Borrowed(url) => url.to_owned(),
+        Cow::Owned(shown) => format!("{shown} {}", Digest::sha256_of(url.as_bytes())),
+    }
+}
+
 fn remembered(shared: &Shared, url: &str) -> Result<Remembered, EngineError> {
-    let found = shared.store.recall("http", url.as_bytes())?;
+    let found = shared.store.recall("http", memory_key(url).as_bytes())?;
     Ok(found
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default())
@@ -137,10 +149,11 @@ fn download(
     known: &Remembered,
     running: &RunningVertex,
 ) -> Result<(Digest, Option<String>), EngineError> {
+    let shown = without_user_info(url);
     let failed = |error: &(dyn std::error::Error + 'static)| {
         EngineError::Request(format!(
-            "failed to download {url}: {}",
-            crate::error::chain(error)
+            "failed to download {shown}: {}",
+            without_user_info(&crate::error::chain(error))
         ))
     };
     let client = shared.images.settings().download_client(url)?;
@@ -183,7 +196,7 @@ fn download(
         }
         if !response.status().is_success() {
             return Err(EngineError::Request(format!(
-                "failed to download {url}: the server answers {}",
+                "failed to download {shown}: the server answers {}",
                 response.status()
             )));
         }
@@ -193,7 +206,7 @@ fn download(
         };
         let (etag, last_modified) = (header("etag"), header("last-modified"));
         let total = response.content_length().unwrap_or(0);
-        let status = running.status_of(url, "downloading", total);
+        let status = running.status_of(&*shown, "downloading", total);
         let mut blob = shared.store.blobs().writer()?;
         let mut told = 0;
         while let Some(piece) = response.chunk().await.map_err(|error| failed(&error))? {
@@ -205,7 +218,7 @@ fn download(
             }
             if blob.size() > MAX_SIZE {
                 return Err(EngineError::Request(format!(
-                    "{url} is larger than {MAX_SIZE} bytes"
+                    "{shown} is larger than {MAX_SIZE} bytes"
                 )));
             }
         }
@@ -219,7 +232,7 @@ fn download(
         let value = serde_json::to_vec(&value).expect("plain data can be written as JSON");
         shared
             .store
-            .remember("http", [(url.as_bytes(), value.as_slice())])?;
+            .remember("http", [(memory_key(url).as_bytes(), value.as_slice())])?;
         Ok((digest, last_modified))
     })
 }

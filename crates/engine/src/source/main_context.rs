@@ -80,7 +80,7 @@ impl Main {
             url: url.to_owned(),
             keep_git_dir: keep.is_some_and(|keep| frontend::is_true(keep)),
         };
-        let name = format!("[internal] load git source {}", super::git::redacted(url));
+        let name = format!("[internal] load git source {}", oci::without_user_info(url));
         let running = sink.vertex(Vertex::named(name)).start();
         let access = GitAccess::new(&request.secrets, &request.ssh);
         let load = || -> Result<_, EngineError> {
@@ -124,7 +124,10 @@ impl Main {
         running.conclude(&pinned, |error| crate::error::chain(error));
         let pinned = pinned?;
         let Fetched::Http(file) = &pinned.fetched else {
-            return Err(EngineError::Graph(format!("{url} is no file")));
+            return Err(EngineError::Graph(format!(
+                "{} is no file",
+                oci::without_user_info(&url)
+            )));
         };
         let mut head = Vec::new();
         let read = |limit: u64, into: &mut Vec<u8>| -> Result<usize, EngineError> {
@@ -144,7 +147,8 @@ impl Main {
                 let limit = super::dockerfile::MAX_FILE;
                 if read(limit + 1, &mut bytes)? as u64 > limit {
                     return Err(EngineError::Request(format!(
-                        "{url} is neither an archive nor a Dockerfile: it is larger than {limit} bytes"
+                        "{} is neither an archive nor a Dockerfile: it is larger than {limit} bytes",
+                        oci::without_user_info(&url)
                     )));
                 }
                 let unpacked = temporary("context")?;

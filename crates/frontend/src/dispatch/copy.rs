@@ -508,7 +508,7 @@ fn created_by(request: &Request<'_>) -> String {
         }
     }
     for (source, _) in &request.sources {
-        text.push_str(&format!(" {source}"));
+        text.push_str(&format!(" {}", oci::without_user_info(source)));
     }
     for (name, _) in &request.contents {
         text.push_str(&format!(" <<{name}"));

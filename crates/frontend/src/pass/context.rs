@@ -89,7 +89,10 @@ impl Pass<'_> {
     }
 
     fn git_context(&self, source: SourceOp, url: &str) -> Draft {
-        let metadata = Metadata::named(format!("[internal] load git source {url}"));
+        let metadata = Metadata::named(format!(
+            "[internal] load git source {}",
+            oci::without_user_info(url)
+        ));
         Draft {
             metadata,
             ..Draft::new(Op::Source(source), Vec::new())
@@ -318,7 +321,10 @@ impl Pass<'_> {
                         self.graph.add(self.git_context(source, url))
                     }
                     None if url.starts_with("http://") || url.starts_with("https://") => {
-                        let metadata = Metadata::named(format!("[context {key}] {url}"));
+                        let metadata = Metadata::named(format!(
+                            "[context {key}] {}",
+                            oci::without_user_info(url)
+                        ));
                         self.graph.add(http(url, CONTEXT, metadata))
                     }
                     None => {

@@ -214,7 +214,8 @@ fn ask_remote(
 }
 
 impl GitTree {
-    /// Returns what decides on the tree.
+    /// Returns what decides on the tree, and where it is from: who names a commit gets what the remote gave of it, not what
+    /// another remote gave to someone else.
     pub(crate) fn identity(&self) -> String {
         let Wanted {
             remote,
@@ -224,14 +225,13 @@ impl GitTree {
             commit_times,
             ..
         } = &self.wanted;
-        let mut text = format!("{} {folder:?}", self.commit());
+        let mut text = format!(
+            "{:?} {} {folder:?}",
+            without_user_info(&remote.url),
+            self.commit()
+        );
         if *keep_git_dir {
-            text.push_str(&format!(
-                " {} {} {:?}",
-                self.object,
-                self.reference,
-                without_user_info(&remote.url)
-            ));
+            text.push_str(&format!(" {} {}", self.object, self.reference));
         }
         if !submodules {
             text.push_str(" without submodules");
@@ -614,5 +614,24 @@ mod tests {
             let told = told.expect_err("refused");
             assert!(told.contains("transport 'file' not allowed"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_commit_of_one_remote_is_not_that_of_another() {
+        let identity = |url: &str| {
+            let source = SourceOp {
+                identifier: format!("git://h/r.git#{}", "a".repeat(40)),
+                attrs: BTreeMap::from([(attr::FULL_REMOTE_URL.to_owned(), url.to_owned())]),
+            };
+            let sink = progress::Sink::discard();
+            let running = sink.vertex(progress::Vertex::named("git")).start();
+            let tree = pin(&GitAccess::default(), &source, &running).expect("a commit is itself");
+            tree.identity()
+        };
+        let one = identity("https://h/r.git");
+        assert_ne!(one, identity("https://other/r.git"));
+        assert_ne!(one, identity("https://h/r2.git"));
+        // Who asks for it is no part of it.
+        assert_eq!(one, identity("https://token@h/r.git"));
     }
 }

@@ -488,7 +488,7 @@ fn source_time(build: &Build, asked: &SourceRequest) -> Result<Option<i64>, Stri
     let client: Arc<dyn BuildClient> = build.client.clone();
     build
         .engine
-        .source_time(&source, &asked.name, &client, &build.sink)
+        .source_time(&source, &asked.name, &client, &build.cancel, &build.sink)
         .map_err(|error| engine::chain(&error))
 }
 

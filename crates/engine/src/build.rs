@@ -301,7 +301,8 @@ impl Engine {
                     identifier: asked.identifier.clone(),
                     attrs: asked.attrs.clone(),
                 };
-                let access = GitAccess::new(&request.secrets, &request.ssh);
+                let access = GitAccess::new(&request.secrets, &request.ssh)
+                    .until(self.shared.images.stopping());
                 let pinned = Fetched::pin(&self.shared, &access, &source, &running);
                 let time =
                     pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
@@ -383,6 +384,7 @@ impl Engine {
             log: recorder.id().to_owned(),
             ahead: ahead.cloned(),
             client: None,
+            cancel: cancel.clone(),
             imports: Arc::new(Imports::load(
                 &self.shared,
                 &request.cache_from,

@@ -312,6 +312,7 @@ impl Engine {
             log: recorder.id().to_owned(),
             entitlements: request.entitlements.clone(),
             client: Some(Arc::clone(&request.client)),
+            cancel: cancel.clone(),
             imports: Arc::clone(&request.caches.0),
             ..StepContext::new(Arc::clone(&self.shared))
         };
@@ -506,10 +507,13 @@ impl Engine {
         name: &str,
         with_commit: bool,
         client: &Arc<dyn BuildClient>,
+        cancel: &Cancel,
         sink: &Sink,
     ) -> Result<SourceNow, EngineError> {
         let running = sink.vertex(Vertex::named(name)).start();
-        let access = GitAccess::default().of_client(Some(Arc::clone(client)));
+        let access = GitAccess::default()
+            .of_client(Some(Arc::clone(client)))
+            .until(cancel);
         let found = Fetched::pin(&self.shared, &access, source, &running).and_then(|pinned| {
             let (time, commit) = match &pinned {
                 Fetched::Http(_) => (pinned.time(&access, &running)?, None),
@@ -535,10 +539,13 @@ impl Engine {
         source: &llb::SourceOp,
         name: &str,
         client: &Arc<dyn BuildClient>,
+        cancel: &Cancel,
         sink: &Sink,
     ) -> Result<Option<i64>, EngineError> {
         let running = sink.vertex(Vertex::named(name)).start();
-        let access = GitAccess::default().of_client(Some(Arc::clone(client)));
+        let access = GitAccess::default()
+            .of_client(Some(Arc::clone(client)))
+            .until(cancel);
         let pinned = Fetched::pin(&self.shared, &access, source, &running);
         let time = pinned.and_then(|pinned| pinned.own_time(&self.shared, &access, &running));
         running.conclude(&time, |error| crate::error::chain(error));

@@ -34,11 +34,36 @@ impl Settings {
             .tls_backend_preconfigured(config)
             .user_agent(format!("{} {LIKE}", self.user_agent))
             .redirect(redirects)
-            .connect_timeout(self.timeouts.connect);
+            .connect_timeout(self.timeouts.connect)
+            .read_timeout(self.timeouts.silence);
         let local = url.host_str().is_some_and(is_loopback);
         if local || self.proxy == ProxyUse::None {
             builder = builder.no_proxy();
         }
         builder.build().map_err(|error| invalid(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_says_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}/x", listener.local_addr().expect("an address"));
+        let mut settings = Settings::default();
+        settings.timeouts.silence = Duration::from_millis(20);
+        let client = settings.download_client(&url).expect("a client");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let told = runtime.block_on(async { client.get(&url).send().await });
+        assert!(told.expect_err("no answer").is_timeout());
+        drop(listener);
     }
 }

@@ -149,7 +149,7 @@ fn download(url: &str, shared: &Shared, running: &RunningVertex) -> Result<Vec<u
         identifier: url.to_owned(),
         ..SourceOp::default()
     };
-    let file = super::http::pin(shared, &source, running)?;
+    let file = super::http::pin(shared, &[], &source, running)?;
     let mut bytes = Vec::new();
     let read = file
         .open(shared)?

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llb::{Op, SourceOp, VertexId};
 use progress::{RunningVertex, Sink, Vertex};
@@ -13,6 +14,9 @@ use super::http::{self, HttpFile};
 use crate::EngineError;
 use crate::keys::KeyBuilder;
 use crate::step::Shared;
+
+/// How many sources one build asks for at once.
+const MOST_AT_ONCE: usize = 8;
 
 /// A source pinned to its content.
 #[derive(Debug, Clone)]
@@ -37,7 +41,7 @@ impl Fetched {
     ) -> Result<Self, EngineError> {
         match source.identifier.starts_with("git://") {
             true => git::pin(access, source, running).map(Self::Git),
-            false => http::pin(shared, source, running).map(Self::Http),
+            false => http::pin(shared, access.cancels(), source, running).map(Self::Http),
         }
     }
 
@@ -128,19 +132,40 @@ pub(crate) fn pin_all(
             Err(error) => Err((vertex.id(), error)),
         }
     };
+    let sources: Vec<_> = graph
+        .vertices()
+        .iter()
+        .filter_map(|vertex| match vertex.op() {
+            Op::Source(source) if is_fetched(source) => Some((vertex, source)),
+            _ => None,
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let vertices = graph.vertices().iter();
-        let threads: Vec<_> = vertices
-            .filter_map(|vertex| match vertex.op() {
-                Op::Source(source) if is_fetched(source) => {
-                    Some(scope.spawn(move || pin_one(vertex, source)))
-                }
-                _ => None,
+        let threads: Vec<_> = (0..sources.len().min(MOST_AT_ONCE))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut found = Vec::new();
+                    while let Some((vertex, source)) =
+                        sources.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        match pin_one(vertex, source) {
+                            Ok(one) => found.push(one),
+                            Err(failed) => {
+                                // The others begin nothing more.
+                                next.store(sources.len(), Ordering::Relaxed);
+                                return Err(failed);
+                            }
+                        }
+                    }
+                    Ok(found)
+                })
             })
             .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("fetching does not panic"))
-            .collect()
+        let mut all = BTreeMap::new();
+        for thread in threads {
+            all.extend(thread.join().expect("fetching does not panic")?);
+        }
+        Ok(all)
     })
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,6 +15,7 @@ use oci::without_user_info;
 use progress::RunningVertex;
 
 use crate::EngineError;
+use crate::cancel::Cancel;
 use crate::client::BuildClient;
 use crate::request::SecretSource;
 use crate::step::read_secret;
@@ -39,6 +41,9 @@ const PASSED_ON: [&str; 14] = [
     "GIT_SSL_CAPATH",
     "CURL_CA_BUNDLE",
 ];
+
+/// The most that git is listened to: the references of the largest repositories are a tenth of it.
+const MOST_OUTPUT: u64 = 256 << 20;
 
 /// Where a repository is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub(crate) struct GitAccess {
     secrets: BTreeMap<String, SecretSource>,
     ssh: BTreeMap<String, Vec<PathBuf>>,
     client: Option<Arc<dyn BuildClient>>,
+    /// What ends a fetch before its time.
+    cancels: Vec<Cancel>,
 }
 
 impl GitAccess {
@@ -80,8 +87,19 @@ impl GitAccess {
         Self {
             secrets: secrets.clone(),
             ssh: ssh.clone(),
-            client: None,
+            ..Self::default()
         }
+    }
+
+    /// Gives a fetch up when this is asked to stop; several may.
+    pub(crate) fn until(mut self, cancel: &Cancel) -> Self {
+        self.cancels.push(cancel.clone());
+        self
+    }
+
+    /// Returns what ends a fetch.
+    pub(crate) fn cancels(&self) -> &[Cancel] {
+        &self.cancels
     }
 
     /// Asks a client for the secrets that are not given.
@@ -280,6 +298,9 @@ impl<'a> Git<'a> {
             "init.defaultBranch=master",
             "protocol.allow=never",
             "submodule.recurse=false",
+            // A server that sends nothing for a minute has gone.
+            "http.lowSpeedLimit=1",
+            "http.lowSpeedTime=60",
         ] {
             command.args(["-c", setting]);
         }
@@ -301,31 +322,84 @@ impl<'a> Git<'a> {
                 command.env("GIT_WORK_TREE", work).current_dir(work);
             }
         }
-        let output = command
+        command
             .args(arguments)
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("HOME", "/dev/null")
             .env("LC_ALL", "C")
-            .envs(way.variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(|error| match error.kind() {
+            .envs(way.variables.iter().map(|(name, value)| (name, value)));
+        let output =
+            output_of(&mut command, self.access.cancels()).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => EngineError::Request(format!(
                     "{} needs the git program, which is not installed",
                     without_user_info(&self.remote.url)
                 )),
                 _ => EngineError::io("run", "git")(error),
             })?;
+        if self.access.cancels().iter().any(Cancel::is_requested) {
+            return Err(EngineError::Canceled);
+        }
         if output.status.success() {
             return Ok(Ok(output.stdout));
         }
         let text = String::from_utf8_lossy(&output.stderr);
         Ok(Err(without_user_info(&text).into_owned()))
     }
+}
+
+/// Runs a command in a process group of its own, which is killed with all that it has started when one asks to stop.
+fn output_of(command: &mut Command, cancels: &[Cancel]) -> std::io::Result<Output> {
+    use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let group = Pid::from_child(&child);
+    // None once the process has ended: its id may be another's then.
+    let alive = Arc::new(Mutex::new(Some(group)));
+    let _guards: Vec<_> = cancels
+        .iter()
+        .map(|cancel| {
+            let alive = Arc::clone(&alive);
+            cancel.on_request(move || {
+                let alive = alive.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(group) = *alive {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+            })
+        })
+        .collect();
+    let (mut out, mut complaints) = (child.stdout.take(), child.stderr.take());
+    fn all(pipe: &mut Option<impl Read>) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            pipe.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+    let (stdout, stderr) = std::thread::scope(|scope| {
+        let stderr = scope.spawn(|| all(&mut complaints));
+        let stdout = all(&mut out);
+        // Whoever says more than is taken finds nobody listening.
+        drop(out);
+        (stdout, stderr.join().expect("reading does not panic"))
+    });
+    drop(complaints);
+    let ended = waitid(
+        WaitId::Pid(group),
+        WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+    );
+    *alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    ended?;
+    Ok(Output {
+        status: child.wait()?,
+        stdout: stdout?,
+        stderr: stderr?,
+    })
 }
 
 /// Returns the line of git's messages that says what went wrong.
@@ -360,5 +434,34 @@ mod tests {
         assert_eq!(agent("git@h:r.git", ""), "default");
         assert_eq!(agent("ssh://h/r.git", "other"), "other");
         assert_eq!(agent("https://h/r.git", ""), "");
+    }
+
+    #[test]
+    fn a_fetch_that_is_given_up_ends_with_all_its_processes() {
+        let installed = Command::new("git").arg("version").output();
+        if installed.is_err() {
+            testkit::skip!("git is not installed");
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!(
+            "http://{}/r.git",
+            listener.local_addr().expect("an address")
+        );
+        let cancel = Cancel::default();
+        let access = GitAccess::default().until(&cancel);
+        let fetching = std::thread::spawn(move || {
+            let sink = progress::Sink::discard();
+            let running = sink.vertex(progress::Vertex::named("git")).start();
+            let remote = Remote::new(url.clone(), String::new(), String::new());
+            let git = Git::bare(&access, &remote, &running);
+            git.run(&["ls-remote", "--", &url]).map(drop)
+        });
+        // The server takes the request and says nothing.
+        let (mut connection, _) = listener.accept().expect("git asks");
+        cancel.request();
+        let told = fetching.join().expect("no panic").expect_err("given up");
+        assert!(matches!(told, EngineError::Canceled), "{told}");
+        // The helper that holds the connection has ended too.
+        let _ = connection.read_to_end(&mut Vec::new());
     }
 }

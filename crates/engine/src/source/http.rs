@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use store::Layer;
 
 use crate::EngineError;
+use crate::cancel::Cancel;
 use crate::step::Shared;
 
 /// A file that was downloaded, pinned to its content.
@@ -51,6 +52,7 @@ fn check(url: &str) -> Result<(), EngineError> {
 /// Downloads the file of a source, unless it is known to be unchanged.
 pub(crate) fn pin(
     shared: &Shared,
+    cancels: &[Cancel],
     source: &llb::SourceOp,
     running: &RunningVertex,
 ) -> Result<HttpFile, EngineError> {
@@ -72,7 +74,7 @@ pub(crate) fn pin(
         (Some(wanted), known) if known.digest.as_ref() == Some(wanted) && here(wanted) => {
             (wanted.clone(), known.last_modified.clone())
         }
-        _ => download(shared, url, wanted.as_ref(), &known, running)?,
+        _ => download(shared, cancels, (url, wanted.as_ref()), &known, running)?,
     };
     if let Some(wanted) = &wanted
         && *wanted != digest
@@ -144,8 +146,8 @@ fn remembered(shared: &Shared, url: &str) -> Result<Remembered, EngineError> {
 
 fn download(
     shared: &Shared,
-    url: &str,
-    wanted: Option<&Digest>,
+    cancels: &[Cancel],
+    (url, wanted): (&str, Option<&Digest>),
     known: &Remembered,
     running: &RunningVertex,
 ) -> Result<(Digest, Option<String>), EngineError> {
@@ -172,7 +174,7 @@ fn download(
         let same = now.is_some_and(|now| now.as_bytes() == etag.as_bytes());
         response.status() == 304 || (response.status().is_success() && same)
     };
-    shared.images.wait(async {
+    shared.images.wait_until(cancels, async {
         if wanted.is_none()
             && let (Some(etag), Some(digest)) = (&known.etag, &still_here)
             && is_unchanged(etag).await

@@ -55,6 +55,8 @@ pub(crate) struct ImageResolver {
     runtime: Arc<OnceLock<Runtime>>,
     /// Whether nobody waits for a network any more.
     stopped: Arc<watch::Sender<bool>>,
+    /// The same for what does not wait in the runtime.
+    stopping: Cancel,
 }
 
 /// What a tag was resolved to, kept so that the next build needs no network.
@@ -72,6 +74,7 @@ impl ImageResolver {
             settings,
             runtime: Arc::new(OnceLock::new()),
             stopped: Arc::new(watch::Sender::new(false)),
+            stopping: Cancel::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl ImageResolver {
             settings,
             runtime: Arc::clone(&self.runtime),
             stopped: Arc::clone(&self.stopped),
+            stopping: self.stopping.clone(),
         }
     }
 
@@ -125,6 +129,34 @@ impl ImageResolver {
     /// Ends every wait for the network, those to come too.
     pub(crate) fn stop(&self) {
         self.stopped.send_replace(true);
+        self.stopping.request();
+    }
+
+    /// Returns what [`stop`](Self::stop) asks to stop.
+    pub(crate) fn stopping(&self) -> &Cancel {
+        &self.stopping
+    }
+
+    /// Waits as [`wait`](Self::wait) does, until one of these is asked to stop too.
+    pub(crate) fn wait_until<T, E: Into<EngineError>>(
+        &self,
+        cancels: &[Cancel],
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, EngineError> {
+        let given_up = Arc::new(tokio::sync::Notify::new());
+        let _guards: Vec<_> = cancels
+            .iter()
+            .map(|cancel| {
+                let given_up = Arc::clone(&given_up);
+                cancel.on_request(move || given_up.notify_one())
+            })
+            .collect();
+        self.wait(async {
+            tokio::select! {
+                answer = answer => answer.map_err(Into::into),
+                () = given_up.notified() => Err(EngineError::Canceled),
+            }
+        })
     }
 
     /// Returns the image of a name for a platform. With `pull` the registry is asked also for a tag

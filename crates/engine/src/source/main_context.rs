@@ -82,7 +82,7 @@ impl Main {
         };
         let name = format!("[internal] load git source {}", oci::without_user_info(url));
         let running = sink.vertex(Vertex::named(name)).start();
-        let access = GitAccess::new(&request.secrets, &request.ssh);
+        let access = GitAccess::new(&request.secrets, &request.ssh).until(shared.images.stopping());
         let load = || -> Result<_, EngineError> {
             let mut pinned = pin(&context, request, shared, &access, &running)?;
             let layers = crate::vertex::recorded_source(shared, &pinned.fetched)?;

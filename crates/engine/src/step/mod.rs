@@ -13,6 +13,7 @@ use store::{Ids, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
 use crate::cache::Imports;
+use crate::cancel::Cancel;
 use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
@@ -170,6 +171,8 @@ pub(crate) struct StepContext {
     pub(crate) ahead: Option<Arc<Ahead>>,
     /// Who has the secrets and agents that are not here.
     pub(crate) client: Option<Arc<dyn BuildClient>>,
+    /// What ends the build before its time.
+    pub(crate) cancel: Cancel,
     /// What caches of other machines have.
     pub(crate) imports: Arc<Imports>,
     /// What is left of the first step that failed, where [`StepOptions::keep_failed`] asks for it.
@@ -245,6 +248,7 @@ impl StepContext {
             log: String::new(),
             ahead: None,
             client: None,
+            cancel: Cancel::default(),
             imports: Arc::default(),
             failed: Mutex::default(),
             renewed: Mutex::default(),
@@ -306,7 +310,10 @@ impl StepContext {
 
     /// Returns what opens git repositories to this build.
     pub(crate) fn git_access(&self) -> GitAccess {
-        GitAccess::new(&self.secrets, &self.ssh).of_client(self.client.clone())
+        GitAccess::new(&self.secrets, &self.ssh)
+            .of_client(self.client.clone())
+            .until(self.shared.images.stopping())
+            .until(&self.cancel)
     }
 
     /// Refuses what the build was not allowed to do.

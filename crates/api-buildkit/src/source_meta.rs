@@ -83,9 +83,14 @@ fn meta_of(
         shown => shown.to_owned(),
     };
     let client: Arc<dyn BuildClient> = build.client.clone();
-    let now = build
-        .engine
-        .source_now(&op, &shown, with_commit, &client, &build.sink)?;
+    let now = build.engine.source_now(
+        &op,
+        &shown,
+        with_commit,
+        &client,
+        &build.cancel,
+        &build.sink,
+    )?;
     let checksum = now.checksum;
     match scheme {
         "git" => {

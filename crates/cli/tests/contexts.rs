@@ -519,7 +519,10 @@ fn a_token_in_an_address_is_shown_and_kept_nowhere() {
     let dockerfile =
         format!("FROM scratch\nADD --keep-git-dir=true {url}/r.git /kept/\nADD {url}/file /\n");
     environment.write("tokens/Dockerfile", dockerfile);
-    let hidden = |told: &Outcome| assert!(!told.told().contains("sup3rtoken"), "{}", told.told());
+    let hidden = |told: &Outcome| {
+        let said = format!("{}{}", told.stdout, told.stderr);
+        assert!(!said.contains("sup3rtoken"), "{said}");
+    };
     let told = build(&environment, &["tokens"]).success();
     hidden(&told);
     let config = output_of(&environment, "kept/.git/config");

@@ -472,6 +472,7 @@ fn token_request<'a>(
     let (home, headers) = (url.clone(), HeaderMap::new());
     Outgoing {
         endpoint,
+        follows: method != Method::POST,
         method,
         home,
         url,

@@ -1,5 +1,8 @@
 //! Downloads that have nothing to do with a registry, with the same TLS, proxies and time limits.
 
+use reqwest::redirect::Attempt;
+
+use crate::http::{MOST_REDIRECTS, is_downgrade};
 use crate::settings::{ProxyUse, TlsSettings, is_loopback};
 use crate::{RegistryError, Settings, tls};
 
@@ -7,9 +10,21 @@ use crate::{RegistryError, Settings, tls};
 const LIKE: &str = "(like buildkit/v0.29)";
 
 impl Settings {
-    /// Returns a client for plain downloads from the server of `url`; it follows redirects.
-    pub fn download_client(&self, url: &str) -> Result<reqwest::Client, RegistryError> {
-        self.client(url, reqwest::redirect::Policy::default())
+    /// Returns a client for plain downloads from the server of `url`; it follows redirects, away from TLS only where
+    /// what comes `is_checked` by a digest that is known.
+    pub fn download_client(
+        &self,
+        url: &str,
+        is_checked: bool,
+    ) -> Result<reqwest::Client, RegistryError> {
+        let follow = move |attempt: Attempt| match attempt.previous() {
+            past if past.len() > MOST_REDIRECTS => attempt.error("too many redirects"),
+            [.., last] if !is_checked && is_downgrade(last, attempt.url()) => {
+                attempt.error("redirected to a connection without TLS, and no checksum is given")
+            }
+            _ => attempt.follow(),
+        };
+        self.client(url, reqwest::redirect::Policy::custom(follow))
     }
 
     /// Returns a client that sends to the server of `url`, and nowhere else.
@@ -57,7 +72,7 @@ mod tests {
         let url = format!("http://{}/x", listener.local_addr().expect("an address"));
         let mut settings = Settings::default();
         settings.timeouts.silence = Duration::from_millis(20);
-        let client = settings.download_client(&url).expect("a client");
+        let client = settings.download_client(&url, false).expect("a client");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -15,7 +15,7 @@ use crate::settings::{Endpoint, ProxyUse, Scheme, Settings, TlsSettings, is_loop
 use crate::tls::{self, Trouble};
 use crate::{Cause, RegistryError};
 
-const MOST_REDIRECTS: usize = 10;
+pub(crate) const MOST_REDIRECTS: usize = 10;
 
 /// The connections of a client, opened when they are needed and used again.
 #[derive(Debug)]
@@ -53,6 +53,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) headers: HeaderMap,
     pub(crate) authorization: Option<HeaderValue>,
     pub(crate) body: Body,
+    /// Whether an answer may lead elsewhere; a secret in the body would go along.
+    pub(crate) follows: bool,
     /// What the request is about, for errors.
     pub(crate) subject: &'a str,
     pub(crate) action: &'static str,
@@ -122,6 +124,7 @@ impl Connections {
             headers: HeaderMap::new(),
             authorization: None,
             body: Body::Empty,
+            follows: true,
             subject: "the API",
             action: "asking for",
         };
@@ -162,6 +165,12 @@ impl Connections {
             let Some(next) = redirect_target(&response, &method) else {
                 return Ok(response);
             };
+            if !outgoing.follows {
+                return Err(Failure::never(malformed(
+                    outgoing,
+                    "it redirects a request that holds a secret",
+                )));
+            }
             url = self.follow(outgoing, &url, next)?;
         }
         Err(Failure::never(malformed(
@@ -188,16 +197,13 @@ impl Connections {
             )));
         };
         let reads = matches!(outgoing.method, Method::GET | Method::HEAD);
-        // What is read is checked by digest; what is sent would go to whoever listens.
-        if from.scheme() == "https"
-            && next.scheme() == "http"
-            && !reads
-            && !outgoing.endpoint.tls.skip_verify
-        {
-            return Err(Failure::never(malformed(
-                outgoing,
-                "it redirects an upload to a connection without TLS",
-            )));
+        let is_checked = reads && is_by_digest(&outgoing.url);
+        if is_downgrade(from, &next) && !is_checked && !outgoing.endpoint.tls.skip_verify {
+            let what = match reads {
+                true => "it redirects what no digest is known of to a connection without TLS",
+                false => "it redirects an upload to a connection without TLS",
+            };
+            return Err(Failure::never(malformed(outgoing, what)));
         }
         Ok(next)
     }
@@ -363,6 +369,20 @@ fn base_url(endpoint: &Endpoint, secure: bool) -> Result<Url, Failure> {
     })
 }
 
+/// Whether a redirect leaves TLS: whoever is on the way could answer.
+pub(crate) fn is_downgrade(from: &Url, to: &Url) -> bool {
+    from.scheme() == "https" && to.scheme() == "http"
+}
+
+/// Whether what is asked for is named by its digest, and so checked whoever answers.
+fn is_by_digest(url: &Url) -> bool {
+    let mut parts = url.path().rsplit('/');
+    let digest = parts
+        .next()
+        .and_then(|last| last.parse::<oci::Digest>().ok());
+    digest.is_some() && matches!(parts.next(), Some("blobs" | "manifests"))
+}
+
 /// Whether scheme, host and port are the same.
 pub(crate) fn is_same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme()
@@ -489,5 +509,46 @@ fn in_words(text: String) -> String {
     match text.starts_with("no records found for Query") {
         true => "the name is not known".to_owned(),
         false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::default_endpoint;
+
+    #[test]
+    fn only_what_is_named_by_digest_may_leave_tls() {
+        let connections = Connections::new(Arc::new(Settings::default()));
+        let endpoint = default_endpoint("h.example");
+        let digest = oci::Digest::sha256_of(b"x");
+        let follow = |method: &Method, path: &str, to: &'static str| {
+            let url = Url::parse(&format!("https://h.example/v2/a/{path}")).expect("a URL");
+            let outgoing = Outgoing {
+                endpoint: &endpoint,
+                method: method.clone(),
+                home: url.clone(),
+                url: url.clone(),
+                headers: HeaderMap::new(),
+                authorization: None,
+                body: Body::Empty,
+                follows: true,
+                subject: "it",
+                action: "asking for",
+            };
+            let followed = connections.follow(&outgoing, &url, &HeaderValue::from_static(to));
+            followed.is_ok()
+        };
+        let (get, post) = (Method::GET, Method::POST);
+        let (blob, manifest) = (format!("blobs/{digest}"), format!("manifests/{digest}"));
+        let referrers = format!("referrers/{digest}");
+        for path in [blob.as_str(), &manifest] {
+            assert!(follow(&get, path, "http://s.example/x"), "{path}");
+            assert!(!follow(&post, path, "http://s.example/x"), "{path}");
+        }
+        for path in ["manifests/latest", "tags/list", "token", &referrers] {
+            assert!(!follow(&get, path, "http://s.example/x"), "{path}");
+            assert!(follow(&get, path, "https://s.example/x"), "{path}");
+        }
     }
 }

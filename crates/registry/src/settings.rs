@@ -20,6 +20,9 @@ pub(crate) use hosts::{
     is_loopback,
 };
 
+#[cfg(test)]
+pub(crate) use hosts::default_endpoint;
+
 /// Everything a [`Client`](crate::Client) needs to know. Holding it costs nothing: files are read when a registry is
 /// first asked.
 #[derive(Debug, Clone)]

@@ -114,6 +114,7 @@ impl Transport {
             headers: call.headers.clone(),
             authorization: None,
             body: call.body.clone(),
+            follows: true,
             subject: call.subject,
             action: call.action,
         };

@@ -158,7 +158,10 @@ fn download(
             without_user_info(&crate::error::chain(error))
         ))
     };
-    let client = shared.images.settings().download_client(url)?;
+    let client = shared
+        .images
+        .settings()
+        .download_client(url, wanted.is_some())?;
     let still_here = known
         .digest
         .clone()

@@ -479,3 +479,17 @@ async fn a_realm_that_cannot_be_asked_is_told_of() {
         assert!(!format!("{error:?}").contains("a\nb"), "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn what_holds_a_secret_is_sent_nowhere_else() {
+    let (registry, _) = with_image(bearer(300, false)).await;
+    let other = Registry::start().await;
+    let target = format!("http://{}/token", other.authority);
+    registry
+        .faults(move |seen| (seen.method == "POST").then(|| Fault::Redirect(307, target.clone())));
+    let name = reference(&format!("{}/a/b:1", registry.authority));
+    let client = with(Credential::IdentityToken("refresh-me".into()));
+    let error = client.resolve(&name).await.unwrap_err();
+    assert!(error.to_string().contains("holds a secret"), "{error}");
+    assert_eq!(other.log(), Vec::<String>::new());
+}

@@ -33,7 +33,7 @@ use crate::{BuildResult, Cancel, Engine, EngineError};
 /// How an image is looked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ImageLookup {
-    /// In the registry, and in the store if the registry does not answer.
+    /// In the registry, and in the store if the registry cannot be reached: what it answers counts, a refusal too.
     #[default]
     RegistryFirst,
     /// In the registry alone.
@@ -229,7 +229,13 @@ impl Engine {
             ImageLookup::Registry => resolve(true)?,
             ImageLookup::RegistryFirst => match resolve(true) {
                 Ok(image) => image,
-                Err(error) => resolve(false).map_err(|_| error)?,
+                // What is here may have been pulled with the login of someone else.
+                Err(error) => match &error {
+                    EngineError::Resolve { source, .. } if source.is_unreachable() => {
+                        resolve(false).map_err(|_| error)?
+                    }
+                    _ => return Err(error),
+                },
             },
         };
         Ok(FoundImage {

@@ -194,6 +194,15 @@ impl RegistryError {
         }
     }
 
+    /// Whether no server was there to answer. What one has answered, a refusal too, is its word.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } => true,
+            Self::Exhausted { attempts, .. } => attempts.iter().all(Self::is_unreachable),
+            _ => false,
+        }
+    }
+
     pub fn is_not_found(&self) -> bool {
         self.class() == ErrorClass::NotFound
     }
@@ -276,6 +285,28 @@ fn is_deceptive(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_answers_is_reached() {
+        let connect = || RegistryError::Connect {
+            endpoint: "h".into(),
+            source: "refused".into(),
+        };
+        let denied = || RegistryError::Denied {
+            subject: "a".into(),
+            endpoint: "h".into(),
+            message: String::new(),
+        };
+        let of = |attempts| RegistryError::Exhausted {
+            subject: "a".into(),
+            attempts,
+        };
+        assert!(connect().is_unreachable());
+        assert!(of(vec![connect(), connect()]).is_unreachable());
+        assert!(!denied().is_unreachable());
+        assert!(!of(vec![connect(), denied()]).is_unreachable());
+        assert!(!of(vec![denied(), connect()]).is_unreachable());
+    }
 
     #[test]
     fn text_of_a_registry_cannot_steer_the_terminal() {

@@ -548,3 +548,40 @@ fn a_token_in_an_address_is_shown_and_kept_nowhere() {
         hidden(&told);
     }
 }
+
+#[test]
+fn an_ignore_file_is_a_file_of_its_context() {
+    let environment = environment();
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY . /\n");
+    environment.write("ctx/kept", "x\n");
+    environment.write("ctx/out", "x\n");
+    environment.write("ctx/sub/patterns", "out\n");
+    environment.write("beside", "out\n");
+    let ignore = environment.work().join("ctx/.dockerignore");
+    let put = |make: &dyn Fn(&Path)| {
+        let _ = fs::remove_file(&ignore);
+        make(&ignore);
+        build(&environment, &["ctx"])
+    };
+    let link = |to: &'static str| move |path: &Path| std::os::unix::fs::symlink(to, path).unwrap();
+    put(&link("sub/patterns")).success();
+    assert!(!environment.work().join("out/out").exists());
+    for to in ["../beside", "/etc/hostname", "nowhere"] {
+        let told = put(&link(to)).fails_with(1);
+        told.says("a link to what is not in its directory");
+    }
+    let fifo = |path: &Path| {
+        let made = Outcome::of(environment.program("mkfifo").arg(path));
+        assert!(made.status.success(), "{}", made.told());
+    };
+    put(&fifo).fails_with(1).says("it has to be a file");
+    put(&|path| fs::create_dir(path).unwrap())
+        .fails_with(1)
+        .says("it has to be a file");
+    fs::remove_dir(&ignore).unwrap();
+    // So is that of a Dockerfile.
+    fifo(&environment.work().join("ctx/Dockerfile.dockerignore"));
+    build(&environment, &["ctx"])
+        .fails_with(3)
+        .says("it is no file");
+}

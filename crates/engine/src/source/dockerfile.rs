@@ -47,6 +47,8 @@ pub(crate) struct Parsed {
 /// The largest Dockerfile or ignore file, in bytes.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
 
+const IGNORE_FILE: &str = ".dockerignore";
+
 /// Reads what a request names.
 pub(crate) fn load(
     request: &BuildRequest,
@@ -190,25 +192,66 @@ fn read_ignore(
     let running = sink
         .vertex(Vertex::named("[internal] load .dockerignore"))
         .start();
-    let mut candidates = Vec::new();
-    if let DockerfileSource::File(path) = &request.dockerfile {
-        candidates.push(with_suffix(path));
-    }
-    candidates.push(directory.join(".dockerignore"));
-    for path in candidates {
-        let text = read_limited(&path).map_err(EngineError::io("read", &path))?;
-        if let Some(text) = text {
+    let found = find_ignore(request, directory).and_then(|found| match found {
+        Some((path, text)) => {
             let size = text.len() as u64;
             running
                 .status_of("transferring context:", "", size)
                 .finish(size);
-            let ignore = parse_ignore(&path, &text)?;
-            running.complete(Outcome::Done);
-            return Ok(ignore);
+            parse_ignore(&path, &text)
+        }
+        None => Ok(IgnoreFile::default()),
+    });
+    running.conclude(&found, |error| crate::error::chain(error));
+    found
+}
+
+fn find_ignore(
+    request: &BuildRequest,
+    directory: &Path,
+) -> Result<Option<(PathBuf, Vec<u8>)>, EngineError> {
+    if let DockerfileSource::File(path) = &request.dockerfile {
+        let path = with_suffix(path);
+        // It lies beside a file that the user has named, and may be a link as that may.
+        let text = read_regular(&path).map_err(EngineError::io("read", &path))?;
+        if let Some(text) = text {
+            return Ok(Some((path, text)));
         }
     }
-    running.complete(Outcome::Done);
-    Ok(IgnoreFile::default())
+    let text = read_ignore_of(directory)?;
+    Ok(text.map(|text| (directory.join(IGNORE_FILE), text)))
+}
+
+/// Reads the ignore file of a directory, wherever links lead to inside it; `None` where there is none.
+fn read_ignore_of(directory: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+    let path = directory.join(IGNORE_FILE);
+    if std::fs::symlink_metadata(&path).is_err() {
+        return Ok(None);
+    }
+    let root = Root::open(directory)?;
+    match root.tree().read(&RootPath::new(IGNORE_FILE)?, MAX_FILE) {
+        Ok(Some(text)) => Ok(Some(text)),
+        // To go on without it would take in what it keeps out.
+        Ok(None) => Err(EngineError::Request(format!(
+            "{} is a link to what is not in its directory; put a file in its place",
+            path.display()
+        ))),
+        Err(error) => Err(EngineError::Request(format!(
+            "failed to read {}: {}; it has to be a file of at most {MAX_FILE} bytes",
+            path.display(),
+            crate::error::chain(&error)
+        ))),
+    }
+}
+
+/// Reads what is a file, and waits for nobody to write into what is none.
+fn read_regular(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => read_limited(path),
+        Ok(_) => Err(std::io::Error::other("it is no file")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn with_suffix(path: &Path) -> PathBuf {
@@ -264,8 +307,8 @@ fn named_contexts(
                          oci-layout://, target:, http://, https://, or are git repositories"
                     )));
                 }
-                let path = directory.join(".dockerignore");
-                let text = read_limited(&path).map_err(EngineError::io("read", &path))?;
+                let path = directory.join(IGNORE_FILE);
+                let text = read_ignore_of(&directory)?;
                 let ignore = text.map(|text| parse_ignore(&path, &text)).transpose()?;
                 // The main context has that name already.
                 let local = match name.as_str() {

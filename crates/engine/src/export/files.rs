@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 
+use progress::RunningVertex;
 use rootfs::compress::{CompressOptions, Compression};
-use rootfs::copy::{Copy, Owner, copy};
+use rootfs::copy::{Copy, Owner, Powers, copy};
 use rootfs::diff::DiffOptions;
 use rootfs::{Form, LayerDir, Tree};
 
@@ -21,7 +22,9 @@ pub(crate) fn to_directory(
     destination: &Path,
     platform_split: Option<bool>,
     built: &[Built],
+    running: &RunningVertex,
 ) -> Result<Exported, EngineError> {
+    let mut left_out = 0;
     let several = built.len() > 1;
     let split = platform_split.unwrap_or(several);
     for built in built {
@@ -38,10 +41,21 @@ pub(crate) fn to_directory(
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
         });
+        // A device node, or a program of another user that becomes root's, is power over this machine.
+        wanted.powers = match rustix::process::geteuid().is_root() {
+            true => Powers::Dropped,
+            false => Powers::NoDevices,
+        };
         if !built.layers.is_empty() {
-            copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
+            let done = copy(&shared.tree(&built.layers)?, &Tree::open(&folder)?, &wanted)?;
+            left_out += done.left_out;
         }
         attest(shared, built, several && !split, &folder)?;
+    }
+    if left_out > 0 {
+        running.warn(format!(
+            "device nodes of the result are left out ({left_out}): a directory gets none; a tar or an image has them"
+        ));
     }
     Ok(Exported::default())
 }

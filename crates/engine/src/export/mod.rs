@@ -98,7 +98,7 @@ pub(crate) fn export(
             Output::Local {
                 destination,
                 platform_split,
-            } => files::to_directory(shared, destination, *platform_split, built),
+            } => files::to_directory(shared, destination, *platform_split, built, &running),
             Output::Tar { destination } => files::to_tar(shared, destination, built, course.cancel),
             Output::CacheOnly => Ok(Exported::default()),
         };

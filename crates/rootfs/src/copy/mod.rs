@@ -15,7 +15,9 @@ mod walk;
 pub use mode::{ModeChange, SymbolicMode};
 pub use ops::{copy, mkdir, mkfile, mkfile_from, remove, symlink};
 pub use pattern::has_wildcards;
-pub use request::{Copy, LinkPolicy, Mkdir, Mkfile, Owner, Remove, Symlink, Timestamp, Wildcard};
+pub use request::{
+    Copy, LinkPolicy, Mkdir, Mkfile, Owner, Powers, Remove, Symlink, Timestamp, Wildcard,
+};
 
 /// What a copy did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,4 +30,6 @@ pub struct CopyReport {
     pub linked: u64,
     /// Files whose blocks are shared with the source.
     pub cloned: u64,
+    /// Device nodes that were not copied, as [`Powers`] asked for.
+    pub left_out: u64,
 }

@@ -59,6 +59,18 @@ pub enum LinkPolicy {
     Moved,
 }
 
+/// What becomes of files that have power over the machine they are copied to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Powers {
+    /// They are copied as they are.
+    #[default]
+    Kept,
+    /// Device nodes are left out, and counted in [`CopyReport::left_out`](super::CopyReport::left_out).
+    NoDevices,
+    /// As before, and files lose setuid and setgid bits and their capabilities.
+    Dropped,
+}
+
 /// One copy action, in the terms of LLB's `FileActionCopy`.
 #[derive(Clone, Debug)]
 pub struct Copy {
@@ -85,6 +97,7 @@ pub struct Copy {
     /// The time of everything copied; without it that of the source.
     pub time: Option<Timestamp>,
     pub link: LinkPolicy,
+    pub powers: Powers,
 }
 
 impl Copy {
@@ -104,12 +117,14 @@ impl Copy {
             owner: None,
             time: None,
             link: LinkPolicy::Never,
+            powers: Powers::Kept,
         }
     }
 
     /// Returns whether all of a directory may be moved as it is.
     pub(super) fn keeps_everything(&self) -> bool {
         self.link == LinkPolicy::Moved
+            && self.powers == Powers::Kept
             && self.filter.is_none()
             && self.owner.is_none()
             && self.mode.is_none()

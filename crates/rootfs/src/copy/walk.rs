@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::data::DataCopy;
 use super::links::Links;
-use super::{Copy, CopyReport, LinkPolicy, Owner, Timestamp};
+use super::{Copy, CopyReport, LinkPolicy, Owner, Powers, Timestamp};
 use crate::filter::{FilterState, Verdict};
 use crate::meta::{self, Kind, Meta};
 use crate::pool::{self, Queue};
@@ -49,6 +49,7 @@ struct Job<'a> {
     bytes: AtomicU64,
     linked: AtomicU64,
     cloned: AtomicU64,
+    left_out: AtomicU64,
 }
 
 /// A directory that is being copied.
@@ -112,12 +113,13 @@ pub(super) fn copy_tree(
         },
         data: DataCopy::default(),
         links: Links::default(),
-        may_link: AtomicBool::new(copy.link != LinkPolicy::Never),
+        may_link: AtomicBool::new(copy.link != LinkPolicy::Never && copy.powers == Powers::Kept),
         may_move_dirs: AtomicBool::new(copy.keeps_everything()),
         entries: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         linked: AtomicU64::new(0),
         cloned: AtomicU64::new(0),
+        left_out: AtomicU64::new(0),
     };
     match source {
         Source::Dir(dir, meta) => {
@@ -149,6 +151,7 @@ pub(super) fn copy_tree(
     report.bytes += job.bytes.into_inner();
     report.linked += job.linked.into_inner();
     report.cloned += job.cloned.into_inner();
+    report.left_out += job.left_out.into_inner();
     Ok(())
 }
 
@@ -388,6 +391,11 @@ impl Job<'_> {
         to_name: &CStr,
         node: Option<&Arc<Node>>,
     ) -> Result<()> {
+        let is_device = matches!(entry.meta.kind, Kind::Character | Kind::Block);
+        if is_device && self.copy.powers != Powers::Kept {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         let to_fd = to.make_way(to_name, self.copy.replace)?;
         self.entries.fetch_add(1, Ordering::Relaxed);
         if entry.meta.kind != Kind::File {
@@ -462,6 +470,10 @@ impl Job<'_> {
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
             }
             for attribute in meta::xattrs(source.as_fd())? {
+                let is_power = attribute.name.as_bytes() == b"security.capability";
+                if is_power && self.copy.powers == Powers::Dropped {
+                    continue;
+                }
                 meta::set_xattr(file.as_fd(), &attribute)?;
             }
             rustix::fs::futimens(&file, &timestamps(self.time(&entry.meta)))
@@ -554,6 +566,7 @@ impl Job<'_> {
     fn mode(&self, meta: &Meta) -> u32 {
         match &self.copy.mode {
             Some(change) => change.apply(meta.mode, meta.is_dir()),
+            None if self.copy.powers == Powers::Dropped && !meta.is_dir() => meta.mode & !0o6000,
             None => meta.mode,
         }
     }

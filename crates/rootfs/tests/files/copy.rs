@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::support::{Stack, can_mount, describe, lines, on_each_form, source};
 use rootfs::Tree;
-use rootfs::copy::{Copy, LinkPolicy, ModeChange, Owner, Timestamp, Wildcard, copy};
+use rootfs::copy::{Copy, LinkPolicy, ModeChange, Owner, Powers, Timestamp, Wildcard, copy};
 use rootfs::filter::{Filter, FilterState, Verdict};
 
 #[track_caller]
@@ -627,4 +627,39 @@ fn without_create_dest_path_the_parent_must_be_there() {
         &request,
         "to dir 755\nto/b file x 644",
     );
+}
+
+#[test]
+fn files_with_power_over_the_machine_can_be_left_behind() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    let from = source("plain file x 644\nprogram file x 755\ndir dir 755");
+    let program = from.path().join("program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o6755)).unwrap();
+    let device = from.path().join("dir/null");
+    let null = rustix::fs::makedev(1, 3);
+    let mode = Mode::from_raw_mode(0o666);
+    if mknodat(CWD, &device, FileType::CharacterDevice, mode, null).is_err() {
+        println!("skipped: no device node can be made here");
+        return;
+    }
+    let tree = Tree::open(from.path()).unwrap();
+    for (powers, mode, left_out) in [
+        (Powers::Kept, 0o6755, 0),
+        (Powers::NoDevices, 0o6755, 1),
+        (Powers::Dropped, 0o755, 1),
+    ] {
+        let to = tempfile::tempdir().unwrap();
+        let mut wanted = Copy::new("/", "/");
+        wanted.dir_contents = true;
+        wanted.powers = powers;
+        let report = copy(&tree, &Tree::open(to.path()).unwrap(), &wanted).unwrap();
+        assert_eq!(report.left_out, left_out, "{powers:?}");
+        let copied = fs::metadata(to.path().join("program")).unwrap();
+        assert_eq!(copied.mode() & 0o7777, mode, "{powers:?}");
+        let is_there = fs::symlink_metadata(to.path().join("dir/null")).is_ok();
+        assert_eq!(is_there, left_out == 0, "{powers:?}");
+        assert!(to.path().join("plain").exists());
+    }
 }

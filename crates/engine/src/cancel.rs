@@ -67,6 +67,14 @@ impl Cancel {
         Ok(taken.recv().unwrap_or_default())
     }
 
+    /// Returns a flag that is set when it is asked, as long as the guard is kept.
+    pub(crate) fn flag(&self) -> (Arc<AtomicBool>, CancelGuard) {
+        let flag = Arc::new(AtomicBool::new(false));
+        let own = Arc::clone(&flag);
+        let guard = self.on_request(move || own.store(true, Ordering::Relaxed));
+        (flag, guard)
+    }
+
     /// Runs `action` when it is asked, at once if it was already; no longer once the guard is gone.
     #[must_use = "the action is forgotten when the guard is dropped"]
     pub fn on_request(&self, action: impl Fn() + Send + 'static) -> CancelGuard {

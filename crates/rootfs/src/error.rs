@@ -48,6 +48,10 @@ pub enum Error {
     RefusedEntry { path: String, reason: &'static str },
     #[error("layer has more than {limit} {what}")]
     LayerLimit { what: &'static str, limit: u64 },
+    #[error("archive has more than {limit} {what}")]
+    ArchiveLimit { what: &'static str, limit: u64 },
+    #[error("stopped while an archive was read")]
+    Stopped,
     #[error("failed to read layer")]
     ReadLayer { source: io::Error },
     #[error("failed to decompress layer")]

@@ -83,7 +83,7 @@ impl Fetched {
         running: &RunningVertex,
     ) -> Result<Option<i64>, EngineError> {
         match (self.time(access, running)?, self) {
-            (None, Self::Http(file)) => file.latest_in_archive(shared),
+            (None, Self::Http(file)) => file.latest_in_archive(shared, access.cancels()),
             (time, _) => Ok(time),
         }
     }

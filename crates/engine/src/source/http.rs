@@ -1,6 +1,8 @@
 //! Files behind URLs: ADD of a URL, and contexts that are one.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llb::attr;
 use oci::{Digest, without_user_info};
@@ -337,29 +339,23 @@ impl HttpFile {
     }
 
     /// Returns the latest time of an archive's files; `None` for what is no archive.
-    pub(crate) fn latest_in_archive(&self, shared: &Shared) -> Result<Option<i64>, EngineError> {
-        use rootfs::compress::Format;
-        let unreadable = |error| EngineError::io("read", &self.name)(error);
-        let mut start = [0; 4];
-        let mut blob = self.open(shared)?;
-        let count = std::io::Read::read(&mut blob, &mut start).map_err(unreadable)?;
-        let blob = std::io::BufReader::new(self.open(shared)?);
-        let tar: Box<dyn std::io::Read> = match rootfs::compress::format(&start[..count]) {
-            Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(blob)),
-            Format::Zstd => Box::new(zstd::Decoder::with_buffer(blob).map_err(unreadable)?),
-            Format::Uncompressed => Box::new(blob),
+    pub(crate) fn latest_in_archive(
+        &self,
+        shared: &Shared,
+        cancels: &[Cancel],
+    ) -> Result<Option<i64>, EngineError> {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = |cancel: &Cancel| {
+            let stopped = Arc::clone(&stopped);
+            cancel.on_request(move || stopped.store(true, Ordering::Relaxed))
         };
-        let mut archive = tar::Archive::new(tar);
-        let mut latest = None;
-        for entry in archive.entries().map_err(unreadable)? {
-            // What is no archive has no time.
-            let Ok(entry) = entry else { return Ok(None) };
-            if entry.header().entry_type().is_file() {
-                let time = entry.header().mtime().ok();
-                latest = latest.max(time.and_then(|time| i64::try_from(time).ok()));
-            }
+        let _guards: Vec<_> = cancels.iter().map(stop).collect();
+        let file = self.open(shared)?;
+        let limits = rootfs::apply::Limits::default();
+        match rootfs::copy::latest_in_archive(file, limits, Some(Arc::clone(&stopped))) {
+            Err(rootfs::Error::Stopped) => Err(EngineError::Canceled),
+            found => Ok(found?),
         }
-        Ok(latest)
     }
 
     /// Opens what was downloaded.

@@ -13,6 +13,7 @@ use super::fetched::{Fetched, PinnedSource};
 use super::git_program::GitAccess;
 use super::temporary;
 use crate::EngineError;
+use crate::cancel::Cancel;
 use crate::request::{BuildRequest, Context};
 use crate::step::Shared;
 
@@ -57,7 +58,7 @@ impl Main {
         match &request.context {
             Context::Directory(directory) => Ok(Self::local(directory.clone(), None)),
             Context::Tar(path) => {
-                let (directory, unpacked) = unpack(path)?;
+                let (directory, unpacked) = unpack(path, shared.images.stopping())?;
                 Ok(Self::local(directory, Some(unpacked)))
             }
             Context::Empty => {
@@ -139,7 +140,10 @@ impl Main {
         let mut main = match looks_like_archive(&head) {
             true => {
                 context = MainContext::HttpArchive { url };
-                let (directory, unpacked) = unpack(&shared.store.blobs().path(&file.digest))?;
+                let (directory, unpacked) = unpack(
+                    &shared.store.blobs().path(&file.digest),
+                    shared.images.stopping(),
+                )?;
                 Self::local(directory, Some(unpacked))
             }
             false => {
@@ -200,7 +204,7 @@ fn is_tar_header(bytes: &[u8]) -> bool {
 }
 
 /// Unpacks an archive, compressed in any way the reference knows, into a directory for this build.
-fn unpack(archive: &Path) -> Result<(PathBuf, TempDir), EngineError> {
+fn unpack(archive: &Path, cancel: &Cancel) -> Result<(PathBuf, TempDir), EngineError> {
     let unpacked = temporary("context")?;
     let directory = unpacked.path().join("context");
     std::fs::create_dir(&directory).map_err(EngineError::io("create", &directory))?;
@@ -215,7 +219,12 @@ fn unpack(archive: &Path) -> Result<(PathBuf, TempDir), EngineError> {
     copy.unpack = true;
     // Files of a context are root's, and no one else may be there to give them to.
     copy.owner = Some(Owner { uid: 0, gid: 0 });
-    rootfs::copy::copy(&Tree::open(folder)?, &Tree::open(&directory)?, &copy)?;
+    let (flag, _guard) = cancel.flag();
+    copy.stopped = Some(flag);
+    match rootfs::copy::copy(&Tree::open(folder)?, &Tree::open(&directory)?, &copy) {
+        Err(rootfs::Error::Stopped) => return Err(EngineError::Canceled),
+        copied => copied.map(drop)?,
+    }
     // What is no archive was copied as it is.
     let copied = std::fs::read_dir(&directory).map_err(EngineError::io("list", &directory))?;
     let entries: Vec<_> = copied.flatten().map(|entry| entry.file_name()).collect();

@@ -302,8 +302,12 @@ fn copy_from(
             Tree::open(&copy.layer.path())?
         }
     };
-    request::copy(&tree, dest, &wanted)?;
-    Ok(())
+    let (flag, _guard) = context.cancel.flag();
+    wanted.stopped = Some(flag);
+    match request::copy(&tree, dest, &wanted) {
+        Err(rootfs::Error::Stopped) => Err(EngineError::Canceled),
+        copied => Ok(copied.map(drop)?),
+    }
 }
 
 fn request_of(copy: &llb::Copy) -> Result<request::Copy, EngineError> {

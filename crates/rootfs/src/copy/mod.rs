@@ -3,6 +3,7 @@
 //! All of them take [`Tree`](crate::Tree)s: a mounted overlay or a plain directory, or layers seen merged with a
 //! directory on top that takes the changes. Callers run with a umask of 0 or not: modes come out as they were asked for.
 
+mod bounded;
 pub(crate) mod data;
 pub(crate) mod links;
 mod mode;
@@ -18,6 +19,7 @@ pub use pattern::has_wildcards;
 pub use request::{
     Copy, LinkPolicy, Mkdir, Mkfile, Owner, Powers, Remove, Symlink, Timestamp, Wildcard,
 };
+pub use unpack::latest_in_archive;
 
 /// What a copy did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,10 @@
 //! What a file operation is asked to do.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::mode::ModeChange;
+use crate::apply::Limits;
 use crate::filter::Filter;
 
 /// A user and a group by number, as they are inside the image.
@@ -98,6 +100,10 @@ pub struct Copy {
     pub time: Option<Timestamp>,
     pub link: LinkPolicy,
     pub powers: Powers,
+    /// What an archive may unpack to.
+    pub limits: Limits,
+    /// Ends the unpacking of an archive once it is set.
+    pub stopped: Option<Arc<AtomicBool>>,
 }
 
 impl Copy {
@@ -118,6 +124,8 @@ impl Copy {
             time: None,
             link: LinkPolicy::Never,
             powers: Powers::Kept,
+            limits: Limits::default(),
+            stopped: None,
         }
     }
 

@@ -5,12 +5,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::bounded::Bounded;
 use super::data::write_all;
 use super::{Copy, CopyReport, Owner, Timestamp};
+use crate::apply::Limits;
 use crate::layer::xattr_travels;
 use crate::meta::{self, Kind, Xattr};
 use crate::resolve::{Follow, NewDirs, make_missing};
@@ -46,7 +49,11 @@ pub(super) fn unpack(
         }
         _ => return Ok(false),
     };
-    if !is_archive(&file) {
+    let bounds = Bounds {
+        limits: request.limits,
+        stopped: request.stopped.clone(),
+    };
+    if !is_archive(&file, &bounds)? {
         return Ok(false);
     }
     let new = NewDirs {
@@ -55,36 +62,85 @@ pub(super) fn unpack(
         time: request.time,
     };
     let (root, _) = make_missing(dest.resolve(to, Follow::Last)?, &new)?;
-    let input = decompressed(file).map_err(|source| Error::io("read the archive", path, source))?;
+    let input = decompressed(file, &bounds)
+        .map_err(|source| Error::io("read the archive", path, source))?;
     let mut unpacking = Unpacking {
         tree: Tree::at(root),
         archive: path,
         owner: request.owner,
         dirs: Vec::new(),
+        remembered: 0,
+        memory: request.limits.memory,
         last: None,
         report,
     };
     let mut reader = Reader::new(input);
+    let mut entries = 0;
     while let Some(entry) = reader.next()? {
+        bounds.count(&mut entries)?;
         unpacking.entry(&entry, &mut reader)?;
     }
     unpacking.finish()?;
     Ok(true)
 }
 
+/// Returns the latest time of the files in an archive, in seconds since 1970; `None` for what is no archive, or has none.
+pub fn latest_in_archive(
+    file: File,
+    limits: Limits,
+    stopped: Option<Arc<AtomicBool>>,
+) -> Result<Option<i64>> {
+    let (file, bounds) = (OwnedFd::from(file), Bounds { limits, stopped });
+    if !is_archive(&file, &bounds)? {
+        return Ok(None);
+    }
+    let input = decompressed(file, &bounds).map_err(crate::tar::read::read_error)?;
+    let mut reader = Reader::new(input);
+    let (mut entries, mut latest) = (0, None);
+    while let Some(entry) = reader.next()? {
+        bounds.count(&mut entries)?;
+        if entry.kind == tar::Kind::File {
+            latest = latest.max(Some(entry.mtime.seconds));
+        }
+    }
+    Ok(latest)
+}
+
+/// What ends the reading of an archive before its end.
+struct Bounds {
+    limits: Limits,
+    stopped: Option<Arc<AtomicBool>>,
+}
+
+impl Bounds {
+    fn count(&self, entries: &mut u64) -> Result<()> {
+        *entries += 1;
+        match *entries > self.limits.entries {
+            false => Ok(()),
+            true => Err(Error::ArchiveLimit {
+                what: "entries",
+                limit: self.limits.entries,
+            }),
+        }
+    }
+}
+
 /// Returns whether a file starts with a tar header once it is decompressed.
-fn is_archive(file: &OwnedFd) -> bool {
-    let Ok(again) = file.try_clone() else {
-        return false;
+fn is_archive(file: &OwnedFd, bounds: &Bounds) -> Result<bool> {
+    let again = file
+        .try_clone()
+        .and_then(|again| decompressed(again, bounds));
+    let Ok(input) = again else {
+        return Ok(false);
     };
-    match decompressed(again) {
-        Ok(input) => matches!(Reader::new(input).next(), Ok(Some(_))),
-        Err(_) => false,
+    match Reader::new(input).next() {
+        Err(error @ (Error::Stopped | Error::ArchiveLimit { .. })) => Err(error),
+        found => Ok(matches!(found, Ok(Some(_)))),
     }
 }
 
 /// Reads a file from its start through the decompressor that its first bytes ask for.
-fn decompressed(file: OwnedFd) -> std::io::Result<Box<dyn BufRead>> {
+fn decompressed(file: OwnedFd, bounds: &Bounds) -> std::io::Result<Box<dyn BufRead>> {
     let mut file = File::from(file);
     file.seek(SeekFrom::Start(0))?;
     let mut start = [0; 10];
@@ -97,15 +153,24 @@ fn decompressed(file: OwnedFd) -> std::io::Result<Box<dyn BufRead>> {
     }
     file.seek(SeekFrom::Start(0))?;
     let input = BufReader::with_capacity(256 * 1024, file);
-    Ok(match &start[..length] {
+    let window = bounds.limits.zstd_window_log;
+    let input: Box<dyn BufRead> = match &start[..length] {
         [0x1f, 0x8b, 0x08, ..] => buffered(flate2::bufread::MultiGzDecoder::new(input)),
         [b'B', b'Z', b'h', ..] => buffered(bzip2::bufread::MultiBzDecoder::new(input)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => buffered(lzma_rust2::XzReader::new(input, true)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+            // As much memory for its dictionary as the window of the other, and some for the rest.
+            let kilobytes = (1 << window.saturating_sub(10)) + 1024;
+            buffered(lzma_rust2::XzReader::new_mem_limit(input, true, kilobytes))
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            buffered(zstd::stream::read::Decoder::with_buffer(input)?)
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+            decoder.window_log_max(window)?;
+            buffered(decoder)
         }
         _ => Box::new(input),
-    })
+    };
+    let stopped = bounds.stopped.clone();
+    Ok(Box::new(Bounded::new(input, bounds.limits.bytes, stopped)))
 }
 
 fn buffered(input: impl Read + 'static) -> Box<dyn BufRead> {
@@ -119,6 +184,9 @@ struct Unpacking<'a> {
     owner: Option<Owner>,
     /// Directories of the archive and their times, which are set when nothing changes them any more.
     dirs: Vec<(RootPath, Timestamp)>,
+    /// Bytes of memory for them, and how many there may be.
+    remembered: usize,
+    memory: usize,
     /// The directory of the entry before; most entries lie beside the one before.
     last: Option<(RootPath, Arc<Dir>)>,
     report: &'a mut CopyReport,
@@ -209,6 +277,13 @@ impl Unpacking<'_> {
         for attribute in attributes(entry) {
             meta::set_xattr(made.writable()?, &attribute)
                 .map_err(|errno| dir.error("set an xattr of", name, errno))?;
+        }
+        self.remembered += path.as_bytes().len() + size_of::<(RootPath, Timestamp)>();
+        if self.remembered > self.memory {
+            return Err(Error::ArchiveLimit {
+                what: "bytes of names of directories",
+                limit: self.memory as u64,
+            });
         }
         self.dirs.push((path, time));
         Ok(())

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::support::{Stack, build, can_mount, describe, lines};
-use rootfs::copy::{Copy, Owner, copy};
+use rootfs::apply::Limits;
+use rootfs::copy::{Copy, Owner, copy, latest_in_archive};
 use rootfs::{Error, Follow, NewDirs, Root, RootPath, Tree};
 
 /// One member of an archive: name, type, link target or content, mode.
@@ -339,4 +342,64 @@ fn a_tree_deeper_than_any_path_is_refused_without_a_crash() {
     rootfs::copy::remove(&tree, &remove).unwrap();
     rootfs::copy::remove(&Tree::open(to.path()).unwrap(), &remove).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Unpacks a bomb of a megabyte of zeros in a kilobyte, and of many entries, within these limits.
+#[track_caller]
+fn add_within(bytes: &[u8], limits: Limits, stopped: bool) -> rootfs::Result<()> {
+    let (source, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(source.path().join("a"), bytes).unwrap();
+    let request = Copy {
+        unpack: true,
+        limits,
+        stopped: Some(Arc::new(AtomicBool::new(stopped))),
+        ..Copy::new("/a", "/to/")
+    };
+    let request = Copy {
+        create_dest_path: true,
+        ..request
+    };
+    let source = Tree::open(source.path()).unwrap();
+    copy(&source, &Tree::open(to.path()).unwrap(), &request).map(|_| ())
+}
+
+#[test]
+fn an_archive_that_grows_past_the_limits_is_given_up() {
+    let zeros = "\0".repeat(1 << 20);
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(&archive(&[("zeros", b'0', &zeros, 0o644)]))
+        .unwrap();
+    let bomb = bomb.finish().unwrap();
+    let many = archive(MEMBERS);
+    let usual = Limits::default();
+    add_within(&bomb, usual, false).unwrap();
+    let few_bytes = Limits {
+        bytes: 1 << 19,
+        ..usual
+    };
+    let told = add_within(&bomb, few_bytes, false).unwrap_err();
+    assert_eq!(told.to_string(), "archive has more than 524288 bytes");
+    let few_entries = Limits {
+        entries: 2,
+        ..usual
+    };
+    let told = add_within(&many, few_entries, false).unwrap_err();
+    assert_eq!(told.to_string(), "archive has more than 2 entries");
+    let little_memory = Limits { memory: 8, ..usual };
+    let told = add_within(&many, little_memory, false).unwrap_err();
+    assert!(matches!(told, Error::ArchiveLimit { .. }), "{told}");
+    let told = add_within(&many, usual, true).unwrap_err();
+    assert!(matches!(told, Error::Stopped), "{told}");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), &bomb).unwrap();
+    let latest = |limits| {
+        let file = fs::File::open(file.path()).unwrap();
+        latest_in_archive(file, limits, None)
+    };
+    assert_eq!(latest(usual).unwrap(), Some(1000));
+    assert!(matches!(
+        latest(few_bytes).unwrap_err(),
+        Error::ArchiveLimit { .. }
+    ));
 }

@@ -523,6 +523,11 @@ impl Bridge {
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         };
+        // The rules are for IPv4: with another address the machine would be reached around them.
+        let _ = std::fs::write(
+            format!("/proc/sys/net/ipv6/conf/{BRIDGE}/disable_ipv6"),
+            "1",
+        );
         let rules = Some(masquerade(gateway)?);
         let next = u16::try_from(std::process::id() % 60000).unwrap_or(0);
         Ok(Bridge {
@@ -584,7 +589,8 @@ fn overlaps(routes: &str, address: Ipv4Addr) -> bool {
     })
 }
 
-/// Has the machine forward for the bridge's network. Said again by every builder, with the same effect.
+/// Has the machine forward for the bridge's network, and keeps what is on the bridge from the machine itself, its resolver
+/// excepted, and from each other: by ports of the bridge, and here where a packet takes the way over the gateway. Said again by every builder, with the same effect.
 ///
 /// Returns nft at work, so that the first namespace is made beside it.
 fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
@@ -597,7 +603,16 @@ fn masquerade(gateway: Ipv4Addr) -> Result<Child, SandboxError> {
         "add table ip lapstrake\n\
          add chain ip lapstrake postrouting {{ type nat hook postrouting priority 100; policy accept; }}\n\
          flush chain ip lapstrake postrouting\n\
-         add rule ip lapstrake postrouting ip saddr {a}.{b}.0.0/16 oifname != \"{BRIDGE}\" masquerade\n"
+         add rule ip lapstrake postrouting ip saddr {a}.{b}.0.0/16 oifname != \"{BRIDGE}\" masquerade\n\
+         add chain ip lapstrake input {{ type filter hook input priority 0; policy accept; }}\n\
+         flush chain ip lapstrake input\n\
+         add rule ip lapstrake input iifname \"{BRIDGE}\" ct state established,related accept\n\
+         add rule ip lapstrake input iifname \"{BRIDGE}\" udp dport 53 accept\n\
+         add rule ip lapstrake input iifname \"{BRIDGE}\" tcp dport 53 accept\n\
+         add rule ip lapstrake input iifname \"{BRIDGE}\" drop\n\
+         add chain ip lapstrake between {{ type filter hook forward priority 0; policy accept; }}\n\
+         flush chain ip lapstrake between\n\
+         add rule ip lapstrake between iifname \"{BRIDGE}\" oifname \"{BRIDGE}\" drop\n"
     );
     if !forwards {
         // A machine that forwarded nothing must not become a router for others by this. The rule stays, and

@@ -99,13 +99,21 @@ fn a_bridge_leads_out_but_not_to_loopback() {
         "{rules}"
     );
 
-    // The machine itself, at the gateway: as Docker has it.
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
-    let port = listener.local_addr().expect("an address").port();
-    let served = answer(listener);
-    let seen = run("gateway", &format!("nc -w 3 10.213.0.1 {port} </dev/null"));
+    assert!(
+        rules.contains("iifname \"lapstrake0\" oifname \"lapstrake0\" drop"),
+        "{rules}"
+    );
+
+    // The machine itself answers at the gateway for names, and for nothing else.
+    let resolver = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 53)).expect("a listener");
+    let served = answer(resolver);
+    let seen = run("resolver", "nc -w 3 10.213.0.1 53 </dev/null");
     assert!(seen.starts_with("10.213."), "{seen}");
     served.join().expect("served");
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a listener");
+    let port = listener.local_addr().expect("an address").port();
+    let script = format!("nc -w 1 10.213.0.1 {port} </dev/null; echo $?");
+    assert_eq!(run("gateway", &script), "1");
 
     // The machine's loopback.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");

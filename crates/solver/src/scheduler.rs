@@ -386,14 +386,14 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
 
     fn fail(&mut self, key: K, failure: Failure<K>, effects: &mut Vec<Effect<K, R>>) {
         let origin = origin_of(key, &failure);
-        let mut jobs_hit = BTreeSet::new();
+        let mut failed = BTreeSet::new();
         let mut work = vec![(key, failure)];
         // A list, not recursion: a chain may be ten thousand stages deep.
         while let Some((key, failure)) = work.pop() {
             self.detach(key);
             let node = self.node(key);
             node.state = State::Failed { failure };
-            jobs_hit.extend(node.jobs.keys().copied());
+            failed.insert(key);
             for dependent in std::mem::take(&mut node.dependents) {
                 if let Some(waiting) = self.nodes.get(&dependent)
                     && matches!(waiting.state, State::WaitingForInputs { .. })
@@ -402,7 +402,7 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
                 }
             }
         }
-        for id in jobs_hit {
+        for id in self.jobs_hit_by(&failed) {
             let Some(job) = self.jobs.get_mut(&id) else {
                 continue;
             };
@@ -413,6 +413,19 @@ impl<K: Copy + Ord + Hash + Debug, R: Clone + Debug> Scheduler<K, R> {
                 self.end_early(id, Ending::Failed, effects);
             }
         }
+    }
+
+    /// Returns the jobs that these failures are failures of: what stands in the way of a root, and for a job that keeps
+    /// going all that is part of it. A job whose root may still be found without them has not failed.
+    fn jobs_hit_by(&self, failed: &BTreeSet<K>) -> BTreeSet<JobId> {
+        let parts = failed.iter().flat_map(|key| self.nodes[key].jobs.keys());
+        let is_hit = |id: &JobId| {
+            self.jobs.get(id).is_some_and(|job| {
+                job.policy == FailurePolicy::KeepGoing
+                    || job.roots.iter().any(|root| failed.contains(root))
+            })
+        };
+        parts.copied().filter(is_hit).collect()
     }
 
     /// Takes a vertex that waits off the lists of its inputs, so that none counts it down later.

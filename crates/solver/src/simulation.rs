@@ -479,3 +479,26 @@ fn the_failure_of_what_was_run_for_a_job_that_has_ended_is_not_that_of_another()
     let outcome = JobOutcome::Failed(vec![1]);
     assert_eq!(ended, [Effect::Finish { job: two, outcome }]);
 }
+
+#[test]
+fn a_failure_is_not_that_of_a_job_that_may_do_without() {
+    let mut scheduler: Scheduler<u32, u64> = Scheduler::new(1);
+    let policy = FailurePolicy::Cancel;
+    let graph = vec![vertex(1, &[]), vertex(2, &[1])];
+    let taken = scheduler.submit(graph, vec![2], policy);
+    let (one, effects) = taken.expect("a graph");
+    assert_eq!(up_to_runs(&mut scheduler, effects).len(), 1);
+    let graph = vec![vertex(1, &[]), vertex(12, &[1])];
+    let taken = scheduler.submit(graph, vec![12], policy);
+    let (two, asked) = taken.expect("a graph");
+    assert!(matches!(&asked[..], [Effect::LookUp { key: 12, .. }]));
+    let ended = scheduler.handle(Event::Ran {
+        key: 1,
+        result: None,
+    });
+    let outcome = JobOutcome::Failed(vec![1]);
+    assert_eq!(ended, [Effect::Finish { job: one, outcome }]);
+    let ended = up_to_runs(&mut scheduler, asked);
+    let outcome = JobOutcome::Complete(vec![12]);
+    assert_eq!(ended, [Effect::Finish { job: two, outcome }]);
+}

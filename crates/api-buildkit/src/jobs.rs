@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, StatusResponse,
+    VertexLog,
 };
 use progress::{Event, Receiver, system_clock};
 use prost::Message;
@@ -28,6 +29,11 @@ const REMEMBERED: usize = 8;
 
 /// Changes of the history that a slow listener may be behind.
 const MOST_BEHIND: usize = 256;
+
+/// Bytes of what one step prints, and of what all steps of a build print, that a build tells; they stay in memory until some
+/// builds later, and in the history.
+const MOST_OF_A_STEP: usize = 16 << 20;
+const MOST_OF_A_BUILD: usize = 64 << 20;
 
 /// All builds there are, and those that were.
 #[derive(Debug)]
@@ -57,6 +63,9 @@ pub(crate) struct Job {
 #[derive(Debug, Default)]
 struct Told {
     events: Vec<Arc<StatusResponse>>,
+    /// Bytes that each step has printed, nothing where no more is told, and all.
+    printed: HashMap<String, Option<usize>>,
+    printed_by_all: usize,
     ended: bool,
     /// Its record is written, or will not be.
     recorded: bool,
@@ -439,11 +448,12 @@ impl Job {
     }
 
     /// Adds what was told in a client's words.
-    pub(crate) fn tell(&self, response: StatusResponse) {
+    pub(crate) fn tell(&self, mut response: StatusResponse) {
         let mut told = self.told();
         if told.ended {
             return;
         }
+        response.logs.retain_mut(|log| told.has_room_for(log));
         told.events.push(Arc::new(response));
         drop(told);
         self.changed.notify_waiters();
@@ -478,6 +488,22 @@ impl Job {
 }
 
 impl Told {
+    /// Returns whether a log is still told. The first of a step that is not says so instead, as in BuildKit.
+    fn has_room_for(&mut self, log: &mut VertexLog) -> bool {
+        let printed = self.printed.entry(log.vertex.clone()).or_insert(Some(0));
+        let Some(before) = *printed else {
+            return false;
+        };
+        let (of_step, of_all) = (before + log.msg.len(), self.printed_by_all + log.msg.len());
+        if of_step <= MOST_OF_A_STEP && of_all <= MOST_OF_A_BUILD {
+            (*printed, self.printed_by_all) = (Some(of_step), of_all);
+            return true;
+        }
+        *printed = None;
+        log.msg = b"[output clipped, log limit reached]\n".to_vec();
+        true
+    }
+
     /// Returns the record with the steps counted.
     fn counted(&self) -> BuildHistoryRecord {
         let mut record = self.record.clone();
@@ -504,5 +530,33 @@ pub(crate) struct JobReceiver(pub(crate) Arc<Job>);
 impl Receiver for JobReceiver {
     fn receive(&self, event: Event) {
         self.0.tell(status::of_event(&event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_without_end_is_clipped() {
+        let mut told = Told::default();
+        let mut print = |vertex: &str, length: usize| {
+            let mut log = VertexLog {
+                vertex: vertex.to_owned(),
+                msg: vec![b'x'; length],
+                ..VertexLog::default()
+            };
+            told.has_room_for(&mut log).then_some(log.msg.len())
+        };
+        let note = "[output clipped, log limit reached]\n".len();
+        assert_eq!(print("one", MOST_OF_A_STEP), Some(MOST_OF_A_STEP));
+        assert_eq!(print("one", 1), Some(note));
+        assert_eq!(print("one", 1), None);
+        for step in ["two", "three"] {
+            assert_eq!(print(step, MOST_OF_A_STEP), Some(MOST_OF_A_STEP));
+        }
+        assert_eq!(print("four", MOST_OF_A_STEP - 1), Some(MOST_OF_A_STEP - 1));
+        assert_eq!(print("five", 10), Some(note));
+        assert_eq!(print("five", 10), None);
     }
 }

@@ -49,6 +49,7 @@ pub(crate) fn open_engine_with(
         runtime,
         notes: limits_of(&isolation),
     };
+    sandbox::raise_open_files();
     Engine::open(settings).map_err(exit::builder)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use testkit::Environment;
+use testkit::{Environment, Outcome};
 
 fn environment() -> Environment {
     Environment::new(env!("CARGO_BIN_EXE_lapstrake"))
@@ -380,4 +380,24 @@ fn builds_at_once_share_a_store() {
     for number in 0..4 {
         assert_eq!(ids[number], ids[number + 4], "equal builds give one image");
     }
+}
+
+#[test]
+fn more_layers_than_files_may_usually_be_open() {
+    needs_busybox!();
+    let environment = environment();
+    let copies: String = (0..300)
+        .map(|number| format!("COPY f /{number}\n"))
+        .collect();
+    let text = format!(
+        "FROM scratch AS many\n{copies}FROM busybox\nCOPY --from=many /299 /f\nRUN ulimit -n\n"
+    );
+    environment.write("ctx/Dockerfile", text);
+    environment.write("ctx/f", "f");
+    let mut command = environment.program("sh");
+    let binary = env!("CARGO_BIN_EXE_lapstrake");
+    let script = format!("ulimit -Sn 256 && exec {binary} build --progress=plain ctx");
+    let outcome = Outcome::of(command.args(["-c", &script])).success();
+    // The commands of the image are not to know.
+    outcome.says(" 256");
 }

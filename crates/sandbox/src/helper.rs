@@ -16,6 +16,7 @@ use crate::dial::Dialer;
 use crate::entry;
 use crate::error::SandboxError;
 use crate::exit::Exit;
+use crate::open_files;
 use crate::runtime::Runtime;
 use crate::spec::{Entered, Spec};
 use crate::wire::{self, Event, Request};
@@ -484,6 +485,7 @@ fn follow(shared: &Shared, theirs: OwnedFd, started: &Started) {
             return;
         }
     };
+    open_files::lower_again(child.id());
     while let Ok(Some((event, _))) = wire::receive::<Event>(shared.socket.as_fd()) {
         match event {
             Event::Ready { network, notes } => {

@@ -36,6 +36,7 @@ mod names;
 mod netlink;
 mod network;
 mod oci;
+mod open_files;
 mod resolve;
 mod runtime;
 mod seccomp;
@@ -56,6 +57,7 @@ pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};
 pub use names::{hosts_file, resolver_file};
 pub use network::bridge_obstacle;
+pub use open_files::raise_open_files;
 pub use runtime::Runtime;
 pub use spec::{
     Content, Entered, Limits, Mount, Network, Overlay, Resource, Rlimit, Root, Security, Source,

@@ -134,7 +134,7 @@ pub struct Census {
     pub bytes: u64,
     /// The length of all regular files, a file with several names once.
     pub content: u64,
-    /// Paths of the regular files, without a leading slash, and their inodes; sorted.
+    /// Paths of the regular files, without a leading slash, and their inodes; in the order of the checksum.
     pub files: Vec<(Vec<u8>, u64)>,
 }
 
@@ -151,19 +151,22 @@ pub fn census(path: &Path, xattrs: OverlayXattrs, memo: &dyn FileMemo) -> Result
         tally: Some(&tally),
     };
     let start = scan.start(&tree, &RootPath::root(), b"", &Selection::path("/"))?;
-    let checksum = sum(&scan.run(vec![start])?);
-    let Tally {
-        bytes,
-        content,
-        mut files,
-        ..
-    } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-    files.sort_unstable();
+    let records = scan.run(vec![start])?;
+    let checksum = sum(&records);
+    let Tally { bytes, content, .. } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let files = records.into_iter().filter_map(|record| {
+        let mut path = record.path;
+        path.drain(..path.len().min(1));
+        for byte in path.iter_mut().filter(|byte| **byte == 0) {
+            *byte = b'/';
+        }
+        Some((path, record.inode?))
+    });
     Ok(Census {
         checksum,
         bytes,
         content,
-        files,
+        files: files.collect(),
     })
 }
 
@@ -172,22 +175,17 @@ pub fn census(path: &Path, xattrs: OverlayXattrs, memo: &dyn FileMemo) -> Result
 struct Tally {
     bytes: u64,
     content: u64,
-    files: Vec<(Vec<u8>, u64)>,
     /// Files with several names.
     linked: HashSet<(u64, u64)>,
 }
 
 impl Tally {
-    fn count(&mut self, dir: &[u8], name: &CStr, meta: &Meta) {
-        let is_file = meta.kind == Kind::File;
-        if is_file {
-            self.files.push((relative(dir, name), meta.inode));
-        }
+    fn count(&mut self, meta: &Meta) {
         if !meta.is_dir() && meta.links > 1 && !self.linked.insert((meta.device, meta.inode)) {
             return;
         }
         self.bytes += meta.blocks * 512;
-        if is_file {
+        if meta.kind == Kind::File {
             self.content += meta.size;
         }
     }
@@ -325,6 +323,8 @@ impl Sum {
 struct Record {
     path: Vec<u8>,
     header: Header,
+    /// Of a regular file.
+    inode: Option<u64>,
     /// Only counts if something below it does.
     only_as_parent: bool,
 }
@@ -515,11 +515,9 @@ impl Scan<'_> {
         }
         if let Some(tally) = self.tally {
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-            let files = files.iter().map(|(name, entry)| (name, entry));
-            let dirs = dirs.iter().map(|(name, entry, ..)| (name, entry));
-            files
-                .chain(dirs)
-                .for_each(|(name, entry)| tally.count(&scanned.relative, name, &entry.meta));
+            let files = files.iter().map(|(_, entry)| entry);
+            let all = files.chain(dirs.iter().map(|(_, entry, ..)| entry));
+            all.for_each(|entry| tally.count(&entry.meta));
         }
         self.add(vec![self.dir_record(&scanned)?]);
         let parent = Arc::new(scanned);
@@ -562,6 +560,7 @@ impl Scan<'_> {
         Ok(Record {
             path: scanned.path.clone(),
             header,
+            inode: None,
             only_as_parent: !scanned.included,
         })
     }
@@ -593,6 +592,7 @@ impl Scan<'_> {
         Ok(Record {
             path,
             header,
+            inode: (entry.meta.kind == Kind::File).then_some(entry.meta.inode),
             only_as_parent: false,
         })
     }

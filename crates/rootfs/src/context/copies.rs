@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, OFlags};
 
 use super::{Capture, open_beneath};
-use crate::copy::{Owner, Timestamp};
+use crate::copy::Owner;
 use crate::memo::{FileContent, FileMemo, FileStamp};
 use crate::meta::{self, Kind, Meta};
 use crate::tree::open_host_dir;
@@ -188,7 +188,6 @@ pub struct Staged {
 pub(super) struct StagedFile {
     pub(super) index: u32,
     pub(super) size: u64,
-    pub(super) modified: Timestamp,
     pub(super) data: [u8; 32],
     /// It has one name in the context.
     pub(super) is_alone: bool,
@@ -198,8 +197,7 @@ pub(super) struct StagedFile {
 impl FileMemo for Staged {
     fn recall(&self, stamp: &FileStamp) -> Option<FileContent> {
         let file = self.copies.get(&stamp.inode)?;
-        let same = (file.size, file.modified) == (stamp.size, stamp.modified);
-        same.then_some(FileContent {
+        (file.size == stamp.size).then_some(FileContent {
             data: file.data,
             xattrs: None,
         })

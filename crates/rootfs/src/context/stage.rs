@@ -275,7 +275,6 @@ impl Staging<'_> {
         let file = StagedFile {
             index,
             size: known.meta.size,
-            modified: known.meta.modified,
             data: known.content.data,
             is_alone: known.meta.links < 2,
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dockerfile::ignore::Matcher;
-use llb::{Action, ActionInput, FileOp, MountKind, Op, UserRef};
+use llb::{Action, ActionInput, FileOp, MountKind, Op};
 use rootfs::Tree;
 use rootfs::checksum::{Selection, checksum};
 use rootfs::context::{Capture, ListedFile};
@@ -164,37 +164,22 @@ pub(crate) fn selections_of_file(op: &FileOp, input: usize) -> Result<Vec<Select
         if action.input == Some(ActionInput::Vertex(input)) {
             found.push(Selection::path("/"));
         }
-        if names_from(&action.action).any(|from| from == input) {
-            found.extend(ACCOUNTS.map(accounts));
+        if action.action.names_from().any(|from| from == input) {
+            for copy in &accounts() {
+                found.push(selection(copy)?);
+            }
         }
     }
     Ok(found)
 }
 
-/// The files that names of users and groups are looked up in, as patterns: they need not be there.
-pub(crate) const ACCOUNTS: [&str; 2] = ["/etc/[p]asswd", "/etc/[g]roup"];
-
-fn accounts(pattern: &str) -> Selection {
-    Selection {
-        wildcard: true,
-        ..Selection::path(pattern)
-    }
-}
-
-/// Returns the inputs that an action looks names of users and groups up in.
-pub(crate) fn names_from(action: &Action) -> impl Iterator<Item = usize> {
-    let owner = match action {
-        Action::Copy(copy) => copy.owner.as_ref(),
-        Action::MakeFile(file) => file.owner.as_ref(),
-        Action::MakeDirectory(directory) => directory.owner.as_ref(),
-        Action::Symlink(link) => link.owner.as_ref(),
-        Action::Remove(_) => None,
-    };
-    let parts = owner.map(|owner| [owner.user.as_ref(), owner.group.as_ref()]);
-    let named = parts.into_iter().flatten().flatten();
-    named.filter_map(|part| match part {
-        UserRef::Name { input, .. } => *input,
-        UserRef::Id(_) => None,
+/// Selects the files that names of users and groups are looked up in, as patterns: they need not be there.
+pub(crate) fn accounts() -> [llb::Copy; 2] {
+    ["/etc/[p]asswd", "/etc/[g]roup"].map(|pattern| llb::Copy {
+        source: pattern.to_owned(),
+        allow_wildcard: true,
+        allow_empty_wildcard: true,
+        ..llb::Copy::default()
     })
 }
 

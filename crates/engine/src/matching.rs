@@ -4,7 +4,7 @@ use llb::{Action, ActionInput, ExecOp, FileOp, MountKind, Op};
 use store::{Key, Layer, LayerId};
 
 use crate::EngineError;
-use crate::context::{ACCOUNTS, names_from};
+use crate::context::accounts;
 use crate::keys::KeyBuilder;
 use crate::snapshot::Snapshot;
 use crate::step::Shared;
@@ -62,22 +62,13 @@ impl InputUse {
                     _ => InputUse::Whole,
                 });
             }
-            for input in names_from(&action.action) {
+            for input in action.action.names_from() {
                 if !uses[input].contains(&InputUse::Whole) {
-                    uses[input].extend(ACCOUNTS.map(|pattern| InputUse::Copied(accounts(pattern))));
+                    uses[input].extend(accounts().map(|copy| InputUse::Copied(Box::new(copy))));
                 }
             }
         }
     }
-}
-
-fn accounts(pattern: &str) -> Box<llb::Copy> {
-    Box::new(llb::Copy {
-        source: pattern.to_owned(),
-        allow_wildcard: true,
-        allow_empty_wildcard: true,
-        ..llb::Copy::default()
-    })
 }
 
 /// Returns whether an input holds what it held at an earlier run, as far as it is used.

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     ActionInput, CacheSharing, ExecOp, LlbError, MergeOp, Metadata, MountKind, Op, SourceFile,
-    UserRef, encode,
+    encode,
 };
 
 /// The identity of a vertex: the SHA-256 of its canonical encoding.
@@ -598,8 +598,8 @@ fn check(position: usize, op: &Op, inputs: usize) -> Result<(), LlbError> {
                         ActionInput::Action(_) => {}
                     }
                 }
-                for name in owners(&action.action) {
-                    input(name)?;
+                for from in action.action.names_from() {
+                    input(Some(from))?;
                 }
             }
             Ok(())
@@ -611,23 +611,6 @@ fn check(position: usize, op: &Op, inputs: usize) -> Result<(), LlbError> {
             build.inputs.values().try_for_each(|number| input(*number))
         }
     }
-}
-
-fn owners(action: &crate::Action) -> impl Iterator<Item = Option<usize>> {
-    let owner = match action {
-        crate::Action::Copy(copy) => copy.owner.as_ref(),
-        crate::Action::MakeFile(file) => file.owner.as_ref(),
-        crate::Action::MakeDirectory(directory) => directory.owner.as_ref(),
-        crate::Action::Symlink(link) => link.owner.as_ref(),
-        crate::Action::Remove(_) => None,
-    };
-    let both = owner
-        .into_iter()
-        .flat_map(|owner| [owner.user.as_ref(), owner.group.as_ref()]);
-    both.flatten().map(|who| match who {
-        UserRef::Id(_) => None,
-        UserRef::Name { input, .. } => *input,
-    })
 }
 
 fn distinct(outputs: impl Iterator<Item = Option<usize>>) -> bool {

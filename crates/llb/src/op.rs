@@ -284,6 +284,23 @@ pub enum Action {
 
 impl Action {
     /// Returns the inputs in which names of users and groups are looked up.
+    pub fn names_from(&self) -> impl Iterator<Item = usize> {
+        let owner = match self {
+            Self::Copy(copy) => copy.owner.as_ref(),
+            Self::MakeFile(file) => file.owner.as_ref(),
+            Self::MakeDirectory(directory) => directory.owner.as_ref(),
+            Self::Symlink(link) => link.owner.as_ref(),
+            Self::Remove(_) => None,
+        };
+        let who = owner.map(|owner| [owner.user.as_ref(), owner.group.as_ref()]);
+        let who = who.into_iter().flatten().flatten();
+        who.filter_map(|who| match who {
+            UserRef::Name { input, .. } => *input,
+            UserRef::Id(_) => None,
+        })
+    }
+
+    /// As [`Action::names_from`], to give the inputs other numbers.
     fn named_inputs(&mut self) -> impl Iterator<Item = &mut usize> {
         let owner = match self {
             Self::Copy(copy) => copy.owner.as_mut(),

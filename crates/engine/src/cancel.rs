@@ -67,12 +67,15 @@ impl Cancel {
         Ok(taken.recv().unwrap_or_default())
     }
 
-    /// Returns a flag that is set when it is asked, as long as the guard is kept.
-    pub(crate) fn flag(&self) -> (Arc<AtomicBool>, CancelGuard) {
+    /// Returns a flag that is set when any of them is asked, as long as the guards are kept.
+    pub(crate) fn flag_of(cancels: &[Cancel]) -> (Arc<AtomicBool>, Vec<CancelGuard>) {
         let flag = Arc::new(AtomicBool::new(false));
-        let own = Arc::clone(&flag);
-        let guard = self.on_request(move || own.store(true, Ordering::Relaxed));
-        (flag, guard)
+        let guards = cancels.iter().map(|cancel| {
+            let own = Arc::clone(&flag);
+            cancel.on_request(move || own.store(true, Ordering::Relaxed))
+        });
+        let guards = guards.collect();
+        (flag, guards)
     }
 
     /// Runs `action` when it is asked, at once if it was already; no longer once the guard is gone.

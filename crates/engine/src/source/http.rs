@@ -1,8 +1,6 @@
 //! Files behind URLs: ADD of a URL, and contexts that are one.
 
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use llb::attr;
 use oci::{Digest, without_user_info};
@@ -344,15 +342,10 @@ impl HttpFile {
         shared: &Shared,
         cancels: &[Cancel],
     ) -> Result<Option<i64>, EngineError> {
-        let stopped = Arc::new(AtomicBool::new(false));
-        let stop = |cancel: &Cancel| {
-            let stopped = Arc::clone(&stopped);
-            cancel.on_request(move || stopped.store(true, Ordering::Relaxed))
-        };
-        let _guards: Vec<_> = cancels.iter().map(stop).collect();
+        let (stopped, _guards) = Cancel::flag_of(cancels);
         let file = self.open(shared)?;
         let limits = rootfs::apply::Limits::default();
-        match rootfs::copy::latest_in_archive(file, limits, Some(Arc::clone(&stopped))) {
+        match rootfs::copy::latest_in_archive(file, limits, Some(stopped)) {
             Err(rootfs::Error::Stopped) => Err(EngineError::Canceled),
             found => Ok(found?),
         }

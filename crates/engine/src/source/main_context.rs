@@ -219,7 +219,7 @@ fn unpack(archive: &Path, cancel: &Cancel) -> Result<(PathBuf, TempDir), EngineE
     copy.unpack = true;
     // Files of a context are root's, and no one else may be there to give them to.
     copy.owner = Some(Owner { uid: 0, gid: 0 });
-    let (flag, _guard) = cancel.flag();
+    let (flag, _guard) = Cancel::flag_of(std::slice::from_ref(cancel));
     copy.stopped = Some(flag);
     match rootfs::copy::copy(&Tree::open(folder)?, &Tree::open(&directory)?, &copy) {
         Err(rootfs::Error::Stopped) => return Err(EngineError::Canceled),

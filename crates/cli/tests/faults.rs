@@ -174,15 +174,21 @@ fn a_disk_that_is_full_fails_an_export_from_the_store() {
     check(40 * MIB, "FROM scratch\nCOPY large /\n", &export, 3);
 }
 
+/// A context whose image is larger than a disk of a mebibyte.
+fn environment_of_large() -> Environment {
+    let environment = environment();
+    environment.write("ctx/large", vec![b'x'; 4 * MIB as usize]);
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY large /\n");
+    environment
+}
+
 #[test]
 fn a_full_disk_at_the_place_of_an_export_is_its_failure() {
-    let environment = environment();
+    let environment = environment_of_large();
     let place = environment.work().join("small");
     let Some(disk) = SmallDisk::new(&environment, &place, MIB) else {
         return;
     };
-    environment.write("ctx/large", vec![b'x'; 4 * MIB as usize]);
-    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY large /\n");
     for output in [
         "type=oci,dest=small/app.tar,compression=uncompressed",
         "type=docker,dest=small/app.tar,compression=uncompressed",
@@ -319,13 +325,11 @@ fn a_full_disk_fails_what_brings_images_in_or_out_and_harms_nothing() {
 /// An archive that does not fit where it is to go is not left there by half.
 #[test]
 fn a_full_disk_at_the_place_of_a_saved_image_is_told() {
-    let environment = environment();
+    let environment = environment_of_large();
     let place = environment.work().join("small");
     let Some(disk) = SmallDisk::new(&environment, &place, MIB) else {
         return;
     };
-    environment.write("ctx/large", vec![b'x'; 4 * MIB as usize]);
-    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY large /\n");
     disk.run(&["build", "-t", "built", "ctx"]).success();
     disk.run(&["create", "--name", "one", "built", "/large"])
         .success();

@@ -442,6 +442,27 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
+    /// Nothing is known of a step: it has to run.
+    macro_rules! nothing_is_known {
+        () => {
+            fn look_up(&self) -> Result<Option<Arc<String>>, EngineError> {
+                Ok(None)
+            }
+
+            fn may_match(&self) -> bool {
+                false
+            }
+
+            fn match_inputs(
+                &self,
+                _inputs: &[Arc<String>],
+                _cancel: &Cancel,
+            ) -> Result<Option<Arc<String>>, EngineError> {
+                Ok(None)
+            }
+        };
+    }
+
     /// A step that runs until another build has joined it.
     struct Joined {
         name: &'static str,
@@ -467,21 +488,7 @@ mod tests {
             self.others.send(other.name).expect("the step runs");
         }
 
-        fn look_up(&self) -> Result<Option<Arc<String>>, EngineError> {
-            Ok(None)
-        }
-
-        fn may_match(&self) -> bool {
-            false
-        }
-
-        fn match_inputs(
-            &self,
-            _inputs: &[Arc<String>],
-            _cancel: &Cancel,
-        ) -> Result<Option<Arc<String>>, EngineError> {
-            Ok(None)
-        }
+        nothing_is_known!();
 
         fn run(
             &self,
@@ -530,21 +537,7 @@ mod tests {
     impl Work for Told {
         type Output = String;
 
-        fn look_up(&self) -> Result<Option<Arc<String>>, EngineError> {
-            Ok(None)
-        }
-
-        fn may_match(&self) -> bool {
-            false
-        }
-
-        fn match_inputs(
-            &self,
-            _inputs: &[Arc<String>],
-            _cancel: &Cancel,
-        ) -> Result<Option<Arc<String>>, EngineError> {
-            Ok(None)
-        }
+        nothing_is_known!();
 
         fn run(
             &self,

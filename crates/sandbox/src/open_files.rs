@@ -13,7 +13,7 @@ pub fn raise_open_files() {
     let usual = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: usual.maximum,
-        ..usual.clone()
+        ..usual
     };
     if USUAL.set(usual).is_ok()
         && let Err(errno) = setrlimit(Resource::Nofile, raised)
@@ -26,7 +26,7 @@ pub fn raise_open_files() {
 pub(crate) fn lower_again(pid: u32) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     if let (Some(usual), Some(pid)) = (USUAL.get(), pid)
-        && let Err(errno) = prlimit(Some(pid), Resource::Nofile, usual.clone())
+        && let Err(errno) = prlimit(Some(pid), Resource::Nofile, *usual)
     {
         tracing::debug!(%errno, "commands get the builder's limit of open files");
     }

@@ -1,10 +1,13 @@
 //! Results of vertices.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
-use rootfs::OverlayXattrs;
+use rootfs::{OverlayXattrs, Tree};
 use store::{Layer, LayerId};
 
+use crate::EngineError;
 use crate::context::ContextTree;
 
 /// One tree that a vertex yields.
@@ -40,8 +43,26 @@ impl Snapshot {
     }
 }
 
+/// Opens layers as one tree that is written to a directory above them.
+pub(crate) fn writable_tree(
+    below: &[Layer],
+    upper: &Path,
+    xattrs: OverlayXattrs,
+) -> Result<Tree, EngineError> {
+    let lowers = below.iter().map(|layer| open_directory(layer.path()));
+    let lowers = lowers.collect::<Result<Vec<_>, _>>()?;
+    Ok(Tree::writable(lowers, open_directory(upper)?, xattrs))
+}
+
+pub(crate) fn open_directory(path: &Path) -> Result<OwnedFd, EngineError> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| EngineError::io("open", path)(errno.into()))
+}
+
 /// Opens layers as one tree.
-pub(crate) fn tree_of(layers: &[Layer], xattrs: OverlayXattrs) -> rootfs::Result<rootfs::Tree> {
+pub(crate) fn tree_of(layers: &[Layer], xattrs: OverlayXattrs) -> rootfs::Result<Tree> {
     let paths: Vec<_> = layers.iter().map(Layer::path).collect();
-    rootfs::Tree::open_layers(&paths, xattrs)
+    Tree::open_layers(&paths, xattrs)
 }

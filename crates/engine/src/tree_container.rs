@@ -2,8 +2,6 @@
 //!
 //! What their processes write is thrown away with them.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use llb::{ExecOp, HostIp, Mount, NetworkMode, SecretEnv, SecurityMode};
@@ -265,14 +263,7 @@ impl TreeContainer {
         let below = self.below.get(number).ok_or_else(none)?;
         let mut written = self.held.written.iter();
         match written.find(|(output, ..)| *output == Some(number)) {
-            Some((_, layer, _)) => {
-                let mut lowers = Vec::with_capacity(below.len());
-                for layer in below {
-                    lowers.push(open_directory(layer.path())?);
-                }
-                let upper = open_directory(&layer.path())?;
-                Ok(Tree::writable(lowers, upper, self.context.shared.xattrs()))
-            }
+            Some((_, layer, _)) => self.context.writable_tree(below, &layer.path()),
             None if below.is_empty() => Err(none()),
             None => self.context.shared.tree(below),
         }
@@ -338,11 +329,4 @@ impl TreeProcess {
         }
         Ok(exit?.status)
     }
-}
-
-fn open_directory(path: &Path) -> Result<OwnedFd, EngineError> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| EngineError::io("open", path)(errno.into()))
 }

@@ -199,13 +199,9 @@ impl Engine {
             )));
         };
         let layers = leased(store, &container)?;
-        let mut lowers = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            lowers.push(open_directory(layer.path())?);
-        }
-        let upper = open_directory(&store.container_folder(&container.id).join("fs"))?;
+        let upper = store.container_folder(&container.id).join("fs");
         Ok(Into {
-            tree: Tree::writable(lowers, upper, self.shared.xattrs()),
+            tree: self.shared.writable_tree(&layers, &upper)?,
             path: root_path(path)?.to_string(),
             shown: format!("{wanted}:{path}"),
             says_dir: Ends::of(path).says_dir(),
@@ -479,13 +475,6 @@ fn leased(store: &Store, container: &Container) -> Result<Vec<Layer>, EngineErro
             subject: container.config.image.clone(),
             reason: "a layer of it is missing from the store".to_owned(),
         })
-}
-
-pub(super) fn open_directory(path: &Path) -> Result<std::os::fd::OwnedFd, EngineError> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| EngineError::io("open", path)(errno.into()))
 }
 
 fn root_path(path: &str) -> Result<RootPath, EngineError> {

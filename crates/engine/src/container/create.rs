@@ -5,7 +5,6 @@ use std::path::Path;
 
 use oci::{ImageConfig, Platform};
 use progress::Sink;
-use rootfs::Tree;
 use rootfs::copy::Mkdir;
 use store::{Image, Layer};
 
@@ -126,12 +125,7 @@ impl Engine {
         upper: &Path,
         volumes: &BTreeSet<String>,
     ) -> Result<(), EngineError> {
-        let mut lowers = Vec::with_capacity(layers.len());
-        for layer in layers {
-            lowers.push(super::copy::open_directory(layer.path())?);
-        }
-        let upper = super::copy::open_directory(upper)?;
-        let tree = Tree::writable(lowers, upper, self.shared.xattrs());
+        let tree = self.shared.writable_tree(layers, upper)?;
         for path in volumes {
             let wanted = Mkdir {
                 path: path.clone(),

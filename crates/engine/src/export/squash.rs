@@ -1,11 +1,7 @@
 //! Makes one layer of those that a build adds (`--squash`).
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-
 use oci::History;
 use progress::{Sink, Vertex};
-use rootfs::Tree;
 use rootfs::compare::{Change, compare};
 use rootfs::copy::{Copy, LinkPolicy, Remove, copy, remove};
 use store::Layer;
@@ -67,14 +63,8 @@ fn merged(
     all: &[Layer],
 ) -> Result<Layer, EngineError> {
     let layer = shared.new_layer(base)?;
-    let open = |path: &std::path::Path| -> Result<OwnedFd, EngineError> {
-        let opened = File::open(path).map_err(EngineError::io("open", path))?;
-        Ok(opened.into())
-    };
-    let lowers = base.iter().map(|layer| open(layer.path()));
-    let lowers = lowers.collect::<Result<Vec<_>, _>>()?;
     let path = layer.path();
-    let target = Tree::writable(lowers, open(&path)?, shared.xattrs());
+    let target = shared.writable_tree(base, &path)?;
     let mut everything = Copy::new("/", "/");
     everything.dir_contents = true;
     everything.replace = true;

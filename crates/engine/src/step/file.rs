@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llb::{Action, ActionInput, CopyMode, FileAction, FileOp};
 use rootfs::{RootPath, Tree, checksum, copy as request};
-use store::{Layer, LayerInfo, MutLayer};
+use store::{Layer, MutLayer};
 
 use crate::context::{ContextTree, Patterns};
 use crate::snapshot::Snapshot;
@@ -39,6 +39,7 @@ struct Actions<'a> {
     context: &'a StepContext,
     inputs: &'a [Snapshot],
     name: &'a str,
+    cancel: &'a Cancel,
     /// How often the tree of each action is used by a later one or as an output.
     uses: Vec<usize>,
     /// The trees of the actions so far.
@@ -60,6 +61,7 @@ pub(crate) fn run(
         context,
         inputs,
         name,
+        cancel,
         uses: uses(op),
         works: Vec::with_capacity(op.actions.len()),
         origin: origin(op, inputs, &staged),
@@ -86,7 +88,7 @@ pub(crate) fn run(
             },
             Some(ActionInput::Action(earlier)) => Secondary::Layers(actions.finish(earlier)?),
         };
-        apply(context, &action.action, inputs, &secondary, &below, &layer)?;
+        actions.apply(&action.action, &secondary, &below, &layer)?;
         actions.works.push(Work::Open { below, layer });
         if let Some(output) = action.output {
             outputs[output] = Snapshot::Layers(actions.finish(number)?);
@@ -180,95 +182,71 @@ impl Actions<'_> {
         }
     }
 
+    fn apply(
+        &self,
+        action: &Action,
+        secondary: &Secondary,
+        below: &[Layer],
+        layer: &MutLayer,
+    ) -> Result<(), EngineError> {
+        let (context, inputs) = (self.context, self.inputs);
+        let dest = context.writable_tree(below, &layer.path())?;
+        match action {
+            Action::Copy(copy) => {
+                let owner = owner_of(context, copy.owner.as_ref(), inputs)?;
+                return copy_from(context, copy, owner, secondary, &dest, self.cancel);
+            }
+            Action::MakeDirectory(directory) => request::mkdir(
+                &dest,
+                &request::Mkdir {
+                    path: directory.path.clone(),
+                    mode: directory.mode,
+                    make_parents: directory.make_parents,
+                    owner: owner_of(context, directory.owner.as_ref(), inputs)?,
+                    time: time_of(directory.timestamp),
+                },
+            ),
+            Action::MakeFile(file) => request::mkfile(
+                &dest,
+                &request::Mkfile {
+                    path: file.path.clone(),
+                    mode: file.mode,
+                    data: file.data.clone(),
+                    owner: owner_of(context, file.owner.as_ref(), inputs)?,
+                    time: time_of(file.timestamp),
+                },
+            ),
+            Action::Symlink(link) => request::symlink(
+                &dest,
+                &request::Symlink {
+                    target: link.old_path.clone(),
+                    path: link.new_path.clone(),
+                    owner: owner_of(context, link.owner.as_ref(), inputs)?,
+                    time: time_of(link.timestamp),
+                },
+            ),
+            Action::Remove(remove) => request::remove(
+                &dest,
+                &request::Remove {
+                    path: remove.path.clone(),
+                    allow_not_found: remove.allow_not_found,
+                    wildcard: remove.allow_wildcard,
+                },
+            ),
+        }?;
+        Ok(())
+    }
+
     fn commit(&self, layer: MutLayer) -> Result<Layer, EngineError> {
         let Some((tree, copy)) = &self.origin else {
             return self.context.commit(layer, self.name);
         };
         // What the files hold is known: the checksum costs a look at each.
         let census = checksum::census(&layer.path(), self.context.xattrs(), &copy.staged)?;
-        let info = LayerInfo {
-            tar: None,
-            content_id: Some(census.checksum),
-            bytes: census.bytes,
-            content: census.content,
-            origin: self.name.to_owned(),
-            created: self.context.store.now(),
-        };
-        let layer = layer.commit(info)?;
+        let layer = self.context.commit_counted(layer, self.name, &census)?;
         tree.remember_copies(copy, &layer, &census);
         Ok(layer)
     }
-}
-
-fn apply(
-    context: &StepContext,
-    action: &Action,
-    inputs: &[Snapshot],
-    secondary: &Secondary,
-    below: &[Layer],
-    layer: &MutLayer,
-) -> Result<(), EngineError> {
-    let dest = writable(context, below, layer)?;
-    match action {
-        Action::Copy(copy) => {
-            let owner = owner_of(context, copy.owner.as_ref(), inputs)?;
-            return copy_from(context, copy, owner, secondary, &dest);
-        }
-        Action::MakeDirectory(directory) => request::mkdir(
-            &dest,
-            &request::Mkdir {
-                path: directory.path.clone(),
-                mode: directory.mode,
-                make_parents: directory.make_parents,
-                owner: owner_of(context, directory.owner.as_ref(), inputs)?,
-                time: time_of(directory.timestamp),
-            },
-        ),
-        Action::MakeFile(file) => request::mkfile(
-            &dest,
-            &request::Mkfile {
-                path: file.path.clone(),
-                mode: file.mode,
-                data: file.data.clone(),
-                owner: owner_of(context, file.owner.as_ref(), inputs)?,
-                time: time_of(file.timestamp),
-            },
-        ),
-        Action::Symlink(link) => request::symlink(
-            &dest,
-            &request::Symlink {
-                target: link.old_path.clone(),
-                path: link.new_path.clone(),
-                owner: owner_of(context, link.owner.as_ref(), inputs)?,
-                time: time_of(link.timestamp),
-            },
-        ),
-        Action::Remove(remove) => request::remove(
-            &dest,
-            &request::Remove {
-                path: remove.path.clone(),
-                allow_not_found: remove.allow_not_found,
-                wildcard: remove.allow_wildcard,
-            },
-        ),
-    }?;
-    Ok(())
-}
-
-fn writable(context: &StepContext, below: &[Layer], layer: &MutLayer) -> Result<Tree, EngineError> {
-    let mut lowers = Vec::with_capacity(below.len());
-    for lower in below {
-        lowers.push(open_directory(lower.path())?);
-    }
-    let upper = open_directory(&layer.path())?;
-    Ok(Tree::writable(lowers, upper, context.xattrs()))
-}
-
-fn open_directory(path: &std::path::Path) -> Result<std::os::fd::OwnedFd, EngineError> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| EngineError::io("open", path)(errno.into()))
 }
 
 fn copy_from(
@@ -277,6 +255,7 @@ fn copy_from(
     owner: Option<request::Owner>,
     source: &Secondary,
     dest: &Tree,
+    cancel: &Cancel,
 ) -> Result<(), EngineError> {
     let mut wanted = request_of(copy)?;
     wanted.owner = owner;
@@ -302,8 +281,8 @@ fn copy_from(
             Tree::open(&copy.layer.path())?
         }
     };
-    let (flag, _guard) = context.cancel.flag();
-    wanted.stopped = Some(flag);
+    let (stopped, _guards) = Cancel::flag_of(std::slice::from_ref(cancel));
+    wanted.stopped = Some(stopped);
     match request::copy(&tree, dest, &wanted) {
         Err(rootfs::Error::Stopped) => Err(EngineError::Canceled),
         copied => Ok(copied.map(drop)?),

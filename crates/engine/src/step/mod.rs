@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llb::{ExecOp, NetworkMode, SecurityMode};
 use registry::CredentialProvider;
+use rootfs::checksum::Census;
 use rootfs::{OverlayXattrs, Tree};
 use sandbox::{Executor, Helper, Limits, OciExecutor, Runtime};
 use store::{Ids, Layer, LayerInfo, MutLayer, Store};
@@ -19,7 +20,7 @@ use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
 use crate::request::{BuildRequest, SecretSource, StepOptions};
 use crate::shell::StepState;
-use crate::snapshot::tree_of;
+use crate::snapshot::{tree_of, writable_tree};
 use crate::source::git_program::GitAccess;
 use crate::source::image::ImageResolver;
 
@@ -129,6 +130,11 @@ impl Shared {
         Ok(tree_of(layers, self.xattrs())?)
     }
 
+    /// Opens layers as one tree that is written to a directory above them.
+    pub(crate) fn writable_tree(&self, below: &[Layer], upper: &Path) -> Result<Tree, EngineError> {
+        writable_tree(below, upper, self.xattrs())
+    }
+
     /// Makes a layer to lie over the given ones: its root is like theirs.
     pub(crate) fn new_layer(&self, below: &[Layer]) -> Result<MutLayer, EngineError> {
         let layer = self.store.new_layer()?;
@@ -141,14 +147,36 @@ impl Shared {
     pub(crate) fn commit(&self, layer: MutLayer, origin: &str) -> Result<Layer, EngineError> {
         let path = layer.path();
         let (bytes, content) = usage(&path).map_err(EngineError::io("measure", &path))?;
-        Ok(layer.commit(LayerInfo {
+        let info = self.layer_info(origin, (bytes, content), None);
+        Ok(layer.commit(info)?)
+    }
+
+    /// Commits what a step has written, as a walk has found it.
+    pub(crate) fn commit_counted(
+        &self,
+        layer: MutLayer,
+        origin: &str,
+        census: &Census,
+    ) -> Result<Layer, EngineError> {
+        let size = (census.bytes, census.content);
+        let info = self.layer_info(origin, size, Some(census.checksum));
+        Ok(layer.commit(info)?)
+    }
+
+    fn layer_info(
+        &self,
+        origin: &str,
+        (bytes, content): (u64, u64),
+        content_id: Option<[u8; 32]>,
+    ) -> LayerInfo {
+        LayerInfo {
             tar: None,
-            content_id: None,
+            content_id,
             bytes,
             content,
             origin: origin.to_owned(),
             created: self.store.now(),
-        })?)
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! Nothing of this is in a key, a config or a layer: what the step has copied from our text is taken out again.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rootfs::copy::{Mkfile, Timestamp};
@@ -18,6 +18,7 @@ use super::apk;
 use super::upper::{self, Found};
 use crate::EngineError;
 use crate::request::CaBundle;
+use crate::snapshot::open_directory;
 use crate::step::StepContext;
 
 /// Where distributions keep the certificates of all authorities in one file. Some are links to others.
@@ -211,7 +212,7 @@ impl TrustLayer {
             whole.get_or_insert_with(|| text.clone());
             lay_over(context, below, &layer, place, &text, original.meta.modified)?;
             let known: BTreeSet<&String> = bundles.iter().map(|(path, _)| path).collect();
-            let new = upper::files(&open(&layer.path())?, |_| true)?
+            let new = upper::files(&open_directory(&layer.path())?, |_| true)?
                 .into_iter()
                 .find(|found| !known.contains(&found.path));
             bundles.extend(new.map(|found| (found.path, original)));
@@ -244,7 +245,7 @@ impl TrustLayer {
 
     /// Takes our certificates out of what the step has written.
     pub(crate) fn strip(&self, image: &Tree, written: &Path) -> Result<(), EngineError> {
-        let root = open(written)?;
+        let root = open_directory(written)?;
         let is_bundle = |path: &str| {
             let ours = self.bundles.iter().any(|(bundle, _)| bundle == path);
             ours || path.ends_with(".crt") || path.ends_with(".pem") || path.ends_with(".apk-new")
@@ -295,13 +296,6 @@ impl AsFd for TrustLayer {
     }
 }
 
-fn open(path: &Path) -> Result<OwnedFd, EngineError> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| EngineError::io("open", path)(errno.into()))
-}
-
 /// Reads a bundle of an image; `None` where none is, or what is there is none.
 fn read_bundle(image: &Tree, path: &RootPath) -> Result<Option<Original>, EngineError> {
     let meta = match image.stat(path, Follow::Last) {
@@ -321,9 +315,7 @@ fn lay_over(
     text: &str,
     time: Timestamp,
 ) -> Result<(), EngineError> {
-    let lowers: Result<Vec<OwnedFd>, EngineError> =
-        below.iter().map(|layer| open(layer.path())).collect();
-    let tree = Tree::writable(lowers?, open(&layer.path())?, context.xattrs());
+    let tree = context.writable_tree(below, &layer.path())?;
     let file = Mkfile {
         path: place.to_owned(),
         mode: 0o644,
@@ -345,7 +337,7 @@ fn restore_times(image: &Tree, directory: &Path, path: &str) -> Result<(), Engin
         }
     }
     if let Some(meta) = image.stat(&RootPath::new(path)?, Follow::Last)? {
-        upper::set_time(&open(directory)?, meta.modified).map_err(failed)?;
+        upper::set_time(&open_directory(directory)?, meta.modified).map_err(failed)?;
     }
     Ok(())
 }

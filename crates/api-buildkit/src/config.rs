@@ -22,8 +22,6 @@ pub struct Config {
     pub entitlements: Vec<String>,
     /// The state directory.
     pub root: Option<String>,
-    /// Steps at once (`[worker.oci] max-parallelism`).
-    pub max_parallelism: Option<usize>,
     /// What is said of this builder in provenance (the files of `provenanceEnvDir`).
     pub provenance_environment: serde_json::Map<String, serde_json::Value>,
     /// What is not understood, or means nothing here.
@@ -58,7 +56,6 @@ impl Config {
                         .ok_or_else(|| invalid(format!("{key} is no list of names")))?;
                 }
                 ("grpc", Value::Table(grpc)) => config.read_grpc(grpc, &invalid)?,
-                ("worker", Value::Table(workers)) => config.read_workers(workers, &invalid)?,
                 (key, _) => config.warn(key.to_owned()),
             }
         }
@@ -125,32 +122,6 @@ impl Config {
         Ok(())
     }
 
-    fn read_workers(
-        &mut self,
-        workers: &Table,
-        invalid: &dyn Fn(String) -> ServeError,
-    ) -> Result<(), ServeError> {
-        for (name, worker) in workers {
-            let (Value::Table(worker), "oci") = (worker, name.as_str()) else {
-                self.warn(format!("worker.{name}"));
-                continue;
-            };
-            for (key, value) in worker {
-                match (key.as_str(), value) {
-                    ("max-parallelism", Value::Integer(number)) => {
-                        let number = usize::try_from(*number).map_err(|_| {
-                            invalid("worker.oci.max-parallelism is negative".to_owned())
-                        })?;
-                        self.max_parallelism = (number > 0).then_some(number);
-                    }
-                    ("enabled", Value::Boolean(true)) => {}
-                    (key, _) => self.warn(format!("worker.oci.{key}")),
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn warn(&mut self, key: String) {
         self.warnings.push(Warning { key });
     }
@@ -203,22 +174,13 @@ mod tests {
                 client_authority: Some("/ca.pem".into()),
             })
         );
-        assert_eq!(config.max_parallelism, Some(3));
         let mut keys: Vec<&str> = config
             .warnings
             .iter()
             .map(|warning| warning.key.as_str())
             .collect();
         keys.sort_unstable();
-        assert_eq!(
-            keys,
-            [
-                "grpc.debugAddress",
-                "other",
-                "worker.containerd",
-                "worker.oci.gc"
-            ]
-        );
+        assert_eq!(keys, ["grpc.debugAddress", "other", "worker"]);
     }
 
     #[test]
@@ -226,7 +188,6 @@ mod tests {
         for text in [
             "insecure-entitlements = 1",
             "[grpc]\naddress = \"x\"",
-            "[worker.oci]\nmax-parallelism = -1",
             "[grpc]\nuid = -1",
             "[grpc.tls]\ncert = \"x\"",
             "[grpc.tls]\nca = 1",

@@ -16,6 +16,8 @@ mod build_outputs;
 mod build_request;
 mod command_line;
 mod commands;
+mod configuration;
+mod configuration_page;
 mod diagnostics;
 mod engines;
 mod examples;

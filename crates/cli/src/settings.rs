@@ -1,6 +1,7 @@
 //! The configuration file, and opening what it names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{CaBundle, Engine, EngineSettings};
@@ -9,7 +10,7 @@ use store::{HistoryLimits, Ids, OpenOptions, Space, SpaceLimits, Store};
 
 use crate::arguments::Global;
 use crate::failure::{Failure, exit};
-use crate::places;
+use crate::{configuration, places};
 
 /// Opens the store to read and write records only; no namespace is entered.
 pub(crate) fn open_records(global: &Global) -> Result<Store, Failure> {
@@ -124,15 +125,15 @@ pub(crate) fn registries(global: &Global) -> Result<registry::Settings> {
     if let Some((path, text)) = read_config(global)? {
         settings
             .read_toml(&path, &text)
-            .with_context(|| format!("failed to read the configuration {}", path.display()))?;
+            .with_context(|| unreadable(&path))?;
     }
     Ok(settings)
 }
 
 /// The table `[gc]` of the configuration file.
 #[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct Collection {
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Collection {
     enabled: Option<bool>,
     #[serde(alias = "maxUsedSpace")]
     max_used_space: Option<Amount>,
@@ -140,6 +141,33 @@ struct Collection {
     reserved_space: Option<Amount>,
     #[serde(alias = "minFreeSpace")]
     min_free_space: Option<Amount>,
+}
+
+/// The table `[history]` of the configuration file.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Records {
+    max_builds: Option<usize>,
+    max_log_space: Option<Amount>,
+    max_age: Option<String>,
+}
+
+/// The table `[run]` of the configuration file.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(crate) struct Steps {
+    ca_bundle: Option<String>,
+    runtime: Option<String>,
+}
+
+/// The tables of the configuration file that are read here. Those of registries are read by their client; what nobody
+/// reads is warned of.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+struct File {
+    gc: Option<Collection>,
+    history: Records,
+    run: Steps,
 }
 
 /// Bytes as a number, or an amount in words: "10GB", "20%".
@@ -150,35 +178,67 @@ enum Amount {
     Text(String),
 }
 
+impl Collection {
+    /// Returns the limits of the store; `None` where none is set.
+    fn limits(self) -> Result<Option<SpaceLimits>> {
+        if self.enabled == Some(false) {
+            return Ok(Some(SpaceLimits::NONE));
+        }
+        let space = |name: &str, amount: Option<Amount>| match amount {
+            None => Ok(None),
+            Some(Amount::Number(bytes)) => Ok(Some(Space::Bytes(bytes))),
+            Some(Amount::Text(text)) => match text.parse() {
+                Ok(space) => Ok(Some(space)),
+                Err(error) => Err(anyhow!("gc.{name}: {error}")),
+            },
+        };
+        let limits = SpaceLimits {
+            max_used: space("max-used-space", self.max_used_space)?,
+            reserved: space("reserved-space", self.reserved_space)?,
+            min_free: space("min-free-space", self.min_free_space)?,
+        };
+        Ok(limits.are_set().then_some(limits))
+    }
+}
+
+impl Records {
+    fn limits(self) -> Result<HistoryLimits> {
+        let mut limits = HistoryLimits::default();
+        if let Some(builds) = self.max_builds {
+            limits.builds = builds;
+        }
+        match self.max_log_space {
+            None => {}
+            Some(Amount::Number(bytes)) => limits.log_bytes = bytes,
+            Some(Amount::Text(text)) => match text.parse() {
+                Ok(Space::Bytes(bytes)) => limits.log_bytes = bytes,
+                Ok(Space::Percent(_)) => {
+                    bail!("history.max-log-space: {text:?} is no number of bytes");
+                }
+                Err(error) => bail!("history.max-log-space: {error}"),
+            },
+        }
+        if let Some(age) = self.max_age {
+            let age = crate::commands::space::duration(&age);
+            limits.age = Some(age.context("history.max-age")?);
+        }
+        Ok(limits)
+    }
+}
+
+impl File {
+    fn parse(text: &str) -> Result<Self> {
+        Ok(toml::from_str(text)?)
+    }
+}
+
 /// Returns the limits of the store that the configuration sets; `None` where it sets none.
 pub(crate) fn limits(global: &Global) -> Result<Option<SpaceLimits>> {
-    #[derive(serde::Deserialize)]
-    struct File {
-        gc: Option<Collection>,
-    }
     let Some((path, text)) = read_config(global)? else {
         return Ok(None);
     };
-    let read = || format!("failed to read the configuration {}", path.display());
-    let file: File = toml::from_str(&text).with_context(read)?;
-    let Some(gc) = file.gc else { return Ok(None) };
-    if gc.enabled == Some(false) {
-        return Ok(Some(SpaceLimits::NONE));
-    }
-    let space = |name: &str, amount: Option<Amount>| match amount {
-        None => Ok(None),
-        Some(Amount::Number(bytes)) => Ok(Some(Space::Bytes(bytes))),
-        Some(Amount::Text(text)) => match text.parse() {
-            Ok(space) => Ok(Some(space)),
-            Err(error) => Err(anyhow!("gc.{name}: {error}")).with_context(read),
-        },
-    };
-    let limits = SpaceLimits {
-        max_used: space("max-used-space", gc.max_used_space)?,
-        reserved: space("reserved-space", gc.reserved_space)?,
-        min_free: space("min-free-space", gc.min_free_space)?,
-    };
-    Ok(limits.are_set().then_some(limits))
+    let limits = || File::parse(&text)?.gc.unwrap_or_default().limits();
+    limits().with_context(|| unreadable(&path))
 }
 
 /// Reads all of the configuration, as a build does.
@@ -192,84 +252,41 @@ pub(crate) fn check(global: &Global) -> Result<()> {
 
 /// Returns what the configuration says of the history of builds.
 fn history_limits(global: &Global) -> Result<HistoryLimits> {
-    #[derive(serde::Deserialize)]
-    struct File {
-        history: Option<Table>,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-    struct Table {
-        max_builds: Option<usize>,
-        max_log_space: Option<Amount>,
-        max_age: Option<String>,
-    }
-    let mut limits = HistoryLimits::default();
     let Some((path, text)) = read_config(global)? else {
-        return Ok(limits);
+        return Ok(HistoryLimits::default());
     };
-    let read = || format!("failed to read the configuration {}", path.display());
-    let file: File = toml::from_str(&text).with_context(read)?;
-    let Some(table) = file.history else {
-        return Ok(limits);
-    };
-    if let Some(builds) = table.max_builds {
-        limits.builds = builds;
-    }
-    match table.max_log_space {
-        None => {}
-        Some(Amount::Number(bytes)) => limits.log_bytes = bytes,
-        Some(Amount::Text(text)) => match text.parse() {
-            Ok(Space::Bytes(bytes)) => limits.log_bytes = bytes,
-            Ok(Space::Percent(_)) => {
-                return Err(anyhow!(
-                    "history.max-log-space: {text:?} is no number of bytes"
-                ))
-                .with_context(read);
-            }
-            Err(error) => {
-                return Err(anyhow!("history.max-log-space: {error}")).with_context(read);
-            }
-        },
-    }
-    if let Some(age) = table.max_age {
-        let age = crate::commands::space::duration(&age);
-        limits.age = Some(age.context("history.max-age").with_context(read)?);
-    }
-    Ok(limits)
+    let limits = || File::parse(&text)?.history.limits();
+    limits().with_context(|| unreadable(&path))
 }
 
 /// Returns the configuration file and its text; `None` if there is none and none was asked for.
-fn read_config(global: &Global) -> Result<Option<(PathBuf, String)>> {
+///
+/// Keys without effect are warned of when it is first read.
+pub(crate) fn read_config(global: &Global) -> Result<Option<(PathBuf, String)>> {
+    static WARNED: Once = Once::new();
     let (path, asked) = places::config(global)?;
     match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some((path, text))),
+        Ok(text) => {
+            WARNED.call_once(|| configuration::warn(&path, &text));
+            Ok(Some((path, text)))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => Ok(None),
-        Err(error) => Err(error)
-            .with_context(|| format!("failed to read the configuration {}", path.display())),
+        Err(error) => Err(error).with_context(|| unreadable(&path)),
     }
 }
 
-/// The table `[run]` of the configuration file.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-struct Steps {
-    ca_bundle: Option<String>,
-    runtime: Option<String>,
+fn unreadable(path: &Path) -> String {
+    format!("failed to read the configuration {}", path.display())
 }
 
 /// Returns what the configuration says of all steps, and the directory that its paths are relative to.
 fn steps(global: &Global) -> Result<(Steps, PathBuf)> {
-    #[derive(serde::Deserialize)]
-    struct File {
-        run: Option<Steps>,
-    }
     let Some((path, text)) = read_config(global)? else {
         return Ok(Default::default());
     };
-    let file: File = toml::from_str(&text)
-        .with_context(|| format!("failed to read the configuration {}", path.display()))?;
+    let file = File::parse(&text).with_context(|| unreadable(&path))?;
     let place = path.parent().unwrap_or(Path::new("")).to_owned();
-    Ok((file.run.unwrap_or_default(), place))
+    Ok((file.run, place))
 }
 
 /// Returns the certificates that the configuration has all steps trust.
@@ -304,4 +321,19 @@ pub(crate) fn runtime(global: &Global, asked: Option<&str>) -> Result<Option<Run
 /// Returns whose ids files written by this process carry.
 fn ids() -> Result<Ids> {
     Ids::of_this_process().context("failed to read the id map")
+}
+
+/// Returns all that is read of a configuration, to compare.
+#[cfg(test)]
+pub(crate) fn read_all(path: &Path, text: &str) -> Result<String> {
+    let mut registries = registry::Settings::default();
+    registries.read_toml(path, text)?;
+    let file = File::parse(text)?;
+    Ok(format!(
+        "{:?} {:?} {:?} {:?}",
+        registries.registries,
+        file.gc.unwrap_or_default().limits()?,
+        file.history.limits()?,
+        file.run,
+    ))
 }

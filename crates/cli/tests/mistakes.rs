@@ -39,6 +39,29 @@ fn check(environment: &Environment, dockerfile: &str, options: &[&str], expect: 
 }
 
 #[test]
+fn keys_of_the_configuration_without_effect_are_told_once() {
+    let environment = environment();
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY main.go /\n");
+    let text = "[gc]\nmax-used-spce = 1\n\n[regsitry.x]\nmirrors = []\n";
+    environment.write_config(text);
+    let check = |words: &[&str]| {
+        let told = environment.run(words.iter().copied()).success().stderr;
+        let warnings: Vec<&str> = told
+            .lines()
+            .filter_map(|line| line.split_once("config.toml:"))
+            .map(|(_, line)| line)
+            .collect();
+        let expected = [
+            "2: the key gc.max-used-spce is not known and has no effect; did you mean gc.max-used-space?",
+            "4: the key regsitry is not known and has no effect; did you mean registry?",
+        ];
+        assert_eq!(warnings, expected, "{words:?}: {told}");
+    };
+    check(&["build", "-q", "ctx"]);
+    check(&["info"]);
+}
+
+#[test]
 fn a_policy_that_would_not_be_followed_is_refused() {
     let environment = environment();
     environment.write("ctx/Dockerfile", "FROM scratch\n");

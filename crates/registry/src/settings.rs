@@ -87,8 +87,10 @@ impl Settings {
 }
 
 /// What lapstrake's configuration says of one registry.
+///
+/// Keys that it has not are passed over: whoever reads the file says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct RegistrySettings {
     /// Asked in this order before the registry itself.
     pub mirrors: Vec<Mirror>,
@@ -122,7 +124,6 @@ impl RegistrySettings {
 
 /// A client certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct KeyPair {
     pub key: PathBuf,
     pub cert: PathBuf,

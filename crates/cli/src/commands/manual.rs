@@ -1,6 +1,6 @@
 //! `lapstrake completions`, `man` and `reference`: what the arguments tell of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 
 use crate::failure::{EXIT_CODES, Failure, exit};
-use crate::{examples, output};
+use crate::{configuration_page, examples, output};
 
 /// Print the completions of a shell
 #[derive(Debug, Args)]
@@ -59,11 +59,19 @@ impl Man {
 
 /// Print the reference of all commands, as Markdown
 #[derive(Debug, Args)]
-pub(crate) struct Reference {}
+pub(crate) struct Reference {
+    /// Print that of the configuration instead
+    #[arg(long)]
+    configuration: bool,
+}
 
 impl Reference {
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        output::print(&reference()).map_err(exit::builder)
+        let page = match self.configuration {
+            true => configuration(),
+            false => reference(),
+        };
+        output::print(&page).map_err(exit::builder)
     }
 }
 
@@ -82,7 +90,9 @@ fn reference() -> String {
     for (code, meaning) in EXIT_CODES {
         let _ = writeln!(text, "| {code} | {meaning} |");
     }
-    text.push_str(VARIABLES);
+    text.push_str(
+        "\n## Variables\n\n[Configuration](configuration.md#variables) has all of them, beside keys and files.\n",
+    );
     let mut seen = BTreeMap::new();
     for command in visible(&root) {
         describe(command, "lapstrake", &mut seen, &mut text);
@@ -90,22 +100,43 @@ fn reference() -> String {
     text
 }
 
-/// Variables that belong to no option.
-const VARIABLES: &str = "
-## Variables
+/// Returns the page of all that can be configured.
+pub(crate) fn configuration() -> String {
+    let mut root = examples::command();
+    root.build();
+    let mut found = BTreeMap::new();
+    of_variables(&root, "", &mut found);
+    let rows: Vec<(String, String)> = found
+        .into_iter()
+        .map(|(variable, options)| {
+            let options: Vec<String> = options.into_iter().collect();
+            (variable, format!("As {}", options.join(", ")))
+        })
+        .collect();
+    configuration_page::page(&rows)
+}
 
-| variable | what it does |
-| --- | --- |
-| `LAPSTRAKE_LOG` | What the program logs about itself: `debug`, or a level for a part, such as `engine=debug` |
-| `LAPSTRAKE_ROOTLESS` | If set, root's state directory is in root's home, as that of other users |
-| `NO_COLOR` | If set and not empty, nothing is printed in colour |
-| `XDG_DATA_HOME` | The state directory is `lapstrake` in it; `~/.local/share` if unset, `/var/lib` for root |
-| `XDG_CONFIG_HOME` | The configuration is `lapstrake/config.toml` in it; `~/.config` if unset |
-| `DOCKER_CONFIG` | Where `config.json` with logins and proxies is; `~/.docker` if unset |
-| `SOURCE_DATE_EPOCH` | The time that an image and its files have at most, in seconds since 1970 |
-| `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` | Proxies for registries and other sources |
-| `OTEL_EXPORTER_OTLP_ENDPOINT` | A collector of OpenTelemetry that each build is sent to, over HTTP: [Build in CI](ci.md#traces) |
-";
+/// Collects the variables that stand for options.
+fn of_variables(command: &Command, path: &str, found: &mut BTreeMap<String, BTreeSet<String>>) {
+    for argument in command.get_arguments() {
+        let (Some(variable), Some(option)) = (argument.get_env(), argument.get_long()) else {
+            continue;
+        };
+        let told = match argument.is_global_set() {
+            true => format!("`--{option}`"),
+            false => format!("`--{option}` of `{path}`"),
+        };
+        let variable = variable.to_string_lossy().into_owned();
+        found.entry(variable).or_default().insert(told);
+    }
+    for command in visible(command) {
+        of_variables(
+            command,
+            format!("{path} {}", command.get_name()).trim_start(),
+            found,
+        );
+    }
+}
 
 fn visible(command: &Command) -> impl Iterator<Item = &Command> {
     command
@@ -356,11 +387,15 @@ mod tests {
 
     #[test]
     fn the_reference_is_that_of_the_program() {
-        let page = testkit::checkout().join("docs/user/reference.md");
-        let written = std::fs::read_to_string(page).unwrap_or_default();
-        assert!(
-            written == reference(),
-            "docs/user/reference.md is old: cargo xtask docs"
-        );
+        for (name, page) in [
+            ("docs/user/reference.md", reference()),
+            ("docs/user/configuration.md", configuration()),
+        ] {
+            let written = std::fs::read_to_string(testkit::checkout().join(name));
+            assert!(
+                written.unwrap_or_default() == page,
+                "{name} is old: cargo xtask docs"
+            );
+        }
     }
 }

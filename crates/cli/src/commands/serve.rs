@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use api_buildkit::{Access, Address, Config, Server, Settings, Tls};
+use api_buildkit::{Access, Address, Config, Server, Settings, Tls, Warning};
 use clap::Args;
 use engine::Cancel;
 
 use crate::arguments::{ChosenRuntime, Global};
 use crate::failure::{Failure, exit};
-use crate::{log, places, settings, signals, telemetry};
+use crate::{configuration, log, settings, signals, telemetry};
 
 /// Serve BuildKit's API, for docker buildx and other clients
 #[derive(Debug, Args)]
@@ -49,12 +49,6 @@ pub(crate) struct Serve {
 impl Serve {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
         let config = configuration(global).map_err(exit::usage)?;
-        for warning in &config.warnings {
-            log::warning(&format!(
-                "the configuration's key {} is not followed",
-                warning.key
-            ));
-        }
         let addresses = self.addresses(&config).map_err(exit::usage)?;
         let access = self.access(&config).map_err(exit::usage)?;
         let mut global = global.clone();
@@ -143,13 +137,16 @@ fn group_id(group: &str) -> anyhow::Result<u32> {
 }
 
 fn configuration(global: &Global) -> anyhow::Result<Config> {
-    let (path, asked) = places::config(global)?;
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Config::parse(&path, &text)?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => {
-            Ok(Config::default())
+    let Some((path, text)) = settings::read_config(global)? else {
+        return Ok(Config::default());
+    };
+    let config = Config::parse(&path, &text)?;
+    let unknown = configuration::unknown(&text);
+    for Warning { key } in &config.warnings {
+        // Others were warned of when the file was read.
+        if !unknown.iter().any(|unknown| unknown.covers(key)) {
+            log::warning(&format!("the configuration's key {key} is not followed"));
         }
-        Err(error) => Err(error)
-            .with_context(|| format!("failed to read the configuration {}", path.display())),
     }
+    Ok(config)
 }

@@ -39,6 +39,85 @@ fn check(environment: &Environment, dockerfile: &str, options: &[&str], expect: 
 }
 
 #[test]
+fn users_that_the_image_has_not() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = environment();
+    check(
+        &environment,
+        "FROM busybox\nUSER nosuch\nENV A=b\nRUN id\n",
+        &[],
+        "error: unable to find user nosuch: no matching entries in passwd file
+ --> ctx/Dockerfile:2:6
+  |
+2 | USER nosuch
+  |      ^^^^^^
+  |
+  = help: make the user in an earlier step, or name it by its number, which needs no entry",
+    );
+    check(
+        &environment,
+        "FROM busybox\nARG G=crowd\nUSER root:$G\nRUN id\n",
+        &[],
+        "error: unable to find group crowd: no matching entries in group file
+ --> ctx/Dockerfile:3:6
+  |
+3 | USER root:$G
+  |      ^^^^^^^
+  |
+  = help: make the group in an earlier step, or name it by its number, which needs no entry",
+    );
+    check(
+        &environment,
+        "FROM busybox\nUSER 99999999999\nRUN id\n",
+        &[],
+        "error: unable to find user 99999999999: uids and gids must be in range 0-2147483647
+ --> ctx/Dockerfile:2:6
+  |
+2 | USER 99999999999
+  |      ^^^^^^^^^^^",
+    );
+}
+
+#[test]
+fn places_that_a_step_cannot_have() {
+    testkit::require_fixtures!("busybox:latest");
+    let environment = environment();
+    let check = |step: &str, reason: &str| {
+        environment.write("ctx/Dockerfile", &format!("FROM busybox\n{step}\n"));
+        let told = environment
+            .run(["build", "--progress=quiet", "ctx"])
+            .fails_with(1);
+        let line = 1 + step.lines().count();
+        told.says(&format!("error: {reason}\n --> ctx/Dockerfile:{line}:1"));
+        told.says("= help: ");
+    };
+    check(
+        "RUN --mount=type=bind,target=/etc/passwd/x true",
+        "failed to mount /etc/passwd/x: not a directory",
+    );
+    check(
+        "RUN --mount=type=cache,target=/etc/passwd true",
+        "failed to mount /etc/passwd: one is a directory, the other is not",
+    );
+    check(
+        "RUN --mount=type=bind,target=/proc/x true",
+        "failed to mount /proc/x: no such file or directory",
+    );
+    check(
+        "RUN --mount=type=cache,target=/x,from=busybox,source=/none true",
+        "failed to open the source /none of the mount at /x: no such file or directory",
+    );
+    check(
+        "RUN ln -s /l /l\nRUN --mount=type=bind,target=/l/a true",
+        "failed to mount /l/a: too many levels of symbolic links",
+    );
+    check(
+        "WORKDIR /a\nRUN rm -r /a && touch /a\nRUN true",
+        "failed to change to the working directory /a: not a directory",
+    );
+}
+
+#[test]
 fn keys_of_the_configuration_without_effect_are_told_once() {
     let environment = environment();
     environment.write("ctx/Dockerfile", "FROM scratch\nCOPY main.go /\n");

@@ -583,10 +583,13 @@ fn failure_of(
         .map(|failed| {
             let id = failed.work.as_ref().map(|work| work.id);
             let lines = id.and_then(|id| builds.iter().find_map(|build| lines_of(build, id)));
-            let word = match (&*failed.error, lines) {
+            let span = match (&*failed.error, lines) {
                 (EngineError::Files(rootfs::Error::NotFound { path }), Some(lines)) => {
-                    source_word(loaded, lines, path)
+                    source_word(loaded, lines, path).map(|word| word.span)
                 }
+                (EngineError::Sandbox(error), Some(lines)) => error
+                    .unfit()
+                    .and_then(|unfit| user_before(loaded, lines, &unfit.user?)),
                 _ => None,
             };
             StepFailure {
@@ -599,7 +602,7 @@ fn failure_of(
                     })
                     .or_else(|| failed.error.step_help()),
                 name: failed.work.map(|work| work.name.clone()),
-                span: word.map(|word| word.span),
+                span,
                 error: failed.error,
             }
         })
@@ -693,6 +696,27 @@ fn source_word(loaded: &Loaded, lines: (u32, u32), path: &str) -> Option<dockerf
         _ => return None,
     };
     word_of_path(words, path).cloned()
+}
+
+/// Returns where the user of a step was chosen: the last USER before it in its stage, if that names the one meant.
+fn user_before(loaded: &Loaded, lines: (u32, u32), name: &str) -> Option<dockerfile::Span> {
+    let parsed = loaded.parsed().ok()?;
+    let instructions = parsed.stages.stages.iter().find_map(|stage| {
+        let at = |instruction: &dockerfile::Instruction| {
+            instruction.header.lines.first == lines.0 as usize
+        };
+        let step = stage.instructions.iter().position(at)?;
+        stage.instructions.get(..step)
+    })?;
+    instructions
+        .iter()
+        .rev()
+        .find_map(|instruction| match &instruction.kind {
+            dockerfile::Kind::User(user) => Some(&user.user),
+            _ => None,
+        })
+        .filter(|word| word.text.contains(name) || word.text.contains('$'))
+        .map(|word| word.span)
 }
 
 /// Returns the word that stands for a path: by its text, or as the only one it could be.

@@ -143,6 +143,7 @@ impl EngineError {
     pub(crate) fn step_help(&self) -> Option<String> {
         match self {
             EngineError::Step { help, .. } => help.clone(),
+            EngineError::Sandbox(error) => error.unfit()?.help,
             _ => None,
         }
     }
@@ -161,6 +162,7 @@ impl EngineError {
     pub fn blame(&self) -> Blame {
         match self {
             EngineError::Canceled => Blame::Canceled,
+            EngineError::Sandbox(error) if error.unfit().is_some() => Blame::Build,
             EngineError::Store(_)
             | EngineError::Sandbox(_)
             | EngineError::SandboxStart(_)

@@ -33,7 +33,7 @@ pub(crate) enum Report {
     /// What was made in the root for mounts.
     Stubs(Vec<Stub>),
     /// The world could not be built.
-    Failed(String),
+    Failed(error::Failure),
     /// The command could not be started.
     NotStarted {
         code: i32,
@@ -99,7 +99,7 @@ pub(crate) fn run(plan: Plan<'_>) -> ! {
             code
         }
         Err((error, report)) => {
-            send(&report, &Report::Failed(error::chain(&error)));
+            send(&report, &Report::Failed(error::Failure::of(&error)));
             1
         }
     };
@@ -246,7 +246,7 @@ pub(crate) fn fork_command(command: &Command<'_>, report: &OwnedFd) -> Result<Pi
         Cloned::Child => {
             let code = match command.execute() {
                 StartError::Setup(error) => {
-                    send(report, &Report::Failed(error::chain(&error)));
+                    send(report, &Report::Failed(error::Failure::of(&error)));
                     1
                 }
                 StartError::Command { code, reason } => {

@@ -57,7 +57,7 @@ pub(crate) fn run(plan: Plan<'_>) -> ! {
             status: Status::Code(0),
             peak_memory: 0,
         },
-        Err(error) => Report::Failed(error::chain(&error)),
+        Err(error) => Report::Failed(error::Failure::of(&error)),
     };
     child::send(&plan.report, &report);
     sys::exit_now(0)

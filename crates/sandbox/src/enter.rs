@@ -48,7 +48,7 @@ pub(crate) fn run(plan: Plan<'_>) -> ! {
             code
         }
         Err(error) => {
-            child::send(&report, &Report::Failed(error::chain(&error)));
+            child::send(&report, &Report::Failed(error::Failure::of(&error)));
             1
         }
     };

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a sandbox could not be made or used. A command that ran and failed is no error.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -17,6 +19,9 @@ pub enum SandboxError {
     /// Setting up the step failed before its command was started. The words come from the step's own process.
     #[error("{0}")]
     Setup(String),
+    /// What the step asks for does not fit the files it runs in: no failure of the sandbox.
+    #[error("{}", .0.reason)]
+    Unfit(Unfit),
     #[error("unable to find {kind} {name}: {reason}")]
     UnknownUser {
         kind: &'static str,
@@ -34,7 +39,81 @@ pub enum SandboxError {
     Runtime { name: String, reason: String },
 }
 
+/// Why a step cannot run in its files, and what its author can do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfit {
+    pub reason: String,
+    pub help: Option<String>,
+    /// The user or group that was meant.
+    pub user: Option<String>,
+}
+
+/// What the builder hears of a step that could not be set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    reason: String,
+    unfit: Option<Unfit>,
+}
+
+impl Failure {
+    pub(crate) fn of(error: &SandboxError) -> Self {
+        Self {
+            reason: chain(error),
+            unfit: error.unfit(),
+        }
+    }
+
+    pub(crate) fn into_error(self) -> SandboxError {
+        match self.unfit {
+            Some(unfit) => SandboxError::Unfit(unfit),
+            None => SandboxError::Setup(self.reason),
+        }
+    }
+}
+
 impl SandboxError {
+    /// Returns what is wrong with the step, where it is the step and not the sandbox.
+    pub fn unfit(&self) -> Option<Unfit> {
+        match self {
+            SandboxError::Unfit(unfit) => Some(unfit.clone()),
+            SandboxError::UnknownUser {
+                kind,
+                name,
+                reason: _,
+            } => Some(Unfit {
+                reason: self.to_string(),
+                help: match name.bytes().all(|byte| byte.is_ascii_digit()) {
+                    true => None,
+                    false => Some(format!(
+                        "make the {kind} in an earlier step, or name it by its number, which needs no entry"
+                    )),
+                },
+                user: Some(name.clone()),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Returns the error of doing something at a place that the step has named: the step's, where what lies there is in
+    /// the way.
+    pub(crate) fn at_place(action: String, error: io::Error, help: &str) -> SandboxError {
+        let reason = match (error.raw_os_error(), error.kind()) {
+            (Some(libc::ENOENT), _) => "no such file or directory",
+            (Some(libc::ENOTDIR), _) | (None, io::ErrorKind::NotADirectory) => "not a directory",
+            (Some(libc::EISDIR), _) => "is a directory",
+            (Some(libc::ELOOP), _) => "too many levels of symbolic links",
+            (Some(libc::ENAMETOOLONG), _) => "the name is too long",
+            // Of the kernel, where a directory is mounted on a file or a file on a directory.
+            (Some(libc::EINVAL), _) => "one is a directory, the other is not",
+            _ => return SandboxError::io(action, error),
+        };
+        SandboxError::Unfit(Unfit {
+            reason: format!("failed to {action}: {reason}"),
+            help: Some(help.to_owned()),
+            user: None,
+        })
+    }
+
     pub(crate) fn io(action: impl Into<String>, source: impl Into<io::Error>) -> SandboxError {
         SandboxError::Io {
             action: action.into(),

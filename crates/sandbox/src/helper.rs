@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dial::Dialer;
 use crate::entry;
-use crate::error::SandboxError;
+use crate::error::{Failure, SandboxError};
 use crate::exit::Exit;
 use crate::open_files;
 use crate::runtime::Runtime;
@@ -388,7 +388,7 @@ enum SlotState {
 #[derive(Clone)]
 enum End {
     Exited(Exit),
-    Failed(String),
+    Failed(Failure),
     HelperGone,
 }
 
@@ -396,7 +396,7 @@ impl End {
     fn to_result(&self) -> Result<Exit, SandboxError> {
         match self.clone() {
             End::Exited(exit) => Ok(exit),
-            End::Failed(reason) => Err(SandboxError::Setup(reason)),
+            End::Failed(failure) => Err(failure.into_error()),
             End::HelperGone => Err(SandboxError::HelperGone),
         }
     }
@@ -492,7 +492,7 @@ fn follow(shared: &Shared, theirs: OwnedFd, started: &Started) {
                 let _ = started.try_send(Ok((network, notes)));
             }
             Event::Exited { id, exit } => shared.end(id, &End::Exited(exit)),
-            Event::Failed { id, reason } => shared.end(id, &End::Failed(reason)),
+            Event::Failed { id, failure } => shared.end(id, &End::Failed(failure)),
         }
     }
     let _ = started.try_send(Err(SandboxError::HelperGone));

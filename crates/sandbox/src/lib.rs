@@ -51,7 +51,7 @@ mod wire;
 mod world;
 
 pub use dial::Dialer;
-pub use error::SandboxError;
+pub use error::{SandboxError, Unfit};
 pub use executor::{Executor, OciExecutor};
 pub use exit::{Exit, Status, Usage};
 pub use helper::{Helper, NetworkMode, Options, Running, Stdio};

@@ -337,7 +337,7 @@ impl Chosen<'_> {
                 let code = match command.search(stage.root.as_fd(), foreign) {
                     Ok(()) => 0,
                     Err(StartError::Setup(error)) => {
-                        child::send(report, &Report::Failed(error::chain(&error)));
+                        child::send(report, &Report::Failed(error::Failure::of(&error)));
                         1
                     }
                     Err(StartError::Command { code, reason }) => {

@@ -159,21 +159,21 @@ impl Server {
                 Ok(()) => Ok(()),
                 Err(error) => self.send(&Event::Failed {
                     id,
-                    reason: error::chain(&error),
+                    failure: error::Failure::of(&error),
                 }),
             },
             Request::Enter { id, step, entered } => match self.enter(id, step, &entered, fds) {
                 Ok(()) => Ok(()),
                 Err(error) => self.send(&Event::Failed {
                     id,
-                    reason: error::chain(&error),
+                    failure: error::Failure::of(&error),
                 }),
             },
             Request::Dial { id, step } => match self.dial(id, step, fds) {
                 Ok(()) => Ok(()),
                 Err(error) => self.send(&Event::Failed {
                     id,
-                    reason: error::chain(&error),
+                    failure: error::Failure::of(&error),
                 }),
             },
             Request::Signal { id, signal } => {
@@ -516,7 +516,7 @@ impl Server {
             Ok(exit) => Event::Exited { id, exit },
             Err(error) => Event::Failed {
                 id,
-                reason: error::chain(&error),
+                failure: error::Failure::of(&error),
             },
         };
         self.send(&event)
@@ -551,7 +551,7 @@ impl Step {
                 .map_err(|error| SandboxError::Protocol(error.to_string()))?
             {
                 Report::Stubs(made) => stubs = made,
-                Report::Failed(reason) => failed = Some(reason),
+                Report::Failed(failure) => failed = Some(failure),
                 Report::NotStarted { code, reason } => {
                     not_started = Some(Status::NotStarted { code, reason })
                 }
@@ -565,8 +565,8 @@ impl Step {
             resolve::remove_stubs(tree.as_fd(), &stubs);
         }
         let counts = self.group.as_ref().map(Group::counts).unwrap_or_default();
-        if let Some(reason) = failed {
-            return Err(SandboxError::Setup(reason));
+        if let Some(failure) = failed {
+            return Err(failure.into_error());
         }
         let (status, peak_memory) = match (ended, init) {
             (Some(ended), _) => ended,
@@ -635,12 +635,8 @@ fn prepare_sources(
         Ok(Some(Prepared { mount }))
     };
     let prepared = spec.mounts.iter().map(|mount| {
-        prepare(&mount.source).map_err(|error| {
-            SandboxError::io(
-                format!("open the source of the mount at {}", mount.target),
-                error,
-            )
-        })
+        prepare(&mount.source)
+            .map_err(|error| world::source_error(&mount.source, &mount.target, error))
     });
     prepared.collect()
 }

@@ -11,6 +11,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Failure;
 use crate::exit::Exit;
 use crate::helper::Options;
 use crate::runtime::Runtime;
@@ -74,7 +75,7 @@ pub(crate) enum Event {
     /// The step could not be set up.
     Failed {
         id: u64,
-        reason: String,
+        failure: Failure,
     },
 }
 

@@ -256,9 +256,7 @@ impl World<'_> {
                         What::File(detached)
                     })
                 });
-            let what = what.map_err(|error| {
-                SandboxError::io(format!("open the source of the mount at {target}"), error)
-            })?;
+            let what = what.map_err(|error| source_error(&mount.source, &target, error))?;
             own.push(Entry { target, what });
         }
         own.sort_by(|left, right| left.target.split('/').cmp(right.target.split('/')));
@@ -437,6 +435,26 @@ pub(crate) fn open_root() -> Result<OwnedFd, SandboxError> {
     .map_err(|error| SandboxError::io("open the root of the step", error))
 }
 
+/// What to do where something lies at the place of a mount or of the working directory.
+const IN_THE_WAY: &str =
+    "name another place, or remove in an earlier step what lies at this one or on the way to it";
+
+/// Returns the error of a mount whose source cannot be opened.
+pub(crate) fn source_error(source: &Source, target: &str, error: io::Error) -> SandboxError {
+    let action = |subpath: &str| format!("open the source {subpath} of the mount at {target}");
+    match source {
+        Source::Bind { subpath, .. }
+        | Source::Descriptor { subpath, .. }
+        | Source::Overlay { subpath, .. }
+            if clean(subpath) != "/" =>
+        {
+            let help = "the source is a path in what the mount is from";
+            SandboxError::at_place(action(&clean(subpath)), error, help)
+        }
+        _ => SandboxError::io(format!("open the source of the mount at {target}"), error),
+    }
+}
+
 pub(crate) fn attach_all(
     entries: &[Entry],
     host: &HostSide,
@@ -444,8 +462,13 @@ pub(crate) fn attach_all(
     stubs: &mut Vec<Stub>,
 ) -> Result<(), SandboxError> {
     for entry in entries {
-        attach_entry(entry, host, root, stubs)
-            .map_err(|error| SandboxError::io(format!("mount {}", entry.target), error))?;
+        attach_entry(entry, host, root, stubs).map_err(|error| {
+            let action = format!("mount {}", entry.target);
+            match BASE.iter().any(|(target, _)| *target == entry.target) {
+                true => SandboxError::io(action, error),
+                false => SandboxError::at_place(action, error, IN_THE_WAY),
+            }
+        })?;
     }
     Ok(())
 }
@@ -605,7 +628,10 @@ fn place_console(root: BorrowedFd<'_>, console: BorrowedFd<'_>) -> io::Result<()
 
 /// Opens the working directory, made when it is missing. Never through a link of `/proc` to an open descriptor.
 pub(crate) fn working_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, SandboxError> {
-    let failed = |error| SandboxError::io(format!("change to the working directory {path}"), error);
+    let failed = |error| {
+        let action = format!("change to the working directory {path}");
+        SandboxError::at_place(action, error, IN_THE_WAY)
+    };
     let cwd =
         resolve::make_in_root(root, path, Kind::Directory, &mut Vec::new()).map_err(failed)?;
     if !is_directory(cwd.as_fd()).map_err(failed)? {

@@ -46,6 +46,12 @@ fn reason(reason: &Reason) -> Vec<String> {
     let line = |text: &str| vec![text.to_owned()];
     match reason {
         Reason::Cached => line("its result was there: nothing it is made of has changed"),
+        Reason::Covered => line("it was not needed: what builds on it was there"),
+        Reason::Imported { cache } => vec![format!("its result came from the cache {cache}")],
+        Reason::NotInCache { cache } => vec![format!("the cache {cache} has no result for it")],
+        Reason::UnreadableCache { cache, error } => {
+            vec![format!("the cache {cache} was not used: {error}")]
+        }
         Reason::Skipped => line("it was never come to"),
         Reason::NoCache => line("recorded results were not to be used (--no-cache)"),
         Reason::Evicted { at, rule } => {

@@ -192,6 +192,75 @@ fn caches_that_cannot_be_reached_cost_a_warning() {
     outcome.says("is not used");
     outcome.says("is not written");
     outcome.says("nowhere");
+    let why = machine
+        .ok(["why", "RUN head -c 2000 /dev/urandom > /tool"])
+        .stdout;
+    for text in [
+        "no earlier build has such a step",
+        "was not used: ",
+        "nowhere",
+    ] {
+        assert!(why.contains(text), "{why}");
+    }
+    // Nobody looks at the progress of these.
+    for quiet in ["-q", "--progress=quiet"] {
+        let words = ["build", quiet, "--cache-to", &name, "ctx"];
+        let told = machine.ok(words).stderr;
+        let warnings = told
+            .lines()
+            .filter(|line| line.starts_with("warning: cache "));
+        assert_eq!(warnings.count(), 1, "{told}");
+    }
+}
+
+#[test]
+fn why_tells_which_cache_had_a_result_and_which_had_none() {
+    testkit::require_fixtures!("busybox:latest");
+    let caches = tempfile::tempdir().expect("a folder");
+    let first = machine(caches.path());
+    build(
+        &first,
+        &["--cache-to", "type=local,dest=caches/max,mode=max"],
+    );
+    let second = machine(caches.path());
+    let from = ["--cache-from", "type=local,src=caches/max"];
+    build(&second, &from);
+    let why = second.ok(["why", "RUN head -c 2000 /dev/urandom > /random"]);
+    assert!(
+        why.stdout.contains("what builds on it was there"),
+        "{}",
+        why.stdout
+    );
+    let why = second.ok(["why", "COPY file /file"]);
+    assert!(
+        why.stdout
+            .contains("cached\n  its result came from the cache ")
+            && why.stdout.contains("caches/max"),
+        "{}",
+        why.stdout
+    );
+    let why = second.ok(["why"]).stdout;
+    assert!(
+        why.contains(" of them in the cache ") && why.contains("caches/max"),
+        "{why}"
+    );
+    second.write("ctx/file", "second");
+    build(&second, &from);
+    let why = second.ok(["why", "COPY file /file"]).stdout;
+    assert!(
+        why.contains("have changed") && why.contains("caches/max has no result for it"),
+        "{why}"
+    );
+    let third = machine(caches.path());
+    third.write(
+        "ctx/Dockerfile",
+        "FROM busybox\nRUN echo a > /a\nRUN echo b > /b\n",
+    );
+    build(&third, &from);
+    let why = third.ok(["why"]).stdout;
+    let lines: Vec<&str> = why.lines().collect();
+    assert_eq!(lines[0], "no earlier build has any of these 3 steps");
+    assert!(lines[1].ends_with("caches/max has none of them"), "{why}");
 }
 
 /// A cache that lies costs time, never the result.

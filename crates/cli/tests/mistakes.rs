@@ -118,6 +118,48 @@ fn places_that_a_step_cannot_have() {
 }
 
 #[test]
+fn options_without_effect_say_so_in_a_line_each() {
+    let environment = environment();
+    environment.write("ctx/Dockerfile", "FROM scratch\nCOPY main.go /\n");
+    let check = |options: &[&str], told: &[&str]| {
+        let words = ["build", "-q"].iter().chain(options).chain(&["ctx"]);
+        let outcome = environment.run(words.copied()).success();
+        let lines: Vec<&str> = outcome.stderr.lines().collect();
+        assert_eq!(lines.len(), told.len(), "{options:?}: {lines:?}");
+        for (line, told) in lines.iter().zip(told) {
+            let begin = format!("warning: {told} has no effect: ");
+            assert!(line.starts_with(&begin), "{line}");
+        }
+        assert!(outcome.stdout.starts_with("sha256:"), "{}", outcome.stdout);
+    };
+    check(
+        &["--security-opt", "seccomp=unconfined"],
+        &["--security-opt"],
+    );
+    check(&["--isolation=hyperv"], &["--isolation"]);
+    check(
+        &["--builder", "mine", "--compress"],
+        &["--compress", "--builder"],
+    );
+    check(&["--rm=false"], &["--rm=false"]);
+    check(
+        &["--disable-content-trust=false"],
+        &["--disable-content-trust=false"],
+    );
+    check(&["--cpu-period=1000"], &["--cpu-period"]);
+    check(&["--cpus=1", "--cpu-quota=1000"], &["--cpu-quota"]);
+    // What they ask for is so anyway.
+    let usual = [
+        "--rm",
+        "--force-rm",
+        "--disable-content-trust",
+        "--isolation=default",
+        "--builder=default",
+    ];
+    check(&usual, &[]);
+}
+
+#[test]
 fn keys_of_the_configuration_without_effect_are_told_once() {
     let environment = environment();
     environment.write("ctx/Dockerfile", "FROM scratch\nCOPY main.go /\n");

@@ -57,6 +57,8 @@ pub(crate) struct VertexWork {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StepNotes {
     pub(crate) cached_by: Option<CachedBy>,
+    /// The cache of another machine that has the result.
+    pub(crate) cached_from: Option<String>,
     pub(crate) miss: Option<Miss>,
     pub(crate) usage: Option<UsageRecord>,
     /// The layer it made, or was found to have made.
@@ -194,6 +196,7 @@ impl VertexWork {
             self.notes().miss = Some(Miss::Lost);
         }
         if self.may_fetch() {
+            self.note_source(Wanted::Key(&self.record_key));
             self.notes().cached_by = Some(CachedBy::Imported);
             return Ok(true);
         }
@@ -395,6 +398,11 @@ impl VertexWork {
         }
     }
 
+    fn note_source(&self, wanted: Wanted<'_>) {
+        let source = self.context.imports.source_of(wanted).map(str::to_owned);
+        self.notes().cached_from = source;
+    }
+
     /// Takes a result from a cache of another machine, and records it.
     fn bring_in(
         &self,
@@ -422,6 +430,7 @@ impl VertexWork {
         let took = Duration::from_millis(fetched.took);
         self.record(&outputs, trees, fetched.content, took)?;
         let output = StepOutput { outputs };
+        self.note_source(wanted);
         self.note_cached(CachedBy::Imported, &output);
         self.shown.store(true, Ordering::SeqCst);
         self.inputs

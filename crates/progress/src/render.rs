@@ -254,6 +254,11 @@ mod tests {
             drive_a_build(&mut Plain::new(Closed)).unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert!(drive_a_build(&mut Quiet::new(Vec::new())).unwrap().len() == 1);
+        assert!(
+            drive_a_build(&mut Quiet::new(Vec::new(), |_| ()))
+                .unwrap()
+                .len()
+                == 1
+        );
     }
 }

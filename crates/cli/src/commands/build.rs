@@ -193,7 +193,7 @@ pub(crate) struct Build {
     pub(crate) accepted: Accepted,
 }
 
-/// Options of `docker build` that mean nothing here.
+/// Options of `docker build` that change nothing here: what they ask for is done anyway, or said not to be.
 #[derive(Debug, Args)]
 pub(crate) struct Accepted {
     /// Containers of steps are always removed
@@ -203,8 +203,8 @@ pub(crate) struct Accepted {
     pub(crate) force_rm: bool,
     #[arg(long, hide = true)]
     pub(crate) compress: bool,
-    #[arg(long, hide = true)]
-    pub(crate) disable_content_trust: bool,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) disable_content_trust: Option<bool>,
     #[arg(long, hide = true)]
     pub(crate) isolation: Option<String>,
     #[arg(long, hide = true)]
@@ -214,12 +214,71 @@ pub(crate) struct Accepted {
     pub(crate) builder: Option<String>,
 }
 
+impl Build {
+    /// Returns what was asked for and has no effect, each with the reason.
+    fn without_effect(&self) -> Vec<String> {
+        let accepted = &self.accepted;
+        let isolation = accepted.isolation.as_deref().unwrap_or_default();
+        let builder = accepted.builder.as_deref().unwrap_or_default();
+        let is_usual = |name: &str| name.is_empty() || name == "default";
+        let told = [
+            (
+                accepted.rm == Some(false),
+                "--rm=false",
+                "steps leave no containers; --on-failure=shell and `lapstrake debug` look into a step that failed",
+            ),
+            (
+                accepted.compress,
+                "--compress",
+                "the context is read where it is and sent nowhere",
+            ),
+            (
+                accepted.disable_content_trust == Some(false),
+                "--disable-content-trust=false",
+                "signatures of content trust are not checked; name images by digest",
+            ),
+            (
+                !is_usual(isolation),
+                "--isolation",
+                "there is one way to isolate steps on Linux; `lapstrake info` shows it",
+            ),
+            (
+                !accepted.security_opt.is_empty(),
+                "--security-opt",
+                "steps have the usual system call filter and capabilities; RUN --security=insecure with --allow \
+                 security.insecure has neither",
+            ),
+            (
+                !is_usual(builder),
+                "--builder",
+                "there is one builder, which is this program",
+            ),
+            (
+                self.cpu_period.is_some() && self.cpu_quota.is_none(),
+                "--cpu-period",
+                "a period limits nothing without --cpu-quota",
+            ),
+            (
+                self.cpu_quota.is_some() && self.cpus.is_some(),
+                "--cpu-quota",
+                "--cpus sets the same limit",
+            ),
+        ];
+        let told = told.into_iter().filter(|(asked, _, _)| *asked);
+        told.map(|(_, option, why)| format!("{option} has no effect: {why}"))
+            .collect()
+    }
+}
+
 /// Events that may wait to be shown; steps that print faster than that wait too.
 const EVENTS: usize = 512;
 
 /// Builds, or says what was asked for instead.
 pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     let call = Call::of(build).map_err(exit::usage)?;
+    for text in build.without_effect() {
+        log::warning(&text);
+    }
     if build.on_failure.is_some() {
         debug::require_terminal()?;
     }
@@ -323,8 +382,10 @@ pub(crate) fn renderer_of(mode: ProgressMode) -> Box<dyn Render + Send> {
     };
     match mode {
         // The log of a step that failed is text; the error is said as an object.
-        ProgressMode::Quiet if log::is_json() => Box::new(RawJson::new(std::io::sink())),
-        ProgressMode::Quiet => Box::new(Quiet::new(stderr())),
+        ProgressMode::Quiet if log::is_json() => {
+            Box::new(Quiet::new(std::io::sink(), log::warning))
+        }
+        ProgressMode::Quiet => Box::new(Quiet::new(stderr(), log::warning)),
         ProgressMode::Rawjson => Box::new(RawJson::new(stderr())),
         ProgressMode::Plain | ProgressMode::Auto => {
             Box::new(Plain::new(std::io::BufWriter::new(stderr())).folded(folds()))

@@ -19,7 +19,7 @@ use super::inspect::Inspect;
 use crate::arguments::{Global, ProgressMode};
 use crate::failure::{Failure, exit};
 use crate::table::{Listing, human_duration, human_size};
-use crate::{build_request, output, screen, settings};
+use crate::{build_request, log, output, screen, settings};
 
 /// Manage images
 #[derive(Debug, Subcommand)]
@@ -453,14 +453,17 @@ pub(crate) struct Push {
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Accepted for Docker's sake
-    #[arg(long, hide = true)]
-    disable_content_trust: bool,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    disable_content_trust: Option<bool>,
     /// NAME[:TAG]
     image: String,
 }
 
 impl Push {
     pub(crate) fn run(&self, global: &Global) -> Result<(), Failure> {
+        if self.disable_content_trust == Some(false) {
+            log::warning("--disable-content-trust=false has no effect: nothing is signed here");
+        }
         let engine = settings::open_engine(global)?;
         let chosen = self.chosen(engine.store()).map_err(exit::build)?;
         let mode = match self.quiet {

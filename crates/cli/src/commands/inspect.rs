@@ -26,7 +26,7 @@ pub(crate) struct Inspect {
     /// The image for this platform, where there are several
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
-    /// Accepted for Docker's sake
+    /// Accepted for Docker's sake, and said to have no effect
     #[arg(long, short = 's', hide = true)]
     size: bool,
     /// Names or ids
@@ -49,6 +49,9 @@ impl Inspect {
 
     /// Shows what is there; what is not is a failure at the end.
     fn show(&self, global: &Global, kind: Option<&str>) -> Result<(), Failure> {
+        if self.size {
+            log::warning("--size has no effect: what containers have written is not counted here");
+        }
         if !matches!(kind, None | Some("image" | "container")) {
             return Err(exit::usage(anyhow!(
                 "there are the kinds image and container"

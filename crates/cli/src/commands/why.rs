@@ -94,17 +94,48 @@ fn explain(
 /// Writes explanations for people.
 pub(crate) fn text(record: &BuildRecord, explanations: &[Explanation]) -> String {
     if explanations.is_empty() {
+        let mut caches: Vec<&str> = record
+            .steps
+            .iter()
+            .filter_map(|step| step.cached_from.as_deref())
+            .collect();
+        let imported = caches.len();
+        caches.sort_unstable();
+        caches.dedup();
         let totals = Totals::of(record);
         let why = match totals.cached > 0 && totals.cached == totals.all() {
-            true => ": all results were there",
-            false => "",
+            true if imported > 0 => format!(
+                ": all results were there, {imported} of them in the cache {}",
+                caches.join(", ")
+            ),
+            true => ": all results were there".to_owned(),
+            false => String::new(),
         };
         return format!("no step of the build {} ran{why}\n", record.id);
     }
-    let is_new = |explanation: &&Explanation| explanation.reasons == [Reason::NeverBuilt];
+    let is_of_caches = |reason: &Reason| {
+        matches!(
+            reason,
+            Reason::NotInCache { .. } | Reason::UnreadableCache { .. }
+        )
+    };
+    let is_new = |explanation: &&Explanation| {
+        explanation
+            .reasons
+            .split_first()
+            .is_some_and(|(first, rest)| {
+                *first == Reason::NeverBuilt && rest.iter().all(is_of_caches)
+            })
+    };
     let new = explanations.iter().filter(is_new).count();
     if new > 1 && new == explanations.len() {
-        return format!("no earlier build has any of these {new} steps\n");
+        let mut text = format!("no earlier build has any of these {new} steps\n");
+        // What is said of caches is the same of all.
+        for line in explanations.iter().take(1).flat_map(words::reasons).skip(1) {
+            text.push_str(&line.replace("has no result for it", "has none of them"));
+            text.push('\n');
+        }
+        return text;
     }
     explanations.iter().map(words::explanation).collect()
 }

@@ -31,6 +31,8 @@ pub(crate) struct Imports {
 /// One cache, and where its blobs are.
 #[derive(Debug)]
 struct Imported {
+    /// As the user named it.
+    source: String,
     cache: PortableCache,
     blobs: Blobs,
 }
@@ -98,6 +100,19 @@ impl Imports {
         self.found.contains_key(key)
     }
 
+    /// Returns the cache that has something.
+    pub(crate) fn source_of(&self, wanted: Wanted<'_>) -> Option<&str> {
+        let (imported, _) = self.entry(wanted)?;
+        Some(&imported.source)
+    }
+
+    fn entry(&self, wanted: Wanted<'_>) -> Option<&(Arc<Imported>, PortableRecord)> {
+        match wanted {
+            Wanted::Key(key) => self.found.get(key),
+            Wanted::Content(content) => self.by_content.get(content),
+        }
+    }
+
     /// Returns whether there may be something for an operation by the content of its inputs.
     pub(crate) fn knows_operation(&self, operation: &Key) -> bool {
         self.operations.contains(operation)
@@ -136,11 +151,7 @@ impl Imports {
         running: &RunningVertex,
         cancel: &Cancel,
     ) -> Result<Option<Fetched>, EngineError> {
-        let found = match wanted {
-            Wanted::Key(key) => self.found.get(key),
-            Wanted::Content(content) => self.by_content.get(content),
-        };
-        let Some((imported, record)) = found else {
+        let Some((imported, record)) = self.entry(wanted) else {
             return Ok(None);
         };
         let mut outputs = Vec::with_capacity(record.outputs.len());
@@ -223,22 +234,33 @@ fn load_one(
             digest,
         } => layout::read(directory, tag, digest.as_ref()).map(|cache| {
             let blobs = Blobs::Directory(directory.clone());
-            vec![Imported { cache, blobs }]
+            vec![(cache, blobs)]
         }),
         CacheSource::Registry(reference) => from_registry(shared, reference, platforms),
     };
     match loaded {
         Ok(loaded) => {
             running.complete(Outcome::Done);
-            loaded
+            let source = source.to_string();
+            let imported = loaded.into_iter().map(|(cache, blobs)| Imported {
+                source: source.clone(),
+                cache,
+                blobs,
+            });
+            imported.collect()
         }
         Err(error) => {
             let text = crate::error::chain(&error);
-            running.warn(format!("cache {source} is not used: {text}"));
+            running.warn(format!("{}{text}", not_used(&source.to_string())));
             running.complete(Outcome::Done);
             Vec::new()
         }
     }
+}
+
+/// Begins the warning of a cache that cannot be read.
+pub(crate) fn not_used(source: &str) -> String {
+    format!("cache {source} is not used: ")
 }
 
 /// Reads the cache behind a name: a cache of its own, or the one inside an image.
@@ -246,19 +268,17 @@ fn from_registry(
     shared: &Shared,
     reference: &Reference,
     platforms: &[Platform],
-) -> Result<Vec<Imported>, EngineError> {
+) -> Result<Vec<(PortableCache, Blobs)>, EngineError> {
     if let Some(cache) = read_remote(shared, reference)? {
         let blobs = Blobs::Registry(reference.clone());
-        return Ok(vec![Imported { cache, blobs }]);
+        return Ok(vec![(cache, blobs)]);
     }
     let mut found = Vec::new();
     for platform in platforms {
         let image = shared.images.resolve(reference, platform, true)?;
         if let ImageContent::Registry(layers) = &image.content {
-            found.push(Imported {
-                cache: inline::read(&image.config, layers),
-                blobs: Blobs::Registry(reference.clone()),
-            });
+            let cache = inline::read(&image.config, layers);
+            found.push((cache, Blobs::Registry(reference.clone())));
         }
     }
     Ok(found)

@@ -13,4 +13,4 @@ pub(crate) mod inline;
 mod layout;
 pub(crate) mod mounts;
 
-pub(crate) use import::{Imports, Wanted};
+pub(crate) use import::{Imports, Wanted, not_used};

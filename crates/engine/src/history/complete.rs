@@ -230,7 +230,10 @@ fn from_work(
     let notes = work.notes().clone();
     step.usage = notes.usage;
     match step.outcome {
-        StepOutcome::Cached => step.cached_by = Some(notes.cached_by.unwrap_or(CachedBy::Covered)),
+        StepOutcome::Cached => {
+            step.cached_by = Some(notes.cached_by.unwrap_or(CachedBy::Covered));
+            step.cached_from = notes.cached_from;
+        }
         StepOutcome::Ran | StepOutcome::Failed => step.miss = notes.miss,
         StepOutcome::Canceled | StepOutcome::Skipped => {}
     }

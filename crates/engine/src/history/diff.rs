@@ -183,6 +183,7 @@ fn options(request: &RequestRecord) -> BTreeMap<String, String> {
         no_cache_filter,
         pull,
         network,
+        caches,
         runtime,
         outputs,
         secrets,
@@ -204,6 +205,7 @@ fn options(request: &RequestRecord) -> BTreeMap<String, String> {
     put("--pull", flag(*pull));
     put("--network", network.clone());
     put("--runtime", runtime.clone());
+    put("--cache-from", caches.join(", "));
     put("--output", outputs.join(", "));
     put("--secret", secrets.join(", "));
     let epoch = source_date_epoch.map(|epoch| epoch.to_string());

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::files::{FileChanges, FileList};
-use super::record::{BuildRecord, BuildStatus, Miss, StepKind, StepOutcome, StepRecord};
+use super::record::{BuildRecord, BuildStatus, CachedBy, Miss, StepKind, StepOutcome, StepRecord};
 use crate::KeyPart;
+use crate::cache::not_used;
 
 /// Why a step ran, or did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -26,6 +27,10 @@ pub struct Explanation {
 pub enum Reason {
     /// It did not run: the result was recorded.
     Cached,
+    /// It did not run: what builds on it was recorded.
+    Covered,
+    /// It did not run: a cache of another machine had the result.
+    Imported { cache: String },
     /// It was never come to.
     Skipped,
     /// Recorded results were not to be used.
@@ -51,6 +56,10 @@ pub enum Reason {
     NeverFinished { build: String },
     /// No earlier build has such a step.
     NeverBuilt,
+    /// A cache of another machine has no result for it either.
+    NotInCache { cache: String },
+    /// A cache of another machine could not be looked into.
+    UnreadableCache { cache: String, error: String },
     /// Nothing has changed, but there is no result: it was made in another store, or removed long ago.
     NoResult,
 }
@@ -100,13 +109,40 @@ pub(super) fn explain(
         compared_with: None,
     };
     match step.outcome {
-        StepOutcome::Cached => explanation.reasons.push(Reason::Cached),
+        StepOutcome::Cached => explanation.reasons.push(match &step.cached_from {
+            Some(cache) => Reason::Imported {
+                cache: cache.clone(),
+            },
+            None if step.cached_by == Some(CachedBy::Covered) => Reason::Covered,
+            None => Reason::Cached,
+        }),
         StepOutcome::Skipped => explanation.reasons.push(Reason::Skipped),
         StepOutcome::Ran | StepOutcome::Failed | StepOutcome::Canceled => {
             explain_run(record, step, earlier, find_files, &mut explanation);
+            // With --no-cache nobody looks into caches, and a result that was lost was found.
+            if matches!(step.miss, Some(Miss::NotFound | Miss::Evicted { .. })) {
+                explanation.reasons.extend(missed(record));
+            }
         }
     }
     explanation
+}
+
+/// Says of the caches of other machines that they had nothing, or why they were not looked into.
+fn missed(record: &BuildRecord) -> impl Iterator<Item = Reason> {
+    record.request.caches.iter().map(|cache| {
+        let begin = not_used(cache);
+        let mut warnings = record.warnings.iter();
+        match warnings.find_map(|warning| warning.text.strip_prefix(&begin)) {
+            Some(error) => Reason::UnreadableCache {
+                cache: cache.clone(),
+                error: error.to_owned(),
+            },
+            None => Reason::NotInCache {
+                cache: cache.clone(),
+            },
+        }
+    })
 }
 
 fn explain_run(

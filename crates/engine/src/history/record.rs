@@ -84,6 +84,9 @@ pub struct RequestRecord {
     /// What ran its steps, where it was not the sandbox itself: `crun 1.21`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub runtime: String,
+    /// The caches of other machines that it looked into.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<String>,
     /// Kinds of outputs: `image`, `oci`, `local`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<String>,
@@ -156,6 +159,9 @@ pub struct StepRecord {
     /// How the result was found, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_by: Option<CachedBy>,
+    /// The cache it came from, where it is one of another machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached_from: Option<String>,
     /// Why no recorded result was used, where none was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub miss: Option<Miss>,
@@ -388,6 +394,7 @@ impl StepRecord {
             completed: None,
             outcome: StepOutcome::Skipped,
             cached_by: None,
+            cached_from: None,
             miss: None,
             key: None,
             usage: None,

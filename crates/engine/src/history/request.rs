@@ -89,6 +89,7 @@ fn request_record(hidden: &Hidden, request: &BuildRequest) -> RequestRecord {
         pull: request.pull,
         network: request.network.clone(),
         runtime: String::new(),
+        caches: request.cache_from.iter().map(ToString::to_string).collect(),
         outputs: request.outputs.iter().map(kind_of_output).collect(),
         secrets: request.secrets.keys().cloned().collect(),
         source_date_epoch: request.source_date_epoch,

@@ -1,5 +1,6 @@
-//! Nothing but what a failed step has printed last.
+//! Nothing but warnings, and what a failed step has printed last.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use oci::Timestamp;
@@ -12,18 +13,23 @@ use crate::Event;
 /// How many lines of a failed step are shown.
 const LAST_LINES: usize = 10;
 
-/// Shows nothing of a build that succeeds.
+/// Shows nothing of a build that succeeds but its warnings: what was asked for and not done is never silent.
 #[derive(Debug)]
 pub struct Quiet<W> {
     output: W,
     trace: Trace,
+    warn: fn(&str),
+    warned: BTreeSet<String>,
 }
 
 impl<W: Write> Quiet<W> {
-    pub fn new(output: W) -> Self {
+    /// Makes one that gives its warnings to `warn`, each once.
+    pub fn new(output: W, warn: fn(&str)) -> Self {
         Self {
             output,
             trace: Trace::default(),
+            warn,
+            warned: BTreeSet::new(),
         }
     }
 }
@@ -32,6 +38,13 @@ impl<W: Write> Render for Quiet<W> {
     fn update(&mut self, events: &[Event]) -> io::Result<()> {
         for event in events {
             self.trace.apply(event);
+            // Those of a Dockerfile's lines are findings, which are said on their own or with --quiet not at all.
+            if let Event::Warning(warning) = event
+                && warning.source.is_none()
+                && self.warned.insert(warning.short.clone())
+            {
+                (self.warn)(&warning.short);
+            }
             if let Event::Log(log) = event
                 && let Some(place) = self.trace.step_of(&log.vertex)
             {
@@ -75,7 +88,7 @@ mod tests {
         running.complete(outcome);
         drop(sink);
         let mut output = Vec::new();
-        let mut quiet = Quiet::new(&mut output);
+        let mut quiet = Quiet::new(&mut output, |text| panic!("{text}"));
         quiet
             .update(&events.try_iter().collect::<Vec<_>>())
             .unwrap();

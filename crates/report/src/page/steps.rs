@@ -132,7 +132,11 @@ fn details(step: &StepRecord, reasons: &[String]) -> String {
             CachedBy::Imported => "a cache named with --cache-from had it",
             CachedBy::Covered => "a step above it was found, so this one was not needed",
         };
-        rows.push(("Cached because", why.to_owned()));
+        let why = match &step.cached_from {
+            Some(cache) => format!("{why}: {}", markup(&cut(cache, 400))),
+            None => why.to_owned(),
+        };
+        rows.push(("Cached because", why));
     }
     if let Some((first, last)) = step.lines {
         let place = match first == last {

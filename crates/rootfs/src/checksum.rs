@@ -4,6 +4,8 @@
 //! one, type, mode, owner, link target, device number, the hash of the extended attributes that travel with an image, and
 //! the hash of the data. Everything is length-framed, and the first bytes say the version.
 
+mod records;
+
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,8 +24,9 @@ use crate::pool::{self, Queue};
 use crate::resolve::Follow;
 use crate::tree::{Dir, Entry, Tree};
 use crate::{Error, Result, RootPath};
+use records::{Batch, Records};
+pub(crate) use records::{Header, NOTHING, Sum};
 
-const VERSION: &[u8] = b"lapstrake content 1\n";
 const READ_AT_ONCE: usize = 256 * 1024;
 /// Files of one directory that one thread reads in one go.
 const BATCH: usize = 64;
@@ -108,16 +111,15 @@ pub fn checksum(tree: &Tree, selection: &Selection, memo: &dyn FileMemo) -> Resu
         let task = scan.start(tree, &path, b"", selection)?;
         (path, vec![task])
     };
-    let mut records = scan.run(tasks)?;
-    keep_parents_of_included(&mut records);
+    let records = scan.run(tasks)?;
     if !selection.required.is_empty() {
         let full: Vec<Vec<u8>> = records
             .iter()
-            .map(|record| full_path(&base, &record.path))
+            .map(|record| full_path(&base, record.path()))
             .collect();
         selection.check_required(|required| full.iter().any(|path| path.starts_with(required)))?;
     }
-    Ok(sum(&records))
+    Ok(records.sum())
 }
 
 /// Returns the checksum of one layer directory as it is, with overlay's whiteouts and opaque marks.
@@ -152,15 +154,12 @@ pub fn census(path: &Path, xattrs: OverlayXattrs, memo: &dyn FileMemo) -> Result
     };
     let start = scan.start(&tree, &RootPath::root(), b"", &Selection::path("/"))?;
     let records = scan.run(vec![start])?;
-    let checksum = sum(&records);
+    let checksum = records.sum();
     let Tally { bytes, content, .. } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let files = records.into_iter().filter_map(|record| {
-        let mut path = record.path;
-        path.drain(..path.len().min(1));
-        for byte in path.iter_mut().filter(|byte| **byte == 0) {
-            *byte = b'/';
-        }
-        Some((path, record.inode?))
+    let files = records.iter().filter_map(|record| {
+        let path = record.path().iter().skip(1);
+        let path = path.map(|byte| if *byte == 0 { b'/' } else { *byte });
+        Some((path.collect(), record.inode()?))
     });
     Ok(Census {
         checksum,
@@ -191,14 +190,6 @@ impl Tally {
     }
 }
 
-fn sum(records: &[Record]) -> [u8; 32] {
-    let mut sum = Sum::new();
-    for record in records {
-        sum.add(&record.path, &record.header);
-    }
-    sum.finish()
-}
-
 /// A path whose components are each led in by a separator: nothing for the root.
 fn led_in(path: &RootPath) -> &[u8] {
     if path.is_root() { b"" } else { path.as_bytes() }
@@ -214,154 +205,6 @@ fn full_path(base: &RootPath, below: &[u8]) -> Vec<u8> {
     path
 }
 
-/// What counts of one file besides its path.
-#[derive(Clone, Debug)]
-pub(crate) struct Header {
-    pub(crate) kind: Kind,
-    pub(crate) mode: u32,
-    pub(crate) owner: Owner,
-    pub(crate) rdev: (u32, u32),
-    pub(crate) link: Option<CString>,
-    pub(crate) opaque: bool,
-    pub(crate) content: FileContent,
-}
-
-impl Header {
-    /// The header of something without data and xattrs.
-    pub(crate) fn new(meta: &Meta, owner: Option<Owner>) -> Header {
-        Header {
-            // What a copy makes of a socket.
-            kind: if meta.kind == Kind::Socket {
-                Kind::File
-            } else {
-                meta.kind
-            },
-            mode: if meta.kind == Kind::Symlink {
-                0o777
-            } else {
-                meta.mode
-            },
-            owner: owner.unwrap_or(meta.owner),
-            rdev: meta.rdev,
-            link: None,
-            opaque: false,
-            content: NOTHING,
-        }
-    }
-
-    /// The header of a directory of which only the contents count.
-    pub(crate) fn contents_only() -> Header {
-        Header {
-            kind: Kind::Directory,
-            mode: 0,
-            owner: Owner { uid: 0, gid: 0 },
-            rdev: (0, 0),
-            link: None,
-            opaque: false,
-            content: NOTHING,
-        }
-    }
-}
-
-/// The content of what has none.
-pub(crate) const NOTHING: FileContent = FileContent {
-    data: [0; 32],
-    xattrs: None,
-};
-
-/// The running checksum; records must come sorted by path.
-pub(crate) struct Sum(Sha256);
-
-impl Sum {
-    pub(crate) fn new() -> Sum {
-        Sum(Sha256::new_with_prefix(VERSION))
-    }
-
-    /// Adds a file. In `path` the separator is a zero byte, so that sorting keeps a directory before its contents.
-    pub(crate) fn add(&mut self, path: &[u8], header: &Header) {
-        let kind = match header.kind {
-            Kind::File => b'f',
-            Kind::Directory => b'd',
-            Kind::Symlink => b'l',
-            Kind::Character => b'c',
-            Kind::Block => b'b',
-            Kind::Fifo => b'p',
-            Kind::Socket => b's',
-        };
-        let flags = u8::from(header.opaque) << 1 | u8::from(header.content.xattrs.is_some());
-        let mut record = Vec::with_capacity(path.len() + 128);
-        record.extend_from_slice(&(path.len() as u64).to_le_bytes());
-        record.extend_from_slice(path);
-        record.extend_from_slice(&[kind, flags]);
-        for number in [header.mode, header.owner.uid, header.owner.gid] {
-            record.extend_from_slice(&number.to_le_bytes());
-        }
-        match header.kind {
-            Kind::File => record.extend_from_slice(&header.content.data),
-            Kind::Symlink => {
-                let link = header.link.as_deref().unwrap_or_default().to_bytes();
-                record.extend_from_slice(&(link.len() as u64).to_le_bytes());
-                record.extend_from_slice(link);
-            }
-            Kind::Character | Kind::Block => {
-                record.extend_from_slice(&header.rdev.0.to_le_bytes());
-                record.extend_from_slice(&header.rdev.1.to_le_bytes());
-            }
-            Kind::Directory | Kind::Fifo | Kind::Socket => {}
-        }
-        if let Some(xattrs) = &header.content.xattrs {
-            record.extend_from_slice(xattrs);
-        }
-        self.0.update(&record);
-    }
-
-    pub(crate) fn finish(self) -> [u8; 32] {
-        self.0.finalize().into()
-    }
-}
-
-struct Record {
-    path: Vec<u8>,
-    header: Header,
-    /// Of a regular file.
-    inode: Option<u64>,
-    /// Only counts if something below it does.
-    only_as_parent: bool,
-}
-
-/// Drops directories that were not taken and have nothing below them that was. The records are sorted.
-fn keep_parents_of_included(records: &mut Vec<Record>) {
-    if !records.iter().any(|record| record.only_as_parent) {
-        return;
-    }
-    let mut keep: Vec<bool> = records
-        .iter()
-        .map(|record| !record.only_as_parent)
-        .collect();
-    let mut above: Vec<usize> = Vec::new();
-    for (index, record) in records.iter().enumerate() {
-        while let Some(&last) = above.last() {
-            if is_below(&record.path, &records[last].path) {
-                break;
-            }
-            above.pop();
-        }
-        if keep[index] {
-            above.iter().for_each(|parent| keep[*parent] = true);
-        }
-        if record.header.kind == Kind::Directory {
-            above.push(index);
-        }
-    }
-    let mut keep = keep.into_iter();
-    records.retain(|_| keep.next().unwrap_or(false));
-}
-
-fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    path.strip_prefix(dir)
-        .is_some_and(|rest| rest.first() == Some(&0))
-}
-
 /// One running checksum.
 struct Scan<'a> {
     filter: Option<&'a dyn Filter>,
@@ -369,7 +212,7 @@ struct Scan<'a> {
     /// Marks of overlay count too.
     opaque: Option<OverlayXattrs>,
     memo: CarefulMemo<'a>,
-    found: Mutex<Vec<Record>>,
+    found: Mutex<Vec<Batch>>,
     tally: Option<&'a Mutex<Tally>>,
 }
 
@@ -443,14 +286,12 @@ impl Scan<'_> {
     }
 
     /// Does the tasks and what follows from them; returns what was found, sorted.
-    fn run(self, tasks: Vec<Task>) -> Result<Vec<Record>> {
+    fn run(self, tasks: Vec<Task>) -> Result<Records> {
         pool::run(tasks, pool::threads(), |task, queue| self.work(task, queue))?;
-        let mut records = self
-            .found
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        records.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(records)
+        let batches = self.found.into_inner();
+        Ok(Records::new(
+            batches.unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 
     fn work(&self, task: Task, queue: &Queue<Task>) -> Result<()> {
@@ -477,7 +318,10 @@ impl Scan<'_> {
                 };
                 self.directory(scanned, queue)
             }
-            Task::Files { parent, files } => self.files(&parent, files),
+            Task::Files { parent, files } => {
+                let batch = Batch::with_capacity(files.len());
+                self.files(&parent, files, batch)
+            }
             Task::File {
                 dir,
                 name,
@@ -485,8 +329,9 @@ impl Scan<'_> {
                 path,
             } => {
                 self.memo.learn(entry.meta.device, dir.fd_of(&entry));
-                let record = self.file(&dir, &name, &entry, path)?;
-                self.add(vec![record]);
+                let mut batch = Batch::default();
+                self.file(&dir, &name, &entry, &path, &mut batch)?;
+                self.add(batch);
                 Ok(())
             }
         }
@@ -519,7 +364,8 @@ impl Scan<'_> {
             let all = files.chain(dirs.iter().map(|(_, entry, ..)| entry));
             all.for_each(|entry| tally.count(&entry.meta));
         }
-        self.add(vec![self.dir_record(&scanned)?]);
+        let mut batch = Batch::with_capacity(1 + files.len().min(BATCH));
+        self.dir_record(&scanned, &mut batch)?;
         let parent = Arc::new(scanned);
         let mut rest = files.split_off(files.len().min(BATCH));
         while !rest.is_empty() {
@@ -539,10 +385,10 @@ impl Scan<'_> {
                 included,
             });
         }
-        self.files(&parent, files)
+        self.files(&parent, files, batch)
     }
 
-    fn dir_record(&self, scanned: &Scanned) -> Result<Record> {
+    fn dir_record(&self, scanned: &Scanned, batch: &mut Batch) -> Result<()> {
         let mut header = Header::contents_only();
         if !scanned.contents_only
             && let Some(top) = scanned.dir.top()
@@ -557,25 +403,33 @@ impl Scan<'_> {
                 header.opaque = mark.as_deref() == Some(b"y");
             }
         }
-        Ok(Record {
-            path: scanned.path.clone(),
-            header,
-            inode: None,
-            only_as_parent: !scanned.included,
-        })
-    }
-
-    fn files(&self, parent: &Scanned, files: Vec<(CString, Entry)>) -> Result<()> {
-        let mut records = Vec::with_capacity(files.len());
-        for (name, entry) in &files {
-            self.memo.learn(entry.meta.device, parent.dir.fd_of(entry));
-            records.push(self.file(&parent.dir, name, entry, below(&parent.path, name))?);
-        }
-        self.add(records);
+        batch.add(&scanned.path, &header, 0, !scanned.included);
         Ok(())
     }
 
-    fn file(&self, dir: &Dir, name: &CStr, entry: &Entry, path: Vec<u8>) -> Result<Record> {
+    fn files(
+        &self,
+        parent: &Scanned,
+        files: Vec<(CString, Entry)>,
+        mut batch: Batch,
+    ) -> Result<()> {
+        for (name, entry) in &files {
+            self.memo.learn(entry.meta.device, parent.dir.fd_of(entry));
+            let path = below(&parent.path, name);
+            self.file(&parent.dir, name, entry, &path, &mut batch)?;
+        }
+        self.add(batch);
+        Ok(())
+    }
+
+    fn file(
+        &self,
+        dir: &Dir,
+        name: &CStr,
+        entry: &Entry,
+        path: &[u8],
+        batch: &mut Batch,
+    ) -> Result<()> {
         let mut header = Header::new(&entry.meta, self.owner);
         match entry.meta.kind {
             Kind::File => {
@@ -589,12 +443,13 @@ impl Scan<'_> {
             Kind::Symlink => header.link = Some(dir.read_link(name, entry)?),
             Kind::Directory | Kind::Character | Kind::Block | Kind::Fifo => {}
         }
-        Ok(Record {
-            path,
-            header,
-            inode: (entry.meta.kind == Kind::File).then_some(entry.meta.inode),
-            only_as_parent: false,
-        })
+        // A socket counts as a file, but has nothing that could be linked.
+        let inode = match entry.meta.kind {
+            Kind::File => entry.meta.inode,
+            _ => 0,
+        };
+        batch.add(path, &header, inode, false);
+        Ok(())
     }
 
     fn content(&self, dir: &Dir, name: &CStr, entry: &Entry) -> Result<(Meta, FileContent)> {
@@ -611,11 +466,11 @@ impl Scan<'_> {
         Ok((read.meta, read.content))
     }
 
-    fn add(&self, records: Vec<Record>) {
+    fn add(&self, batch: Batch) {
         self.found
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(records);
+            .push(batch);
     }
 }
 

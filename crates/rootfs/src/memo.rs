@@ -162,7 +162,96 @@ pub struct MemoTable {
     bytes: Vec<u8>,
     /// The numbers of the entries plus one, by the hash of their inodes, each in the first free slot; half are free.
     index: Vec<u32>,
-    fresh: Mutex<Vec<(FileStamp, FileContent)>>,
+    fresh: Mutex<Fresh>,
+}
+
+/// What was remembered since. There may be hundreds of thousands of entries: they lie in blocks, which need not be moved
+/// when there are more.
+#[derive(Debug, Default)]
+struct Fresh {
+    blocks: Vec<Vec<FreshEntry>>,
+    /// The hashes of extended attributes, by the number of the entry: few have any.
+    xattrs: HashMap<u32, [u8; 32]>,
+}
+
+#[derive(Debug)]
+struct FreshEntry {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Of the modification and of the change.
+    seconds: [i64; 2],
+    nanoseconds: [u32; 2],
+    data: [u8; 32],
+}
+
+const FRESH_BLOCK: usize = 1024;
+
+impl Fresh {
+    fn push(&mut self, stamp: &FileStamp, content: &FileContent) {
+        if let Some(xattrs) = content.xattrs {
+            self.xattrs.insert(self.len() as u32, xattrs);
+        }
+        let times = [stamp.modified, stamp.changed];
+        let entry = FreshEntry {
+            device: stamp.device,
+            inode: stamp.inode,
+            size: stamp.size,
+            seconds: times.map(|time| time.seconds),
+            nanoseconds: times.map(|time| time.nanoseconds),
+            data: content.data,
+        };
+        match self.blocks.last_mut() {
+            Some(block) if block.len() < FRESH_BLOCK => block.push(entry),
+            _ => {
+                let mut block = Vec::with_capacity(FRESH_BLOCK);
+                block.push(entry);
+                self.blocks.push(block);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        let last = self.blocks.last().map_or(0, Vec::len);
+        self.blocks.len().saturating_sub(1) * FRESH_BLOCK + last
+    }
+
+    fn entry(&self, number: u32) -> &FreshEntry {
+        let number = number as usize;
+        &self.blocks[number / FRESH_BLOCK][number % FRESH_BLOCK]
+    }
+
+    fn inode(&self, number: u32) -> (u64, u64) {
+        let entry = self.entry(number);
+        (entry.device, entry.inode)
+    }
+
+    fn encode(&self, number: u32, to: &mut Vec<u8>) {
+        let entry = self.entry(number);
+        let [modified, changed] = [0, 1].map(|which| Timestamp {
+            seconds: entry.seconds[which],
+            nanoseconds: entry.nanoseconds[which],
+        });
+        let stamp = FileStamp {
+            device: entry.device,
+            inode: entry.inode,
+            size: entry.size,
+            modified,
+            changed,
+        };
+        let content = FileContent {
+            data: entry.data,
+            xattrs: self.xattrs.get(&number).copied(),
+        };
+        encode(&stamp, &content, to);
+    }
+
+    /// Lists the entries by device and inode; of equal ones the last is the last to be remembered.
+    fn sorted(&self) -> Vec<u32> {
+        let mut sorted: Vec<u32> = (0..self.len() as u32).collect();
+        sorted.sort_unstable_by_key(|number| (self.inode(*number), *number));
+        sorted
+    }
 }
 
 const MAGIC: &[u8; 8] = b"LSMEMO1\n";
@@ -211,31 +300,26 @@ impl MemoTable {
 
     /// Writes all entries, sorted.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        // The sort is stable: of equal inodes the last one counts.
-        fresh.sort_by_key(|(stamp, _)| (stamp.device, stamp.inode));
-        let skip = (self.len() + fresh.len()).saturating_sub(MOST_ENTRIES);
-        let count = self.len() + fresh.len() - skip;
-        let mut bytes = Vec::with_capacity(HEADER + count * ENTRY);
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.len() + fresh.len();
+        let skip = all.saturating_sub(MOST_ENTRIES);
+        let mut bytes = Vec::with_capacity(HEADER + (all - skip) * ENTRY);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&[0; 4]);
         let mut known = (0..self.len()).map(|number| self.entry(number)).peekable();
-        let mut fresh = fresh.iter().peekable();
-        for number in 0..self.len() + fresh.len() {
-            let key = |stamp: &FileStamp| (stamp.device, stamp.inode);
-            let next = fresh.peek().map(|(stamp, _)| key(stamp));
+        let mut sorted = fresh.sorted().into_iter().peekable();
+        for number in 0..all {
+            let next = sorted.peek().map(|next| fresh.inode(*next));
             let is_known = |entry: &&[u8]| next.is_none_or(|next| inode_of(entry) <= next);
             // What is fresh comes after what it replaces.
             if let Some(entry) = known.next_if(is_known) {
                 if number >= skip && next != Some(inode_of(entry)) {
                     bytes.extend_from_slice(entry);
                 }
-            } else if let Some((stamp, content)) = fresh.next() {
-                let replaced = fresh
-                    .peek()
-                    .is_some_and(|(next, _)| key(next) == key(stamp));
-                if number >= skip && !replaced {
-                    encode(stamp, content, &mut bytes);
+            } else if let Some(entry) = sorted.next() {
+                let next = sorted.peek().map(|next| fresh.inode(*next));
+                if number >= skip && next != Some(fresh.inode(entry)) {
+                    fresh.encode(entry, &mut bytes);
                 }
             }
         }
@@ -246,11 +330,8 @@ impl MemoTable {
 
     /// Returns whether something was remembered that the bytes it was read from do not hold.
     pub fn is_changed(&self) -> bool {
-        !self
-            .fresh
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        let fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        !fresh.blocks.is_empty()
     }
 
     /// Returns how many entries were read in.
@@ -289,7 +370,7 @@ impl FileMemo for MemoTable {
         self.fresh
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((*stamp, *content));
+            .push(stamp, content);
     }
 }
 

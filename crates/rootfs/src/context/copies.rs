@@ -1,6 +1,5 @@
 //! What an earlier build has copied of a context: files that are still the same are linked instead of copied again.
 
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -40,9 +39,16 @@ const HEAD: usize = MAGIC.len() + 4;
 
 /// Writes where the files that were staged have come to lie in a layer, for [`Copies::from_bytes`].
 pub fn write_copies(capture: &Capture, staged: &Staged, layer: &checksum::Census) -> Vec<u8> {
-    let mut bytes = [&MAGIC[..], &[0; 4]].concat();
+    // The paths in the context are mostly no longer than those in the layer.
+    let each = layer
+        .files
+        .iter()
+        .map(|(place, _)| 2 * place.len() + 4 + 32);
+    let mut bytes = Vec::with_capacity(HEAD + each.sum::<usize>());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&[0; 4]);
     for (place, inode) in &layer.files {
-        let Some(file) = staged.copies.get(inode).filter(|file| file.is_alone) else {
+        let Some(file) = staged.find(*inode).filter(|file| file.is_alone) else {
             continue;
         };
         let path = capture.path(file.index);
@@ -179,13 +185,14 @@ pub struct Staged {
     pub bytes: u64,
     /// Files among them that are links to earlier copies.
     pub linked: u64,
-    /// Regular files without extended attributes, by inode.
-    pub(super) copies: HashMap<u64, StagedFile>,
+    /// Regular files without extended attributes, sorted by inode.
+    copies: Vec<StagedFile>,
 }
 
 /// One regular file that was staged.
 #[derive(Debug)]
 pub(super) struct StagedFile {
+    pub(super) inode: u64,
     pub(super) index: u32,
     pub(super) size: u64,
     pub(super) data: [u8; 32],
@@ -193,10 +200,33 @@ pub(super) struct StagedFile {
     pub(super) is_alone: bool,
 }
 
+impl Staged {
+    /// Takes what the threads have staged.
+    pub(super) fn new(
+        (files, bytes, linked): (u64, u64, u64),
+        staged: Vec<Vec<StagedFile>>,
+    ) -> Staged {
+        let mut copies = Vec::with_capacity(staged.iter().map(Vec::len).sum());
+        copies.extend(staged.into_iter().flatten());
+        copies.sort_unstable_by_key(|file| file.inode);
+        Staged {
+            files,
+            bytes,
+            linked,
+            copies,
+        }
+    }
+
+    fn find(&self, inode: u64) -> Option<&StagedFile> {
+        let found = self.copies.binary_search_by_key(&inode, |file| file.inode);
+        Some(&self.copies[found.ok()?])
+    }
+}
+
 /// Knows what was staged wherever it has been moved to, as long as nobody writes to it.
 impl FileMemo for Staged {
     fn recall(&self, stamp: &FileStamp) -> Option<FileContent> {
-        let file = self.copies.get(&stamp.inode)?;
+        let file = self.find(stamp.inode)?;
         (file.size == stamp.size).then_some(FileContent {
             data: file.data,
             xattrs: None,

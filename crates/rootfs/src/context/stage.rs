@@ -1,6 +1,5 @@
 //! Copies of the context's files that nobody else changes.
 
-use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -41,7 +40,7 @@ struct Staging<'a> {
     files: AtomicU64,
     bytes: AtomicU64,
     linked: AtomicU64,
-    copies: Mutex<HashMap<u64, StagedFile>>,
+    copies: Mutex<Vec<Vec<StagedFile>>>,
 }
 
 enum Task {
@@ -106,15 +105,12 @@ impl Capture {
                 .into_iter()
                 .try_for_each(|index| staging.finish_dir(index))
         })?;
-        Ok(Staged {
-            files: staging.files.into_inner(),
-            bytes: staging.bytes.into_inner(),
-            linked: staging.linked.into_inner(),
-            copies: staging
-                .copies
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner),
-        })
+        let counts = [staging.files, staging.bytes, staging.linked].map(AtomicU64::into_inner);
+        let copies = staging.copies.into_inner();
+        Ok(Staged::new(
+            counts.into(),
+            copies.unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 }
 
@@ -145,7 +141,7 @@ impl Staging<'_> {
         self.copies
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(copies);
+            .push(copies);
         Ok(())
     }
 
@@ -190,14 +186,14 @@ impl Staging<'_> {
         )
     }
 
-    /// Stages what is no directory; returns the inode of a regular file and what is known of it.
+    /// Stages what is no directory; returns what is known of a regular file.
     fn file(
         &self,
         index: u32,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         near: &mut Option<Near>,
-    ) -> Result<Option<(u64, StagedFile)>> {
+    ) -> Result<Option<StagedFile>> {
         let capture = self.capture;
         let meta = capture.entry(index).meta;
         let name = CString::new(capture.name(index)).map_err(|_| capture.changed(index))?;
@@ -245,7 +241,7 @@ impl Staging<'_> {
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
         near: &mut Option<Near>,
-    ) -> Option<(u64, StagedFile)> {
+    ) -> Option<StagedFile> {
         let earlier = self.earlier?;
         let meta = meta::stat(from, name).ok()?;
         let content = self.recall(index, &meta)?;
@@ -269,16 +265,17 @@ impl Staging<'_> {
     }
 
     /// Notes what the copy of a file holds.
-    fn staged(&self, index: u32, inode: u64, known: Known) -> Option<(u64, StagedFile)> {
+    fn staged(&self, index: u32, inode: u64, known: Known) -> Option<StagedFile> {
         self.bytes.fetch_add(known.meta.size, Ordering::Relaxed);
         self.capture.learn(index, known);
         let file = StagedFile {
+            inode,
             index,
             size: known.meta.size,
             data: known.content.data,
             is_alone: known.meta.links < 2,
         };
-        known.content.xattrs.is_none().then_some((inode, file))
+        known.content.xattrs.is_none().then_some(file)
     }
 
     fn index_of(&self, path: &[u8]) -> Option<u32> {
@@ -292,7 +289,7 @@ impl Staging<'_> {
         name: &CString,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
-    ) -> Result<Option<(u64, StagedFile)>> {
+    ) -> Result<Option<StagedFile>> {
         let source = meta::open_file(from, name).map_err(|errno| self.failed(index, errno))?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

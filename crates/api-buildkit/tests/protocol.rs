@@ -13,7 +13,7 @@ use bollard_buildkit_proto::moby::buildkit::v1 as pbc;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend as pbf;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use bollard_buildkit_proto::pb;
-use common::{definition, names, with_server};
+use common::{definition, names, source, with_server};
 use prost::Message;
 use testclient::verifier::{Answer, Decision, Said, Verifier};
 use testclient::{Client, Directory, name, of, offer, one_file};
@@ -407,26 +407,6 @@ fn what_is_not_there_is_refused_by_its_name() {
             assert!(status.message().contains(said), "{}", status.message());
         }
     });
-}
-
-/// Returns a graph that is one source.
-fn source(identifier: &str) -> pb::Definition {
-    let source = pb::Op {
-        op: Some(pb::op::Op::Source(pb::SourceOp {
-            identifier: identifier.to_owned(),
-            attrs: BTreeMap::new(),
-        })),
-        ..pb::Op::default()
-    };
-    let digest = oci::Digest::sha256_of(&source.encode_to_vec()).to_string();
-    let end = pb::Op {
-        inputs: vec![pb::Input { digest, index: 0 }],
-        ..pb::Op::default()
-    };
-    pb::Definition {
-        def: vec![source.encode_to_vec(), end.encode_to_vec()],
-        ..pb::Definition::default()
-    }
 }
 
 #[test]

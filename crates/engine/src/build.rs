@@ -465,9 +465,7 @@ impl Engine {
                 .zip(outputs)
                 .map(|((_, output), result)| match &result.outputs[*output] {
                     Snapshot::Layers(layers) => Ok(layers.clone()),
-                    Snapshot::Context(tree) => {
-                        context.materialize(tree, "/").map(|layer| vec![layer])
-                    }
+                    Snapshot::Context(tree) => context.materialize(tree).map(|layer| vec![layer]),
                 });
         let mut built = Vec::new();
         for (build, said) in builds.iter().zip(said) {

@@ -33,7 +33,8 @@ use crate::{BuildResult, Cancel, Engine, EngineError};
 /// How an image is looked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ImageLookup {
-    /// In the registry, and in the store if the registry cannot be reached: what it answers counts, a refusal too.
+    /// In the registry; in the store if the registry cannot be reached, or if it has no such image for this client and the name
+    /// was given to one here.
     #[default]
     RegistryFirst,
     /// In the registry alone.
@@ -229,13 +230,7 @@ impl Engine {
             ImageLookup::Registry => resolve(true)?,
             ImageLookup::RegistryFirst => match resolve(true) {
                 Ok(image) => image,
-                // What is here may have been pulled with the login of someone else.
-                Err(error) => match &error {
-                    EngineError::Resolve { source, .. } if source.is_unreachable() => {
-                        resolve(false).map_err(|_| error)?
-                    }
-                    _ => return Err(error),
-                },
+                Err(error) => self.stand_in(reference, platform, error)?,
             },
         };
         Ok(FoundImage {
@@ -245,6 +240,25 @@ impl Engine {
             raw_config: self.shared.store.blobs().read(&pinned.id)?,
             pinned,
         })
+    }
+
+    /// Returns the image of the store that counts where the registry has none.
+    fn stand_in(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        error: EngineError,
+    ) -> Result<PinnedImage, EngineError> {
+        let images = &self.shared.images;
+        match &error {
+            EngineError::Resolve { source, .. } if source.is_unreachable() => images
+                .resolve(reference, platform, false)
+                .map_err(|_| error),
+            // What is here by the registry's name may have been pulled with the login of someone else; what was given that name
+            // here was not.
+            EngineError::Resolve { .. } => images.made_here(reference, platform)?.ok_or(error),
+            _ => Err(error),
+        }
     }
 
     /// Finds an image in a layout of a client, by the digest in its name; its blobs are in the store from now on.
@@ -370,7 +384,7 @@ impl Engine {
         };
         let layers = match &output.outputs[root.output] {
             Snapshot::Layers(layers) => layers.clone(),
-            Snapshot::Context(tree) => vec![context.materialize(tree, "/")?],
+            Snapshot::Context(tree) => vec![context.materialize(tree)?],
         };
         Ok(Solved { layers, taken })
     }

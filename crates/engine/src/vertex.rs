@@ -99,6 +99,21 @@ pub(crate) struct RecordInfo {
     pub(crate) vertex: String,
 }
 
+impl RecordInfo {
+    /// Says of a layer that it was copied from outside.
+    pub(crate) fn of_source(name: &str, layer: LayerId) -> Self {
+        Self {
+            name: name.to_owned(),
+            outputs: vec![vec![layer]],
+            inputs: Vec::new(),
+            took: 0,
+            content: None,
+            build: String::new(),
+            vertex: String::new(),
+        }
+    }
+}
+
 /// Returns the tree of a source that an earlier build has recorded.
 pub(crate) fn recorded_source(
     shared: &Shared,

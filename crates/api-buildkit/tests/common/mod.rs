@@ -171,3 +171,23 @@ pub(crate) fn definition(path: &str, content: &str) -> pb::Definition {
     let graph = builder.finish(Some(output)).expect("a graph");
     pb::Definition::decode(graph.encode_definition().as_slice()).expect("a definition")
 }
+
+/// Returns a graph that is one source.
+pub(crate) fn source(identifier: &str) -> pb::Definition {
+    let source = pb::Op {
+        op: Some(pb::op::Op::Source(pb::SourceOp {
+            identifier: identifier.to_owned(),
+            attrs: std::collections::BTreeMap::new(),
+        })),
+        ..pb::Op::default()
+    };
+    let digest = oci::Digest::sha256_of(&source.encode_to_vec()).to_string();
+    let end = pb::Op {
+        inputs: vec![pb::Input { digest, index: 0 }],
+        ..pb::Op::default()
+    };
+    pb::Definition {
+        def: vec![source.encode_to_vec(), end.encode_to_vec()],
+        ..pb::Definition::default()
+    }
+}

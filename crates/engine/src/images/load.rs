@@ -412,9 +412,10 @@ impl Engine {
         let image = super::stored::best_for(&images, &Platform::host())
             .or_else(|| images.first().cloned())
             .ok_or_else(|| wrong("it has no image"))?;
+        // No registry knows it by these names because of that.
         let names = NewNames {
             names: &found.names,
-            digest: found.root.as_ref(),
+            digest: None,
             variants: variants.as_ref(),
         };
         store.put_images(&images, &image.id, names)?;

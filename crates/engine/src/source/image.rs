@@ -169,18 +169,25 @@ impl ImageResolver {
     ) -> Result<PinnedImage, EngineError> {
         let reference = reference.clone().or_latest();
         if !pull && reference.digest().is_none() {
-            if let Some(image) = self.built_here(&reference, platform)? {
+            if let Some(image) = self.named_here(&reference, platform)? {
                 return Ok(image);
             }
             if let Some(image) = self.remembered(&reference, platform)? {
                 return Ok(image);
             }
         }
-        if let Some(digest) = reference.digest()
-            && let Ok(raw) = self.store.blobs().read(digest)
-            && let Ok(image) = self.resolve_document(&reference, platform, digest.clone(), raw)
-        {
-            return Ok(image);
+        if let Some(digest) = reference.digest() {
+            if let Some(image) = self.store.image(digest)? {
+                // The id of an image that was built here, as it was told to who asked for its name.
+                if let Some(pinned) = self.of_store(&reference, image, digest.clone())? {
+                    return Ok(pinned);
+                }
+            }
+            if let Ok(raw) = self.store.blobs().read(digest)
+                && let Ok(image) = self.resolve_document(&reference, platform, digest.clone(), raw)
+            {
+                return Ok(image);
+            }
         }
         let resolved = self.wait(async {
             let resolved = self.client.resolve(&reference).await;
@@ -232,8 +239,22 @@ impl ImageResolver {
         self.resolve_document(reference, platform, digest.clone(), found)
     }
 
+    /// Returns the image that was given this name here, built, loaded or tagged, and that no registry has under it as
+    /// far as is known.
+    pub(crate) fn made_here(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<PinnedImage>, EngineError> {
+        let reference = reference.clone().or_latest();
+        match self.store.name(&reference.to_string())? {
+            Some(name) if name.digest.is_none() => self.named_here(&reference, platform),
+            _ => Ok(None),
+        }
+    }
+
     /// Returns the image of the store that has this name and platform.
-    fn built_here(
+    fn named_here(
         &self,
         reference: &Reference,
         platform: &Platform,
@@ -245,6 +266,18 @@ impl ImageResolver {
             return Ok(None);
         };
         let image = subject.image;
+        let digest = name.digest.or_else(|| image.manifest.clone());
+        let digest = digest.unwrap_or_else(|| image.id.clone());
+        self.of_store(reference, image, digest)
+    }
+
+    /// Returns an image of the store; `None` if it was never unpacked.
+    fn of_store(
+        &self,
+        reference: &Reference,
+        image: Image,
+        digest: Digest,
+    ) -> Result<Option<PinnedImage>, EngineError> {
         if image.layers.is_none() {
             return Ok(None);
         }
@@ -252,7 +285,7 @@ impl ImageResolver {
         let config = parse_config(&image.id, &raw)?;
         Ok(Some(PinnedImage {
             reference: reference.clone(),
-            digest: name.digest.unwrap_or_else(|| image.id.clone()),
+            digest,
             id: image.id.clone(),
             manifest: image.manifest.clone(),
             platform: config.platform.clone(),

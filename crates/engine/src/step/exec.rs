@@ -538,7 +538,7 @@ fn layers_of(
     let layers = match input.map(|input| &inputs.trees[input]) {
         None => Vec::new(),
         Some(Snapshot::Layers(layers)) => layers.clone(),
-        Some(Snapshot::Context(tree)) => vec![context.materialize(tree, "/")?],
+        Some(Snapshot::Context(tree)) => vec![context.materialize(tree)?],
     };
     held.layers.extend(layers.iter().cloned());
     Ok(layers)

@@ -147,7 +147,7 @@ impl Actions<'_> {
             None => Vec::new(),
             Some(ActionInput::Vertex(input)) => match &self.inputs[input] {
                 Snapshot::Layers(layers) => layers.clone(),
-                Snapshot::Context(tree) => vec![self.context.materialize(tree, "/")?],
+                Snapshot::Context(tree) => vec![self.context.materialize(tree)?],
             },
             Some(ActionInput::Action(earlier)) => {
                 let alone = self.uses[earlier] == 1;

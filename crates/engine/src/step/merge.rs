@@ -43,6 +43,6 @@ pub(crate) fn diff(
 fn layers(context: &StepContext, snapshot: &Snapshot) -> Result<Vec<Layer>, EngineError> {
     match snapshot {
         Snapshot::Layers(layers) => Ok(layers.clone()),
-        Snapshot::Context(tree) => Ok(vec![context.materialize(tree, "/")?]),
+        Snapshot::Context(tree) => Ok(vec![context.materialize(tree)?]),
     }
 }

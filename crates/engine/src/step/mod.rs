@@ -10,7 +10,7 @@ use registry::CredentialProvider;
 use rootfs::checksum::Census;
 use rootfs::{OverlayXattrs, Tree};
 use sandbox::{Executor, Helper, Limits, OciExecutor, Runtime};
-use store::{Ids, Layer, LayerInfo, MutLayer, Store};
+use store::{Ids, Key, Layer, LayerInfo, MutLayer, Store};
 
 use crate::EngineError;
 use crate::cache::Imports;
@@ -18,11 +18,13 @@ use crate::cancel::Cancel;
 use crate::client::BuildClient;
 use crate::context::ContextTree;
 use crate::export::ahead::Ahead;
+use crate::keys::KeyBuilder;
 use crate::request::{BuildRequest, SecretSource, StepOptions};
 use crate::shell::StepState;
 use crate::snapshot::{tree_of, writable_tree};
 use crate::source::git_program::GitAccess;
 use crate::source::image::ImageResolver;
+use crate::vertex::RecordInfo;
 
 mod advice;
 mod apk;
@@ -287,7 +289,9 @@ impl StepContext {
     pub(crate) fn heed(&mut self, request: &BuildRequest, id: &str) -> Result<(), EngineError> {
         self.secrets.clone_from(&request.secrets);
         self.ssh.clone_from(&request.ssh);
-        self.limits = request.limits.clone();
+        if !request.limits.is_empty() {
+            self.limits.clone_from(&request.limits);
+        }
         self.shm_size = request.shm_size;
         let bundle = request.steps.ca_bundle.as_ref();
         self.trust = bundle.map(trust::Trust::read).transpose()?;

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 
 use crate::checksum::{self, Header, Selection, Sum, read_settled};
 use crate::copy::Owner;
@@ -225,6 +226,22 @@ impl Capture {
         Ok((listed.collect(), more))
     }
 
+    /// Returns a digest of when everything but the context itself was last changed.
+    ///
+    /// It is in no checksum, since no step's result depends on it; but a copy that is shown as the directory itself does.
+    pub fn times(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for index in 1..self.entries.len() as u32 {
+            let path = self.path(index);
+            let modified = self.entry(index).meta.modified;
+            hash.update((path.len() as u64).to_be_bytes());
+            hash.update(&path);
+            hash.update(modified.seconds.to_be_bytes());
+            hash.update(modified.nanoseconds.to_be_bytes());
+        }
+        hash.finalize().into()
+    }
+
     /// Returns what of a selection is not as it was captured or read: the context changed meanwhile.
     ///
     /// For whoever has copied from the directory itself. Costs one `statx` a file.
@@ -403,8 +420,7 @@ impl Capture {
 }
 
 fn empty_hash() -> [u8; 32] {
-    use sha2::Digest as _;
-    sha2::Sha256::digest([]).into()
+    Sha256::digest([]).into()
 }
 
 /// Opens a path below a directory; no component of it may be a symlink.

@@ -15,6 +15,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::{BuildHistoryRecord, Descriptor,
 use oci::Digest;
 use prost::Message;
 
+use crate::serve::HistoryLimits;
+
 /// What is remembered of builds that are not pinned; the last one always is.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
@@ -105,6 +107,18 @@ impl Records {
             folder,
             limits: LIMITS,
         }
+    }
+
+    /// Keeps as many, and as long, as is asked for.
+    pub(crate) fn within(mut self, asked: HistoryLimits) -> Self {
+        if let Some(entries) = asked.entries {
+            self.limits.entries = entries;
+            self.limits.most = self.limits.most.max(entries);
+        }
+        if let Some(age) = asked.age {
+            self.limits.age = age;
+        }
+        self
     }
 
     /// Returns what keeps other writers out, also those of other servers, as long as it is held.

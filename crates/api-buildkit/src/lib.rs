@@ -64,4 +64,4 @@ pub use config::{Config, Warning};
 pub use error::ServeError;
 pub use listen::{Access, Address, Tls};
 pub use local::Frontends;
-pub use serve::{Server, Settings};
+pub use serve::{HistoryLimits, Server, Settings};

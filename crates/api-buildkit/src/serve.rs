@@ -44,6 +44,16 @@ pub struct Settings {
     pub environment: serde_json::Map<String, serde_json::Value>,
     /// Who is to have the spans of builds, and those that clients send.
     pub collector: Option<Collector>,
+    pub history: HistoryLimits,
+}
+
+/// What is kept of the builds of clients; `None` for what is usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// How many are kept whatever their age.
+    pub entries: Option<usize>,
+    /// How long they are kept whatever their number.
+    pub age: Option<std::time::Duration>,
 }
 
 /// A server that can be run once.
@@ -81,7 +91,8 @@ impl Server {
     async fn serve(self, stop: &Cancel, ready: impl FnOnce(&[String])) -> Result<(), ServeError> {
         let root = self.engine.store().root().to_owned();
         let folder = root.join("sync");
-        let records = Arc::new(Records::new(root.join("served")));
+        let records = Records::new(root.join("served")).within(self.settings.history);
+        let records = Arc::new(records);
         let traces = Arc::new(Traces::default());
         let collector = self.settings.collector;
         let mut listening =

@@ -31,7 +31,7 @@ pub(crate) struct Global {
     /// Configuration file [default: $XDG_CONFIG_HOME/lapstrake/config.toml]
     #[arg(long, global = true, env = "LAPSTRAKE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Refuse to run steps with less isolation: root, single-id or subordinate-ids
+    /// Refuse to run steps with less isolation: root, single-id or subordinate-ids; ,network for a network of their own
     #[arg(
         long,
         global = true,

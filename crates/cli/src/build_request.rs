@@ -397,14 +397,17 @@ pub(crate) fn bytes(option: &str, text: &str) -> Result<u64> {
     Ok((number * unit as f64) as u64)
 }
 
+/// Reads a number of processors, in thousandths.
+pub(crate) fn processors(text: &str) -> Result<u64> {
+    let number: f64 = text
+        .parse()
+        .with_context(|| format!("invalid --cpus {text:?}"))?;
+    Ok((number * 1000.0) as u64)
+}
+
 fn limits(build: &Build) -> Result<engine::Limits> {
     let cpus = match (&build.cpus, build.cpu_quota) {
-        (Some(text), _) => {
-            let number: f64 = text
-                .parse()
-                .with_context(|| format!("invalid --cpus {text:?}"))?;
-            Some((number * 1000.0) as u64)
-        }
+        (Some(text), _) => Some(processors(text)?),
         (None, Some(quota)) if quota > 0 => {
             Some(quota as u64 * 1000 / build.cpu_period.unwrap_or(100_000).max(1))
         }
@@ -425,6 +428,7 @@ fn limits(build: &Build) -> Result<engine::Limits> {
         cpuset_cpus: build.cpuset_cpus.clone(),
         cpuset_mems: build.cpuset_mems.clone(),
         pids: build.pids_limit.and_then(|limit| u64::try_from(limit).ok()),
+        parent: build.cgroup_parent.clone(),
     })
 }
 

@@ -200,6 +200,61 @@ pub(crate) const KEYS: &[Key] = &[
     key(&["grpc", "tls", "ca"], r#""ca.pem""#)
         .told("file", "none", "Who signs clients, as `--tlscacert`")
         .of_servers(),
+    key(&["worker", "oci", "max-parallelism"], "8")
+        .told(
+            "number",
+            "max(16, 4 × cores)",
+            "Steps at once, as `--max-parallelism`",
+        )
+        .of_servers(),
+    key(&["worker", "oci", "defaultCgroupParent"], "\"builds\"")
+        .told(
+            "control group",
+            "that of the server",
+            "As `--cgroup-parent`",
+        )
+        .of_servers(),
+    key(&["worker", "oci", "networkMode"], "\"bridge\"")
+        .told(
+            "`auto`, `bridge`, `host` or `none`",
+            "`auto`",
+            "Network of steps; `bridge` fails where it cannot be had",
+        )
+        .of_servers(),
+    key(&["worker", "oci", "gc"], "false")
+        .told("true or false", "true", "As `gc.enabled`")
+        .of_servers(),
+    key(&["worker", "oci", "reservedSpace"], "\"5GB\"")
+        .or(&["gckeepstorage"])
+        .told(
+            "bytes, or text such as `10GB` or `20%`",
+            "see `gc`",
+            "As `gc.reserved-space`; by itself what the store is brought down to",
+        )
+        .of_servers(),
+    key(&["worker", "oci", "maxUsedSpace"], "\"50GB\"")
+        .told("as above", "see `gc`", "As `gc.max-used-space`")
+        .of_servers(),
+    key(&["worker", "oci", "minFreeSpace"], "\"20%\"")
+        .told("as above", "see `gc`", "As `gc.min-free-space`")
+        .of_servers(),
+    key(&["worker", "oci", "enabled"], "true")
+        .told("true", "", "Taken, without effect")
+        .of_servers(),
+    key(&["history", "maxEntries"], "50")
+        .told(
+            "number",
+            "50",
+            "Builds of clients that are kept whatever their age",
+        )
+        .of_servers(),
+    key(&["history", "maxAge"], "\"48h\"")
+        .told(
+            "seconds, or text such as `1h30m`",
+            "`48h`",
+            "How long builds of clients are kept whatever their number",
+        )
+        .of_servers(),
     key(&["debug"], "true")
         .told("true or false", "", "Taken, without effect: say `--debug`")
         .of_servers(),
@@ -381,7 +436,7 @@ mod tests {
                     Reader::Server => {
                         let read = api_buildkit::Config::parse(place, &text).expect(&text);
                         assert_eq!(read.warnings, [], "{text}");
-                        let is_silent = ["debug", "trace"].contains(&name);
+                        let is_silent = ["debug", "trace", "enabled"].contains(&name);
                         let read_one = read != api_buildkit::Config::default();
                         assert!(
                             is_silent || read_one || name == "provenanceEnvDir",
@@ -434,7 +489,12 @@ mod tests {
             4,
             Some("registry.x.keypair.cert"),
         );
-        check("[worker.oci]\ngc = true\n", "worker", 1, None);
+        check(
+            "[worker.containerd]\ngc = true\n",
+            "worker.containerd",
+            1,
+            None,
+        );
         assert_eq!(
             unknown("gc = 1\n"),
             [],
@@ -453,6 +513,7 @@ mod tests {
         let named = |path: &[&str]| {
             let inside = KEYS
                 .iter()
+                .filter(|key| key.reader == Reader::Everyone)
                 .filter(|key| key.path.len() == path.len() + 1 && key.path.starts_with(path));
             let names: BTreeSet<&str> = inside.flat_map(|key| key.names(path.len())).collect();
             names

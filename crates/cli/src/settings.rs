@@ -37,21 +37,32 @@ pub(crate) fn open_engine_with(
     sandbox: sandbox::Options,
     runtime: Option<Runtime>,
 ) -> Result<Engine, Failure> {
+    Engine::open(engine_settings(global, sandbox, runtime)?).map_err(exit::builder)
+}
+
+/// Enters the namespaces a build needs, and returns how an engine is opened in them.
+pub(crate) fn engine_settings(
+    global: &Global,
+    mut sandbox: sandbox::Options,
+    runtime: Option<Runtime>,
+) -> Result<EngineSettings, Failure> {
     let root = places::root(global).map_err(exit::usage)?;
     let registries = registries(global).map_err(exit::usage)?;
     let isolation = enter(global)?;
-    let settings = EngineSettings {
+    sandbox.own_network |= minimum_isolation(global).map_err(exit::usage)?.network;
+    sandbox::raise_open_files();
+    Ok(EngineSettings {
         root,
         ids: ids().map_err(exit::builder)?,
         registries,
         limits: limits(global).map_err(exit::usage)?,
         history: history_limits(global).map_err(exit::usage)?,
         sandbox,
+        step_limits: sandbox::Limits::default(),
+        slots: None,
         runtime,
         notes: limits_of(&isolation),
-    };
-    sandbox::raise_open_files();
-    Engine::open(settings).map_err(exit::builder)
+    })
 }
 
 /// Returns what a user has to know about an isolation before the first step runs on it.
@@ -102,21 +113,32 @@ pub(crate) fn outlook() -> Result<Outlook, Failure> {
 
 fn enter(global: &Global) -> Result<userns::Isolation, Failure> {
     let config = userns::Config {
-        minimum: minimum_isolation(global).map_err(exit::usage)?,
+        minimum: minimum_isolation(global).map_err(exit::usage)?.users,
     };
     userns::enter_if_needed(&config).map_err(exit::builder)
 }
 
-fn minimum_isolation(global: &Global) -> Result<Option<userns::Rung>> {
-    let Some(name) = &global.min_isolation else {
-        return Ok(None);
-    };
-    match userns::Rung::from_name(name) {
-        Some(rung) => Ok(Some(rung)),
-        None => {
-            bail!("there is no isolation {name:?}; there are root, single-id and subordinate-ids")
+/// What `--min-isolation` asks for.
+#[derive(Default)]
+struct MinimumIsolation {
+    users: Option<userns::Rung>,
+    network: bool,
+}
+
+fn minimum_isolation(global: &Global) -> Result<MinimumIsolation> {
+    let mut minimum = MinimumIsolation::default();
+    let names = global.min_isolation.iter();
+    for name in names.flat_map(|names| names.split(',')) {
+        match userns::Rung::from_name(name) {
+            Some(rung) if minimum.users.is_none() => minimum.users = Some(rung),
+            Some(_) => bail!("--min-isolation names two rungs: {name} is the second"),
+            None if name == "network" => minimum.network = true,
+            None => bail!(
+                "there is no isolation {name:?}; there are root, single-id and subordinate-ids, and network beside them"
+            ),
         }
     }
+    Ok(minimum)
 }
 
 /// Returns the registries' settings: those of the environment, and those of the configuration file.

@@ -25,6 +25,10 @@ pub struct EngineSettings {
     pub history: HistoryLimits,
     /// How steps are run.
     pub sandbox: sandbox::Options,
+    /// What each step may take where its request sets no limits; what a graph asks for counts where it is tighter.
+    pub step_limits: sandbox::Limits,
+    /// Steps at once; `None` for what suits this machine.
+    pub slots: Option<usize>,
     /// What runs RUN steps in place of the sandbox itself. Further commands and containers are the sandbox's.
     pub runtime: Option<sandbox::Runtime>,
     /// What this machine's isolation limits; said with the first step that runs.
@@ -60,10 +64,11 @@ impl Engine {
         let mount_points = || store.root().join("mount-points");
         sandbox.stub_layer.get_or_insert_with(mount_points);
         let runtime = settings.runtime;
-        let shared = Shared::new(store, settings.registries, sandbox, runtime, settings.notes);
+        let mut shared = Shared::new(store, settings.registries, sandbox, runtime, settings.notes);
+        shared.step_limits = settings.step_limits;
         Ok(Self {
             shared: Arc::new(shared),
-            driver: Driver::start(default_slots()),
+            driver: Driver::start(settings.slots.unwrap_or_else(default_slots)),
             limits: settings.limits,
             history: settings.history,
         })

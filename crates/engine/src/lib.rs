@@ -68,7 +68,7 @@ pub use request::{
     CacheSource, CacheTarget, Compression, ContainerEngine, Context, Destination, DockerfileSource,
     EngineDoor, IgnoreCache, ImageOutput, LayerOptions, Output, SecretSource, StepOptions,
 };
-pub use sandbox::{Limits, Status as ProcessStatus};
+pub use sandbox::{Limits, NetworkMode, Status as ProcessStatus};
 pub use sbom::{SPDX, Scan};
 pub use shell::StepState;
 pub use source::main_context::looks_like_archive;

@@ -56,6 +56,8 @@ impl EngineSettings {
             limits: None,
             history: HistoryLimits::default(),
             sandbox: sandbox::Options::default(),
+            step_limits: sandbox::Limits::default(),
+            slots: None,
             runtime: None,
             notes: isolation.notes,
         })

@@ -113,6 +113,7 @@ fn vertices(
             shared,
             inputs,
             action,
+            resources: vertex.metadata().linux_resources.clone(),
             forced,
             context: Arc::clone(context),
             shown: AtomicBool::new(is_context),

@@ -92,12 +92,14 @@ impl Engine {
         request: TreeContainerRequest,
         cancel: &Cancel,
     ) -> Result<TreeContainer, EngineError> {
-        let context = StepContext {
+        let mut context = StepContext {
             entitlements: request.entitlements,
             client: Some(request.client),
-            limits: request.limits,
             ..StepContext::new(Arc::clone(&self.shared))
         };
+        if !request.limits.is_empty() {
+            context.limits = request.limits;
+        }
         let mut op = ExecOp {
             network: request.network,
             ..ExecOp::default()
@@ -121,6 +123,7 @@ impl Engine {
         let inputs = exec::Inputs {
             trees: &inputs,
             staged: std::collections::BTreeMap::new(),
+            resources: None,
         };
         let mut spec = exec::specify(&context, &op, &inputs, &mut held, cancel)?;
         for (target, content) in request.files {

@@ -40,6 +40,8 @@ pub(crate) struct VertexWork {
     /// The vertices it uses and which output of each.
     pub(crate) inputs: Vec<(Arc<VertexWork>, usize)>,
     pub(crate) action: VertexAction,
+    /// What the graph lets it take, no part of its key.
+    pub(crate) resources: Option<Box<llb::LinuxResources>>,
     /// The vertex in the graph it comes from.
     pub(crate) id: llb::VertexId,
     pub(crate) context: Arc<StepContext>,
@@ -362,6 +364,7 @@ impl VertexWork {
                     let inputs = exec::Inputs {
                         trees,
                         staged: self.staged(trees)?,
+                        resources: self.resources.as_deref(),
                     };
                     let (context, usage_of) = (&self.context, &mut usage);
                     let result = exec::run(context, op, &inputs, running, name, cancel, usage_of);

@@ -23,6 +23,8 @@ pub(crate) struct Hierarchies {
     old: BTreeMap<String, PathBuf>,
     /// `lapstrake-PID-`, of the helper.
     prefix: String,
+    /// The group that was asked for, if one was: steps get theirs in it and nowhere else.
+    parent: Option<String>,
 }
 
 /// The groups of one step. Dropping it removes them; nothing may be left in them.
@@ -66,6 +68,18 @@ impl Hierarchies {
 
     /// Makes the groups that the limits need.
     pub(crate) fn make(&self, id: u64, limits: &Limits) -> Group {
+        let Some(parent) = &limits.parent else {
+            return self.make_here(id, limits);
+        };
+        // What limits all steps holds for those that are to be in a group of their own too.
+        let parent = match &self.parent {
+            Some(above) => format!("{above}/{parent}"),
+            None => parent.clone(),
+        };
+        Self::find(Some(&parent)).make_here(id, limits)
+    }
+
+    fn make_here(&self, id: u64, limits: &Limits) -> Group {
         let name = format!("{}{id}", self.prefix);
         let mut group = Group {
             directories: Vec::new(),
@@ -91,6 +105,9 @@ impl Hierarchies {
                 .1
                 .push(setting);
         }
+        if self.parent.is_some() {
+            group.enter_parent(self, &name);
+        }
         for (controller, (unified, old)) in by_controller {
             let first = old
                 .first()
@@ -98,7 +115,7 @@ impl Hierarchies {
                 .map_or(controller, |setting| setting.limit);
             let result = match self.old.get(controller) {
                 Some(base) => group.add_old(base, &name, controller, &old),
-                None => group.add_unified(self.unified.as_ref(), &name, controller, &unified),
+                None => group.add_unified(self, &name, controller, &unified),
             };
             if let Err(error) = result {
                 group.unset.push(format!("{first}: {error}"));
@@ -136,6 +153,33 @@ fn is_helper(pid: &str) -> bool {
 }
 
 impl Group {
+    /// Makes groups in all that the parent is in, so that its limits hold, whether or not the step has some of its own.
+    fn enter_parent(&mut self, hierarchies: &Hierarchies, name: &str) {
+        let mut entered =
+            Err("it is no path below the top of this machine's control groups".to_owned());
+        if hierarchies.old.is_empty()
+            && let Some((parent, top)) = &hierarchies.unified
+        {
+            entered = make_parent(parent, top).and_then(|()| self.open_unified(parent, name));
+        }
+        for (controller, parent) in &hierarchies.old {
+            // A new set of processors would have none.
+            let made = match controller == "cpuset" && !parent.is_dir() {
+                true => continue,
+                false => fs::create_dir_all(parent)
+                    .map_err(|error| format!("{} can't be made: {error}", parent.display()))
+                    .and_then(|()| self.open_old(parent, name, controller)),
+            };
+            if let Err(error) = made {
+                self.unset.push(format!("cgroup-parent: {error}"));
+            }
+            entered = Ok(());
+        }
+        if let Err(error) = entered {
+            self.unset.push(format!("cgroup-parent: {error}"));
+        }
+    }
+
     fn add_old(
         &mut self,
         base: &Path,
@@ -143,6 +187,16 @@ impl Group {
         controller: &str,
         settings: &[Setting],
     ) -> Result<(), String> {
+        let directory = base.join(name);
+        // With a parent it is there already.
+        if !self.directories.contains(&directory) {
+            self.open_old(base, name, controller)?;
+        }
+        self.write_all(&directory, settings);
+        Ok(())
+    }
+
+    fn open_old(&mut self, base: &Path, name: &str, controller: &str) -> Result<(), String> {
         let directory = base.join(name);
         fs::create_dir(&directory)
             .map_err(|error| format!("no control group can be made: {error}"))?;
@@ -154,7 +208,6 @@ impl Group {
                 let _ = write(&directory.join(file), inherited.trim());
             }
         }
-        self.write_all(&directory, settings);
         let procs = open_procs(&directory)
             .map_err(|error| format!("the control group can't be entered: {error}"))?;
         self.old.push(procs);
@@ -163,32 +216,47 @@ impl Group {
 
     fn add_unified(
         &mut self,
-        hierarchy: Option<&(PathBuf, PathBuf)>,
+        hierarchies: &Hierarchies,
         name: &str,
         controller: &str,
         settings: &[Setting],
     ) -> Result<(), String> {
-        let (own, top) = hierarchy.ok_or("this machine has no control groups for it")?;
-        if self.unified.is_none() {
+        let (own, top) = hierarchies
+            .unified
+            .as_ref()
+            .ok_or("this machine has no control groups for it")?;
+        let not_delegated = || format!("the controller {controller} is not delegated to this user");
+        if hierarchies.parent.is_some() {
+            make_parent(own, top)?;
+            enable_down_to(own, top, controller);
+            if !offers(own, controller) {
+                return Err(not_delegated());
+            }
+            if self.unified.is_none() {
+                self.open_unified(own, name)?;
+            }
+        } else if self.unified.is_none() {
             let base = own
                 .ancestors()
                 .take_while(|base| base.starts_with(top))
                 .find(|base| offers(base, controller));
-            let base = base.ok_or_else(|| {
-                format!("the controller {controller} is not delegated to this user")
-            })?;
-            let directory = base.join(name);
-            fs::create_dir(&directory)
-                .map_err(|error| format!("no control group can be made: {error}"))?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let fd = rustix::fs::open(&directory, flags, Mode::empty())
-                .map_err(|error| format!("the control group can't be opened: {error}"))?;
-            // The first: settings of later controllers find it.
-            self.directories.insert(0, directory);
-            self.unified = Some(fd);
+            self.open_unified(base.ok_or_else(not_delegated)?, name)?;
         }
         let directory = self.directories.first().cloned().unwrap_or_default();
         self.write_all(&directory, settings);
+        Ok(())
+    }
+
+    fn open_unified(&mut self, base: &Path, name: &str) -> Result<(), String> {
+        let directory = base.join(name);
+        fs::create_dir(&directory)
+            .map_err(|error| format!("no control group can be made: {error}"))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&directory, flags, Mode::empty())
+            .map_err(|error| format!("the control group can't be opened: {error}"))?;
+        // The first: settings of later controllers find it.
+        self.directories.insert(0, directory);
+        self.unified = Some(fd);
         Ok(())
     }
 
@@ -228,6 +296,24 @@ impl Drop for Group {
         for directory in &self.directories {
             let _ = fs::remove_dir(directory);
         }
+    }
+}
+
+/// Makes the group that was asked for, if it is not there.
+fn make_parent(parent: &Path, top: &Path) -> Result<(), String> {
+    match parent == top {
+        true => Ok(()),
+        false => fs::create_dir_all(parent)
+            .map_err(|error| format!("{} can't be made: {error}", parent.display())),
+    }
+}
+
+/// Lets a group have a controller, as far as those above it may be changed.
+fn enable_down_to(parent: &Path, top: &Path, controller: &str) {
+    let mut above: Vec<&Path> = parent.ancestors().skip(1).collect();
+    above.retain(|group| group.starts_with(top));
+    for group in above.into_iter().rev() {
+        offers(group, controller);
     }
 }
 
@@ -380,6 +466,7 @@ fn parse(mountinfo: &str, own: &str, parent: Option<&str>) -> Hierarchies {
         unified: None,
         old: BTreeMap::new(),
         prefix: String::new(),
+        parent: parent.map(str::to_owned),
     };
     let group_of = |controller: &str| {
         own.lines().find_map(|line| {
@@ -479,6 +566,7 @@ mod tests {
             cpuset_cpus: Some("0-1".to_owned()),
             cpuset_mems: None,
             pids: Some(10),
+            parent: None,
         };
         let show = |settings: Vec<Setting>| {
             settings
@@ -530,6 +618,7 @@ mod tests {
             unified,
             old: BTreeMap::new(),
             prefix: "lapstrake-1-".to_owned(),
+            parent: None,
         };
         let limits = Limits {
             memory: Some(4096),
@@ -548,5 +637,56 @@ mod tests {
         );
         drop(group);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn a_step_with_a_parent_gets_its_group_there_and_nowhere_else() {
+        let top = tempfile::tempdir().expect("a directory");
+        fs::write(top.path().join("cgroup.controllers"), "memory\n").expect("a file");
+        let parent = top.path().join("builds/one");
+        let mut hierarchies = Hierarchies {
+            unified: Some((parent.clone(), top.path().to_owned())),
+            old: BTreeMap::new(),
+            prefix: "lapstrake-1-".to_owned(),
+            parent: Some("builds/one".to_owned()),
+        };
+        let mut limits = Limits {
+            parent: Some("builds/one".to_owned()),
+            ..Limits::default()
+        };
+        // What the parent limits holds without limits of the step's own.
+        assert!(!limits.is_empty());
+        let group = hierarchies.make_here(7, &limits);
+        assert!(parent.join("lapstrake-1-7").is_dir());
+        assert!(group.unified.is_some());
+        assert_eq!(group.unset, [""; 0]);
+        drop(group);
+
+        limits.memory = Some(4096);
+        let group = hierarchies.make_here(8, &limits);
+        let unset = ["memory: the controller memory is not delegated to this user"];
+        assert_eq!(group.unset, unset);
+        assert!(!top.path().join("lapstrake-1-8").exists());
+        drop(group);
+
+        let old = top.path().join("memory/builds/one");
+        hierarchies.old.insert("memory".to_owned(), old.clone());
+        fs::create_dir_all(top.path().join("memory")).expect("a directory");
+        let group = hierarchies.make_here(9, &limits);
+        assert!(old.join("lapstrake-1-9").is_dir());
+        assert!(group.unified.is_none());
+    }
+
+    #[test]
+    fn a_parent_outside_the_hierarchies_is_said() {
+        let parent = Some("../..".to_owned());
+        let limits = Limits {
+            parent: parent.clone(),
+            ..Limits::default()
+        };
+        let group = parse(UNIFIED, "0::/me\n", parent.as_deref()).make_here(1, &limits);
+        assert_eq!(group.unset.len(), 1, "{:?}", group.unset);
+        assert!(group.unset[0].starts_with("cgroup-parent: it is no path"));
+        assert!(group.directories.is_empty());
     }
 }

@@ -26,6 +26,8 @@ use crate::wire::{self, Event, Request};
 pub struct Options {
     /// What [`crate::Network::Default`] means.
     pub network: NetworkMode,
+    /// Whether to fail where [`Options::network`] cannot be had, instead of having steps share the builder's network.
+    pub own_network: bool,
     /// The control group below which limited steps get theirs; the builder's own when absent.
     pub cgroup_parent: Option<String>,
     /// A directory on the file system of the layers, empty or filled by an earlier builder: the helper makes
@@ -38,6 +40,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             network: NetworkMode::Auto,
+            own_network: false,
             cgroup_parent: None,
             stub_layer: None,
         }

@@ -237,11 +237,16 @@ impl Server {
                 Err(error) => reasons.push(error::chain(&error)),
             }
         }
-        if self.pool.is_none() && !candidates.is_empty() {
-            notes.push(format!("steps share the network of the builder: {}", {
-                reasons.dedup();
+        reasons.dedup();
+        if self.pool.is_none() && !candidates.is_empty() && options.own_network {
+            return Err(SandboxError::Setup(format!(
+                "steps would share the network of the builder, which is ruled out: {}",
                 reasons.join("; ")
-            }));
+            )));
+        }
+        if self.pool.is_none() && !candidates.is_empty() {
+            let reasons = reasons.join("; ");
+            notes.push(format!("steps share the network of the builder: {reasons}"));
         }
         self.send(&Event::Ready {
             network: self.network,
@@ -453,9 +458,9 @@ impl Server {
         }
     }
 
-    /// Makes the control groups of a step that has limits.
+    /// Makes the control groups of a step that has limits, of its own or of those it is to be below.
     fn group_for(&self, id: u64, spec: &Spec) -> Option<Group> {
-        if spec.limits.is_empty() {
+        if spec.limits.is_empty() && self.cgroup_parent.is_none() {
             return None;
         }
         Some(self.hierarchies.make(id, &spec.limits))

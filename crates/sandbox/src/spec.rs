@@ -234,6 +234,9 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
     pub pids: Option<u64>,
+    /// The control group below which the step gets its own, made if it is not there; what it limits holds too. A path below
+    /// [`crate::Options::cgroup_parent`], or below the top of each hierarchy where that is absent.
+    pub parent: Option<String>,
 }
 
 impl Limits {

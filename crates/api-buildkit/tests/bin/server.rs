@@ -32,6 +32,7 @@ fn main() {
         entitlements: Vec::new(),
         environment: serde_json::Map::new(),
         collector: None,
+        history: Default::default(),
     };
     let stop = Cancel::default();
     let stopping = stop.clone();

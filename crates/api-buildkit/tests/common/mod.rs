@@ -65,6 +65,7 @@ impl TestServer {
             entitlements: Vec::new(),
             environment: serde_json::Map::new(),
             collector,
+            history: Default::default(),
         };
         let stop = Cancel::default();
         let (ready, is_ready) = mpsc::channel();
@@ -120,6 +121,8 @@ pub(crate) fn open_engine(root: &Path) -> Engine {
         ids: Ids::Rootful,
         registries: registry::Settings::default(),
         sandbox: sandbox::Options::default(),
+        step_limits: sandbox::Limits::default(),
+        slots: None,
         runtime: None,
         notes: Vec::new(),
         limits: None,

@@ -286,10 +286,7 @@ pub(crate) fn run(build: &Build, global: &Global) -> Result<(), Failure> {
     if request.steps.ca_bundle.is_none() {
         request.steps.ca_bundle = settings::ca_bundle(global).map_err(exit::usage)?;
     }
-    let sandbox = sandbox::Options {
-        cgroup_parent: build.cgroup_parent.clone(),
-        ..sandbox::Options::default()
-    };
+    let sandbox = sandbox::Options::default();
     let runtime = build.runtime.named();
     let runtime = settings::runtime(global, runtime).map_err(exit::usage)?;
     let engine = settings::open_engine_with(global, sandbox, runtime)?;

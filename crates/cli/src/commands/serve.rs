@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context;
 use api_buildkit::{Access, Address, Config, Server, Settings, Tls, Warning};
 use clap::Args;
-use engine::Cancel;
+use engine::{Cancel, Engine};
 
 use crate::arguments::{ChosenRuntime, Global};
+use crate::build_request::{bytes, processors};
 use crate::failure::{Failure, exit};
 use crate::{configuration, log, settings, signals, telemetry};
 
@@ -42,6 +43,21 @@ pub(crate) struct Serve {
     /// Let clients ask for this: network.host or security.insecure
     #[arg(long = "allow-insecure-entitlement", value_name = "ENTITLEMENT")]
     pub(crate) entitlements: Vec<String>,
+    /// Run so many steps at once
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) max_parallelism: Option<usize>,
+    /// Memory limit of each step, such as 4g
+    #[arg(long, short = 'm', value_name = "BYTES")]
+    pub(crate) memory: Option<String>,
+    /// Processors each step may use
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+    /// Processes each step may have
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) pids_limit: Option<u64>,
+    /// Parent control group of steps, whose limits hold for all of them together
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) cgroup_parent: Option<String>,
     #[command(flatten)]
     pub(crate) runtime: ChosenRuntime,
 }
@@ -56,7 +72,24 @@ impl Serve {
             global.root = config.root.map(PathBuf::from);
         }
         let runtime = settings::runtime(&global, self.runtime.named()).map_err(exit::usage)?;
-        let engine = settings::open_engine_with(&global, sandbox::Options::default(), runtime)?;
+        let parent = self.cgroup_parent.clone();
+        let network = config.network.unwrap_or(sandbox::NetworkMode::Auto);
+        let sandbox = sandbox::Options {
+            network,
+            // What was asked for by its name is not replaced by less.
+            own_network: network != sandbox::NetworkMode::Auto,
+            cgroup_parent: parent.or(config.cgroup_parent),
+            ..sandbox::Options::default()
+        };
+        let step_limits = self.step_limits().map_err(exit::usage)?;
+        let mut settings = settings::engine_settings(&global, sandbox, runtime)?;
+        settings.limits = settings.limits.or(config.space);
+        settings.slots = self
+            .max_parallelism
+            .or(config.max_parallelism)
+            .map(|steps| steps.max(1));
+        settings.step_limits = step_limits;
+        let engine = Engine::open(settings).map_err(exit::builder)?;
         let stop = Cancel::default();
         signals::cancel_on_signal(&stop)
             .context("failed to listen for signals")
@@ -76,6 +109,7 @@ impl Serve {
                 entitlements,
                 environment: config.provenance_environment,
                 collector,
+                history: config.history,
             },
         );
         server
@@ -85,6 +119,16 @@ impl Serve {
                 }
             })
             .map_err(exit::builder)
+    }
+
+    fn step_limits(&self) -> anyhow::Result<engine::Limits> {
+        let (memory, cpus) = (self.memory.as_deref(), self.cpus.as_deref());
+        Ok(engine::Limits {
+            memory: memory.map(|text| bytes("--memory", text)).transpose()?,
+            cpu_milli: cpus.map(processors).transpose()?,
+            pids: self.pids_limit,
+            ..engine::Limits::default()
+        })
     }
 
     fn addresses(&self, config: &Config) -> anyhow::Result<Vec<Address>> {

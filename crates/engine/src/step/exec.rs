@@ -26,6 +26,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) trees: &'a [Snapshot],
     /// What it takes of contexts, by the number of the input.
     pub(crate) staged: BTreeMap<usize, Arc<StagedCopy>>,
+    /// What the graph lets it take.
+    pub(crate) resources: Option<&'a llb::LinuxResources>,
 }
 
 impl Inputs<'_> {
@@ -304,7 +306,8 @@ pub(crate) fn specify(
     };
     context.check_entitlements(op)?;
     spec.shm_size = context.shm_size;
-    spec.limits = context.limits.clone();
+    let parent = &op.meta.cgroup_parent;
+    spec.limits = super::limits::of_group(&context.limits, inputs.resources, parent);
     spec.rlimits = super::limits::rlimits(&op.meta.ulimits)?;
     if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
         return Err(EngineError::Unsupported(format!(

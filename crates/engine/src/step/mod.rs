@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     executor: Arc<OnceLock<Box<dyn Executor>>>,
     sandbox: sandbox::Options,
     runtime: Option<Runtime>,
+    /// Where a request has none.
+    pub(crate) step_limits: Limits,
     /// What was not said yet.
     notes: Arc<Mutex<Vec<String>>>,
 }
@@ -68,6 +70,7 @@ impl Shared {
             executor: Arc::default(),
             sandbox,
             runtime,
+            step_limits: Limits::default(),
             notes: Arc::new(Mutex::new(notes)),
         }
     }
@@ -81,6 +84,7 @@ impl Shared {
             executor: Arc::clone(&self.executor),
             sandbox: self.sandbox.clone(),
             runtime: self.runtime.clone(),
+            step_limits: self.step_limits.clone(),
             notes: Arc::clone(&self.notes),
         }
     }
@@ -265,12 +269,13 @@ pub(crate) fn read_secret(
 impl StepContext {
     /// Makes a context in which nothing is given and nothing is allowed.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let limits = shared.step_limits.clone();
         Self {
             shared,
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             entitlements: Vec::new(),
-            limits: Limits::default(),
+            limits,
             shm_size: None,
             steps: StepOptions::default(),
             trust: None,
@@ -364,11 +369,36 @@ impl StepContext {
         Ok(())
     }
 
-    /// Copies the files of a context below a path into a layer, for a mount.
-    pub(crate) fn materialize(&self, tree: &ContextTree, path: &str) -> Result<Layer, EngineError> {
-        let selection = rootfs::checksum::Selection::path(path);
-        let copy = tree.copy_of(&self.shared, &[selection])?;
-        self.shared.commit(copy.layer, "context")
+    /// Returns the layer that holds the files of a context as they are, copied unless an earlier build has done so.
+    pub(crate) fn materialize(&self, tree: &ContextTree) -> Result<Layer, EngineError> {
+        let all = rootfs::checksum::Selection::path("/");
+        let key = KeyBuilder::new("directory")
+            .key("content", &tree.checksum(&all)?)
+            .key("times", &tree.capture.times())
+            .finish();
+        if let Some(layer) = self.known_directory(&key)? {
+            return Ok(layer);
+        }
+        let copy = tree.copy_of(&self.shared, &[all])?;
+        let layer = self.shared.commit(copy.layer, "context")?;
+        let info = RecordInfo::of_source("context", layer.id());
+        let info = serde_json::to_value(info).expect("a record can be written as JSON");
+        self.store.record(&key, &[key], &[layer.id()], &info)?;
+        Ok(layer)
+    }
+
+    fn known_directory(&self, key: &Key) -> Result<Option<Layer>, EngineError> {
+        let Some(record) = self.store.find(key)? else {
+            return Ok(None);
+        };
+        let info = serde_json::from_value::<RecordInfo>(record.info);
+        match info.ok().as_ref().map(|info| info.outputs.as_slice()) {
+            Some([layers]) => match layers.as_slice() {
+                [layer] => Ok(self.store.layer(*layer)?),
+                _ => Ok(None),
+            },
+            _ => Ok(None),
+        }
     }
 
     /// Copies whole layers, merged, into a directory.

@@ -35,9 +35,14 @@ pub struct Build<'a> {
     /// What whoever runs the builder says of it.
     pub environment: &'a Map<String, Value>,
     pub layers: &'a Layers,
+    /// Tells by the name of a build argument whether its value is not for others.
+    pub is_secret: fn(&str) -> bool,
 }
 
 /// Makes the predicate of a build.
+///
+/// Build arguments whose names say that they are secret are in neither mode: they are left out of the request, which is then
+/// not told as a whole, and their values are starred where steps have them as variables.
 pub fn predicate(wanted: &Provenance, build: &Build<'_>) -> Result<Value, AttestError> {
     let sources = build.sources;
     if wanted.complete_materials && !sources.is_complete() {
@@ -50,7 +55,8 @@ pub fn predicate(wanted: &Provenance, build: &Build<'_>) -> Result<Value, Attest
         mut request,
     } = build.request.clone().record(sources);
     let vcs = request.take_vcs();
-    let mut all_told = !request.frontend.is_empty();
+    let hidden = request.take_secrets(build.is_secret);
+    let mut all_told = !request.frontend.is_empty() && hidden.is_empty();
     if wanted.mode == Mode::Min {
         all_told &= !request.scrub();
     }
@@ -62,7 +68,7 @@ pub fn predicate(wanted: &Provenance, build: &Build<'_>) -> Result<Value, Attest
     }
     let mut config = None;
     if is_max {
-        if let Some((steps, digests)) = steps(build.graph) {
+        if let Some((steps, digests)) = steps(build.graph, &hidden) {
             config = Some(json!({"llbDefinition": steps, "digestMapping": digests}));
         }
         if let Some(source) = source_of(build.graph) {
@@ -236,8 +242,69 @@ mod tests {
             frontend_version: Some("1"),
             environment: &Map::new(),
             layers: &Layers::new(),
+            is_secret: |name| name.ends_with("TOKEN"),
         };
         see(&predicate(&wanted, &build).unwrap());
+    }
+
+    #[test]
+    fn secret_arguments_are_in_no_mode() {
+        let mut builder = GraphBuilder::default();
+        let mut op = llb::ExecOp::default();
+        op.meta.args = vec!["make".to_owned()];
+        op.meta.cwd = "/".to_owned();
+        op.mounts = vec![llb::Mount {
+            dest: "/".to_owned(),
+            output: Some(0),
+            ..llb::Mount::default()
+        }];
+        op.meta.env = vec!["TOKEN=hunter2".to_owned(), "A=1".to_owned()];
+        let output = builder.add(Draft {
+            metadata: Metadata::named("RUN make"),
+            ..Draft::new(llb::Op::Exec(Box::new(op)), Vec::new())
+        });
+        let graph = builder.finish(Some(output)).unwrap();
+        let request = |names: &[(&str, &str)]| Request {
+            frontend: "dockerfile.v0".to_owned(),
+            arguments: names
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..Request::default()
+        };
+        let mut outer = request(&[("build-arg:TOKEN", "hunter2"), ("build-arg:A", "1")]);
+        outer.root = Some(Box::new(RequestRecord {
+            request: request(&[("build-arg:TOKEN", "hunter2")]),
+            ..RequestRecord::default()
+        }));
+        for mode in ["mode=min", "mode=max", "mode=max,version=v0.2"] {
+            let wanted = Provenance::parse(mode).unwrap().unwrap();
+            let found = predicate(
+                &wanted,
+                &Build {
+                    request: &outer,
+                    sources: &Sources::default(),
+                    graph: &graph,
+                    invocation: "i",
+                    started: Timestamp::from_unix(1, 0).unwrap(),
+                    finished: Timestamp::from_unix(2, 0).unwrap(),
+                    platform: &"linux/amd64".parse().unwrap(),
+                    frontend_version: None,
+                    environment: &Map::new(),
+                    layers: &Layers::new(),
+                    is_secret: |name| name == "TOKEN",
+                },
+            );
+            let text = found.unwrap().to_string();
+            assert!(!text.contains("hunter2"), "{text}");
+            assert_eq!(text.contains("TOKEN=***"), mode != "mode=min", "{text}");
+            assert_eq!(text.contains("\"A=1\""), mode != "mode=min", "{text}");
+            let whole = match mode.contains("v0.2") {
+                true => "\"parameters\":false",
+                false => "\"request\":false",
+            };
+            assert!(text.contains(whole), "{text}");
+        }
     }
 
     #[test]
@@ -299,6 +366,7 @@ mod tests {
             frontend_version: None,
             environment: &Map::new(),
             layers: &Layers::new(),
+            is_secret: |_| false,
         };
         assert!(predicate(&wanted, &build).is_err());
     }

@@ -1,6 +1,6 @@
 //! The request that a result was made for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dockerfile::git::GitRef;
 use serde_json::{Map, Value, json};
@@ -106,6 +106,22 @@ impl Request {
             scrubbed |= root.request.scrub();
         }
         scrubbed
+    }
+
+    /// Leaves out arguments that are secret, here and in all requests within, and returns their names.
+    pub(crate) fn take_secrets(&mut self, is_secret: fn(&str) -> bool) -> BTreeSet<String> {
+        let mut taken = BTreeSet::new();
+        self.arguments.retain(|name, _| {
+            let argument = name
+                .strip_prefix("build-arg:")
+                .filter(|name| is_secret(name));
+            taken.extend(argument.map(str::to_owned));
+            argument.is_none()
+        });
+        for input in self.inputs.values_mut().chain(self.root.as_deref_mut()) {
+            taken.extend(input.request.take_secrets(is_secret));
+        }
+        taken
     }
 
     /// Takes out what is told of a version control system.

@@ -1,6 +1,6 @@
 //! A graph as the JSON that provenance holds: BuildKit's `pb.Op` in the names of its protocol.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -46,8 +46,8 @@ fn order(graph: &Graph) -> Vec<usize> {
     order
 }
 
-/// Returns the steps and which digest each has; `None` for an empty graph.
-pub(crate) fn steps(graph: &Graph) -> Option<(Value, Value)> {
+/// Returns the steps and which digest each has; `None` for an empty graph. Values of hidden variables are starred.
+pub(crate) fn steps(graph: &Graph, hidden: &BTreeSet<String>) -> Option<(Value, Value)> {
     let root = graph.root()?;
     let order = order(graph);
     let mut numbers = vec![0; graph.vertices().len()];
@@ -60,7 +60,7 @@ pub(crate) fn steps(graph: &Graph) -> Option<(Value, Value)> {
         let inputs: Vec<String> = inputs
             .map(|edge| format!("step{}:{}", numbers[edge.vertex], edge.output))
             .collect();
-        steps.push(step(number, operation(vertex), inputs));
+        steps.push(step(number, operation(vertex, hidden), inputs));
         digests.insert(vertex.id().to_string(), json!(format!("step{number}")));
     }
     let last = order.len();
@@ -150,7 +150,7 @@ fn position(number: Option<usize>) -> i64 {
     number.map_or(-1, |number| number as i64)
 }
 
-fn operation(vertex: &Vertex) -> Value {
+fn operation(vertex: &Vertex, hidden: &BTreeSet<String>) -> Value {
     let (kind, op) = match vertex.op() {
         Op::Source(source) => {
             let mut op = Members::default();
@@ -173,7 +173,7 @@ fn operation(vertex: &Vertex) -> Value {
             }
             ("source", op.done())
         }
-        Op::Exec(exec) => ("exec", exec_op(exec)),
+        Op::Exec(exec) => ("exec", exec_op(exec, hidden)),
         Op::File(file) => {
             let count = vertex.inputs().len();
             let actions = file.actions.iter().map(|action| file_action(action, count));
@@ -229,9 +229,9 @@ fn input_of(number: i64) -> Value {
     input.done()
 }
 
-fn exec_op(exec: &llb::ExecOp) -> Value {
+fn exec_op(exec: &llb::ExecOp, hidden: &BTreeSet<String>) -> Value {
     let mut op = Members::default();
-    op.value("meta", meta(&exec.meta));
+    op.value("meta", meta(&exec.meta, hidden));
     op.list("mounts", exec.mounts.iter().map(mount).collect());
     op.number(
         "network",
@@ -266,10 +266,17 @@ fn exec_op(exec: &llb::ExecOp) -> Value {
     op.done()
 }
 
-fn meta(meta: &llb::Meta) -> Value {
+fn meta(meta: &llb::Meta, hidden: &BTreeSet<String>) -> Value {
     let mut shown = Members::default();
     shown.texts("args", &meta.args);
-    shown.texts("env", &meta.env);
+    let env = meta.env.iter();
+    let env: Vec<String> = env
+        .map(|variable| match variable.split_once('=') {
+            Some((name, _)) if hidden.contains(name) => format!("{name}=***"),
+            _ => variable.clone(),
+        })
+        .collect();
+    shown.texts("env", &env);
     shown.text("cwd", &meta.cwd);
     shown.text("user", &meta.user);
     // Proxies may hold credentials, and are part of no result: that there were some is all that is told.
@@ -477,7 +484,10 @@ pub(crate) fn source_of(graph: &Graph) -> Option<Value> {
             shown.text("data", &STANDARD.encode(&file.data));
             let definition = file.definition.as_deref();
             let definition = definition.and_then(|bytes| Graph::decode_definition(bytes).ok());
-            if let Some((steps, digests)) = definition.as_ref().and_then(steps) {
+            if let Some((steps, digests)) = definition
+                .as_ref()
+                .and_then(|graph| steps(graph, &BTreeSet::new()))
+            {
                 shown.value("llbDefinition", steps);
                 shown.value("digestMapping", digests);
             }
@@ -526,7 +536,7 @@ mod tests {
         };
         let output = builder.add(Draft::new(Op::Source(source), Vec::new()));
         let graph = builder.finish(Some(output)).unwrap();
-        let source = &operation(&graph.vertices()[0])["Op"]["source"];
+        let source = &operation(&graph.vertices()[0], &BTreeSet::new())["Op"]["source"];
         assert_eq!(source["identifier"], "https://xxxxx:xxxxx@h/r.git");
         assert_eq!(
             source["attrs"]["git.fullurl"],

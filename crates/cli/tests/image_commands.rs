@@ -498,6 +498,18 @@ fn a_diff_tells_what_differs_between_two_images() {
     assert_eq!(value["files"][3]["change"], "removed");
     let same = world.ok(["image", "diff", "thing", "thing"]).stdout;
     assert_eq!(same, "");
+    for (name, line) in [
+        ("plain", "LABEL a=b"),
+        ("signed", "LABEL a=b\nMAINTAINER ann"),
+        ("twice", "LABEL a=c\nLABEL a=b"),
+    ] {
+        world.write("Dockerfile", &format!("FROM scratch\n{line}\n"));
+        world.ok(["build", "-q", "-t", name, "."]);
+    }
+    let told = world.ok(["image", "diff", "plain", "signed"]).stdout;
+    assert_eq!(told, "config Author: nothing -> \"ann\"\n");
+    let told = world.ok(["image", "diff", "plain", "twice"]).stdout;
+    assert_eq!(told, "only times and history differ\n");
 }
 
 #[test]

@@ -200,6 +200,9 @@ impl DiffOf {
             .compare_images(&before, &after, |difference| files.push(difference))
             .map_err(exit::engine)?;
         let text = match self.format {
+            TextOrJson::Text if fields.is_empty() && files.is_empty() && before.id != after.id => {
+                "only times and history differ\n".to_owned()
+            }
             TextOrJson::Text => diff_text(&fields, &files),
             TextOrJson::Json => {
                 let value = diff_json(&fields, &files);
@@ -220,8 +223,12 @@ fn config_changes(before: &ImageConfig, after: &ImageConfig) -> Vec<FieldChange>
     let fields = |config: &ImageConfig| -> BTreeMap<String, Value> {
         let value = serde_json::to_value(&config.config).unwrap_or_default();
         let map = value.as_object().cloned().unwrap_or_default();
-        let platform = ("Platform".to_owned(), config.platform.to_string().into());
-        map.into_iter().chain([platform]).collect()
+        let mut map: BTreeMap<String, Value> = map.into_iter().collect();
+        map.insert("Platform".to_owned(), config.platform.to_string().into());
+        if !config.author.is_empty() {
+            map.insert("Author".to_owned(), config.author.clone().into());
+        }
+        map
     };
     let (before, after) = (fields(before), fields(after));
     let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();

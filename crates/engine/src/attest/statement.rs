@@ -107,6 +107,7 @@ impl ProvenanceOf {
             frontend_version: self.frontend_version.as_deref(),
             environment: &self.environment,
             layers: &layers,
+            is_secret: crate::history::is_secret,
         };
         predicate(&self.wanted, &build).map_err(|error| EngineError::Request(error.to_string()))
     }

@@ -38,6 +38,7 @@ pub use trace::trace;
 
 pub(crate) use complete::{Known, complete, conclude};
 pub(crate) use explain::last_run;
+pub(crate) use hidden::is_secret;
 pub(crate) use record::nanoseconds_of;
 pub(crate) use request::opening;
 

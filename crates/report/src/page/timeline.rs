@@ -171,14 +171,32 @@ impl Lane<'_> {
             }
         }
         let spent = super::time(spent);
-        let name = markup(&cut(&self.name, 60));
-        // Names with platforms are long: they break where a reader would.
-        let broken = name.replace("-&gt;", "<wbr>-&gt;");
+        let name = cut(&self.name, 60);
+        let broken = label(&name);
+        let name = markup(&name);
         format!(
             "<li><p class=\"lane\"><b>{broken}</b><span>{spent}</span></p>\
              <svg width=\"100%\" height=\"{height}\" role=\"group\" aria-label=\"Steps of {name}\">{bars}</svg></li>\n"
         )
     }
+}
+
+/// The longest word that stays on one line, in letters: more has no room beside the time.
+const LONGEST_WHOLE: usize = 12;
+
+/// Returns a name that breaks where a reader would: before the arrow of platforms, not within short words.
+fn label(name: &str) -> String {
+    let word = |word: &str| {
+        let parts = word.split("->").map(|part| {
+            let is_whole = part.contains('-') && part.chars().count() <= LONGEST_WHOLE;
+            match is_whole {
+                true => format!("<span class=\"whole\">{}</span>", markup(part)),
+                false => markup(part),
+            }
+        });
+        parts.collect::<Vec<_>>().join("<wbr>-&gt;")
+    };
+    name.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn bar(number: usize, step: &StepRecord, row: usize, scale: &Scale, critical: bool) -> String {
@@ -299,4 +317,21 @@ fn legend() -> String {
         "<ul class=\"legend\" aria-hidden=\"true\">{}<li class=\"critical\"><span>▁</span> critical path</li></ul>\n",
         items.concat()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_words_of_a_label_stay_whole() {
+        assert_eq!(label("stage-1"), "<span class=\"whole\">stage-1</span>");
+        assert_eq!(
+            label("linux/amd64->arm64 my-app"),
+            "linux/amd64<wbr>-&gt;arm64 <span class=\"whole\">my-app</span>"
+        );
+        let long = "a-stage-with-a-long-name";
+        assert_eq!(label(long), long);
+        assert_eq!(label("<b>-"), "<span class=\"whole\">&lt;b&gt;-</span>");
+    }
 }

@@ -254,12 +254,13 @@ fn mend_isolation(obstacle: Option<&Obstacle>, user: &User) -> String {
         }
         Some(Obstacle::NamespaceLimit) => "sudo sysctl -w user.max_user_namespaces=28633",
         Some(Obstacle::NamespacesForbidden) => {
-            "sudo sysctl -w kernel.unprivileged_userns_clone=1; in a container, allow it namespaces (seccomp and \
-             AppArmor unconfined)"
+            "sudo sysctl -w kernel.unprivileged_userns_clone=1; in a container, allow it namespaces (docker run \
+             --security-opt seccomp=unconfined --security-opt apparmor=unconfined; in a pod's securityContext, \
+             seccompProfile and appArmorProfile of type Unconfined)"
         }
         Some(Obstacle::NoNamespaces | Obstacle::NamespacesRefused(_)) => {
-            "take a kernel with user namespaces (CONFIG_USER_NS); in a container, allow it namespaces (seccomp \
-             unconfined)"
+            "take a kernel with user namespaces (CONFIG_USER_NS); in a container, allow it namespaces (docker run \
+             --security-opt seccomp=unconfined; in a pod's securityContext, seccompProfile of type Unconfined)"
         }
         Some(Obstacle::NoRange { .. } | Obstacle::MapRefused(_)) => {
             let name = &user.name;

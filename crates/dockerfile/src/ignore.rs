@@ -115,6 +115,11 @@ impl Matched {
     pub fn is_ignored(&self) -> bool {
         self.ignored_by.is_some()
     }
+
+    /// Tells of each pattern that is not blank whether it matched; one that could not change the decision did not.
+    pub fn matching(&self) -> &[bool] {
+        &self.matching
+    }
 }
 
 impl Matcher {
@@ -149,12 +154,18 @@ impl Matcher {
         self.patterns.is_empty()
     }
 
+    /// Returns how many patterns there are, blank ones left out.
+    pub fn len(&self) -> usize {
+        self.patterns.len()
+    }
+
     /// Whether there are any exceptions.
     pub fn has_exceptions(&self) -> bool {
         self.exceptions
     }
 
-    /// Whether a path, relative and with slashes, is ignored, for itself or for one of its parents.
+    /// Whether a path, relative and with slashes, is ignored, for itself or for one of its parents. A walk may see it
+    /// differently: see [`matched_by_walk`](Self::matched_by_walk).
     pub fn is_ignored(&self, path: impl AsRef<[u8]>) -> Result<bool, IgnoreError> {
         Ok(self.matched(path)?.is_ignored())
     }
@@ -164,10 +175,24 @@ impl Matcher {
         self.evaluate(path.as_ref(), None)
     }
 
-    /// Matches a path whose parent directory has been matched; in a walk this saves matching all parents again.
+    /// Matches a path after each directory above it, as a walk does.
+    ///
+    /// An exception that names a directory which nothing ignored does not take back what is ignored in it, as it does in
+    /// [`matched`](Self::matched): a file named `.env` in `app` stays ignored by `**/.env` and `!app`.
+    pub fn matched_by_walk(&self, path: impl AsRef<[u8]>) -> Result<Matched, IgnoreError> {
+        let path = path.as_ref();
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut ends = slashes.map(|(at, _)| at).chain([path.len()]);
+        ends.try_fold(Matched::default(), |above, end| {
+            self.matched_below(above.matching(), &path[..end])
+        })
+    }
+
+    /// Matches a path in a walk. `parent` is what [`Matched::matching`] said of the directory it lies in, nothing for one
+    /// right below the root.
     pub fn matched_below(
         &self,
-        parent: &Matched,
+        parent: &[bool],
         path: impl AsRef<[u8]>,
     ) -> Result<Matched, IgnoreError> {
         self.evaluate(path.as_ref(), Some(parent))
@@ -191,14 +216,14 @@ impl Matcher {
             .any(|pattern| pattern.exception && pattern.may_match_below(directory))
     }
 
-    fn evaluate(&self, path: &[u8], parent: Option<&Matched>) -> Result<Matched, IgnoreError> {
-        let parent = parent.filter(|parent| !parent.matching.is_empty());
+    fn evaluate(&self, path: &[u8], parent: Option<&[bool]>) -> Result<Matched, IgnoreError> {
+        let parent = parent.filter(|parent| parent.len() == self.patterns.len());
         let mut candidate = Candidate::new(as_text(path), &self.expressions);
         let mut parents: Option<Vec<Candidate<'_>>> = None;
         let mut matching = vec![false; self.patterns.len()];
         let mut ignored_by = None;
         for (place, pattern) in self.patterns.iter().enumerate() {
-            let mut matches = parent.is_some_and(|parent| parent.matching[place]);
+            let mut matches = parent.is_some_and(|parent| parent[place]);
             if !matches {
                 // A pattern that could not change the decision is not tried, and so not remembered for the children.
                 if pattern.exception != ignored_by.is_some() {

@@ -159,6 +159,7 @@ pub(crate) fn selections_of_file(op: &FileOp, input: usize) -> Result<Vec<Select
         if action.secondary_input == Some(ActionInput::Vertex(input))
             && let Action::Copy(copy) = &action.action
         {
+            check_pattern(copy)?;
             found.push(selection(copy)?);
         }
         if action.input == Some(ActionInput::Vertex(input)) {
@@ -171,6 +172,18 @@ pub(crate) fn selections_of_file(op: &FileOp, input: usize) -> Result<Vec<Select
         }
     }
     Ok(found)
+}
+
+/// Refuses a pattern that is malformed: what was meant would be missing.
+fn check_pattern(copy: &llb::Copy) -> Result<(), EngineError> {
+    let pattern = copy.source.trim_start_matches('/');
+    match copy.allow_wildcard.then(|| Matcher::new([pattern])) {
+        Some(Err(_)) => Err(EngineError::Request(format!(
+            "syntax error in pattern {pattern:?}: a bracket is not closed, or a range is wrong; \\[ stands for the \
+             character, and a list in JSON needs double quotes around each part"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Selects the files that names of users and groups are looked up in, as patterns: they need not be there.
@@ -225,33 +238,53 @@ impl Patterns {
 }
 
 impl Filter for Patterns {
-    fn judge(&self, path: &[u8], _parent: &FilterState) -> (Verdict, FilterState) {
-        let state = FilterState::default();
-        let Some(excluded) = &self.excluded else {
-            return (self.judge_included(path), state);
-        };
-        // A pattern that was accepted cannot fail on a path: only huge inputs could.
-        let Ok(matched) = excluded.matched(path) else {
-            return (Verdict::Descend, state);
-        };
-        if !matched.is_ignored() {
-            return (self.judge_included(path), state);
-        }
-        match excluded.hides_below(path, &matched) {
-            true => (Verdict::Prune, state),
-            false => (Verdict::Descend, state),
-        }
+    fn judge(&self, path: &[u8], parent: &FilterState) -> (Verdict, FilterState) {
+        let known = parent.0.as_deref().unwrap_or_default();
+        let includes = self.included.as_ref().map_or(0, Matcher::len);
+        let (included, excluded) = known.split_at(includes.min(known.len()));
+        let (is_included, included) = self.judge_included(path, included);
+        let (verdict, excluded) = self.judge_excluded(path, excluded, is_included);
+        let state = [&*included, &*excluded].concat();
+        (verdict, FilterState(Some(state.into())))
     }
 }
 
+/// What is known of a directory by the patterns, for what lies in it.
+type Matching = Box<[bool]>;
+
 impl Patterns {
-    fn judge_included(&self, path: &[u8]) -> Verdict {
-        match &self.included {
-            None => Verdict::Take,
-            Some(included) => match included.is_ignored(path) {
-                Ok(true) => Verdict::Take,
-                _ => Verdict::Descend,
-            },
-        }
+    /// Tells whether the include patterns take a path.
+    fn judge_included(&self, path: &[u8], parent: &[bool]) -> (bool, Matching) {
+        let Some(included) = &self.included else {
+            return (true, Matching::default());
+        };
+        // A pattern that was accepted cannot fail on a path: only huge inputs could.
+        let matched = included.matched_below(parent, path);
+        let matched = matched.unwrap_or_default();
+        (matched.is_ignored(), matched.matching().into())
+    }
+
+    fn judge_excluded(
+        &self,
+        path: &[u8],
+        parent: &[bool],
+        is_included: bool,
+    ) -> (Verdict, Matching) {
+        let verdict = match is_included {
+            true => Verdict::Take,
+            false => Verdict::Descend,
+        };
+        let Some(excluded) = &self.excluded else {
+            return (verdict, Matching::default());
+        };
+        let Ok(matched) = excluded.matched_below(parent, path) else {
+            return (Verdict::Descend, Matching::default());
+        };
+        let verdict = match (matched.is_ignored(), excluded.hides_below(path, &matched)) {
+            (false, _) => verdict,
+            (true, true) => Verdict::Prune,
+            (true, false) => Verdict::Descend,
+        };
+        (verdict, matched.matching().into())
     }
 }

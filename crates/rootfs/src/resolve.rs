@@ -245,7 +245,9 @@ pub(crate) fn make_missing(found: Resolved, new: &NewDirs) -> Result<(Arc<Dir>, 
         if let Some(owner) = new.owner {
             dir.set_owner(owner)?;
         }
-        dir.set_mode(new.mode & 0o777)?;
+        // As in the reference, a directory made in one with the setgid bit has it too.
+        let inherited = dir.meta()?.map_or(0, |meta| meta.mode & 0o2000);
+        dir.set_mode(new.mode & 0o777 | inherited)?;
         if let Some(time) = new.time {
             dir.set_time(time)?;
         }

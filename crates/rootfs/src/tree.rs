@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -40,6 +40,8 @@ pub(crate) struct Dir {
     fresh: bool,
     /// The directory that takes writes; in a writable stack it comes to be when it is first needed.
     upper: OnceLock<OwnedFd>,
+    /// Held while the upper directory is made: several threads may write the first file in it.
+    copying: Mutex<()>,
     /// The directories seen below, the highest first.
     lowers: Vec<OwnedFd>,
     /// What keeps a detached mount alive whose root this is.
@@ -129,6 +131,7 @@ impl Tree {
                 writable,
                 fresh: false,
                 upper: upper.map(OnceLock::from).unwrap_or_default(),
+                copying: Mutex::default(),
                 lowers,
                 _mount: mount,
             }),
@@ -317,6 +320,7 @@ impl Dir {
             writable: self.writable,
             fresh: false,
             upper,
+            copying: Mutex::default(),
             lowers,
             _mount: None,
         }))
@@ -408,9 +412,12 @@ impl Dir {
         };
         let lower = self.lowers.first().ok_or_else(read_only)?;
         let parent_fd = parent.writable()?;
+        let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(upper) = self.upper.get() {
+            return Ok(upper.as_fd());
+        }
         let made = copy_up(lower.as_fd(), parent_fd, &self.name)
             .map_err(|errno| self.error("copy up the directory", c"", errno))?;
-        // Writers of one tree do not race; where they did, both hold the same directory.
         Ok(self.upper.get_or_init(|| made).as_fd())
     }
 
@@ -439,6 +446,7 @@ impl Dir {
             writable: true,
             fresh: true,
             upper: OnceLock::from(dir),
+            copying: Mutex::default(),
             lowers: Vec::new(),
             _mount: None,
         }))
@@ -449,10 +457,15 @@ impl Dir {
     /// Afterwards the upper directory has nothing under the name; what a lower layer has there will be hidden by
     /// the new file itself.
     pub(crate) fn make_way(self: &Arc<Dir>, name: &CStr, replace: bool) -> Result<BorrowedFd<'_>> {
-        let fd = self.writable()?;
         if self.fresh {
-            return Ok(fd);
+            return self.writable();
         }
+        self.clear_way(name, replace)
+    }
+
+    /// Does the same where the names may have been used before, as those of an archive.
+    pub(crate) fn clear_way(self: &Arc<Dir>, name: &CStr, replace: bool) -> Result<BorrowedFd<'_>> {
+        let fd = self.writable()?;
         match self.lookup(name)? {
             Lookup::Missing => {}
             Lookup::Whiteout => self.unlink(name)?,

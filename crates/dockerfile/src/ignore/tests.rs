@@ -131,7 +131,7 @@ fn a_walk_comes_to_the_same_result_as_single_paths() {
         for path in trees {
             let parent = path.rfind('/').map_or("", |slash| &path[..slash]);
             let (_, parent) = walked.iter().find(|(path, _)| *path == parent).unwrap();
-            let matched = matcher.matched_below(parent, path).unwrap();
+            let matched = matcher.matched_below(parent.matching(), path).unwrap();
             assert_eq!(
                 matched.is_ignored(),
                 matcher.is_ignored(path).unwrap(),
@@ -191,4 +191,24 @@ fn bytes_that_are_no_text_count_as_one_character_each() {
 fn hostile_patterns_end_soon() {
     let matcher = Matcher::new(["*a".repeat(500), "**/x".repeat(500)]).unwrap();
     assert!(!matcher.is_ignored("a".repeat(20_000) + "b").unwrap());
+}
+
+#[test]
+fn an_exception_for_a_directory_that_nothing_ignores_takes_nothing_back() {
+    let check = |patterns: &[&str], path: &str, expect: bool| {
+        let matcher = Matcher::new(patterns).unwrap();
+        let matched = matcher.matched_by_walk(path).unwrap();
+        assert_eq!(matched.is_ignored(), expect, "{patterns:?} {path}");
+    };
+    check(&["**/.env", "!app"], "app/.env", true);
+    check(&["**/*.log", "!logs"], "logs/a.log", true);
+    check(&["config/*.key", "!config"], "config/a.key", true);
+    check(&["a/f", "!a"], "a/f", true);
+    check(&["**/node_modules", "!src/"], "src/node_modules/x", true);
+    // One that something ignores is taken back with all that is in it, as far as nothing later says otherwise.
+    check(&["app", "**/.env", "!app"], "app/.env", false);
+    check(&["*", "!app"], "app/.env", false);
+    check(&["*", "!app", "**/.env"], "app/.env", true);
+    check(&["**/.env", "!app/.env"], "app/.env", false);
+    check(&["**/.env", "!app/*"], "app/.env", false);
 }

@@ -465,7 +465,7 @@ impl Loaded {
     /// Says which line of the ignore file keeps a path out, if one does.
     pub(crate) fn excluded_by(&self, path: &str) -> Option<String> {
         let matcher = self.ignore.matcher().ok()?;
-        let matched = matcher.matched(path).ok()?;
+        let matched = matcher.matched_by_walk(path).ok()?;
         let (pattern, line) = matcher.reason(&matched)?;
         Some(match line {
             Some(line) => format!("it is excluded by line {line} of the ignore file: {pattern}"),

@@ -29,8 +29,8 @@ enum Secondary {
     /// Files of a context, copied for this step.
     Staged {
         copy: Arc<StagedCopy>,
-        /// No later action takes from them.
-        last: bool,
+        /// What actions have linked of them, if this is not the only one that takes from them.
+        linked: Option<Arc<request::LinkedOnce>>,
     },
 }
 
@@ -42,6 +42,8 @@ struct Actions<'a> {
     cancel: &'a Cancel,
     /// How often the tree of each action is used by a later one or as an output.
     uses: Vec<usize>,
+    /// What was linked of the inputs that several actions take from.
+    linked: BTreeMap<usize, Arc<request::LinkedOnce>>,
     /// The trees of the actions so far.
     works: Vec<Work>,
     /// The copy that all files come from as they are, if there is one.
@@ -63,6 +65,7 @@ pub(crate) fn run(
         name,
         cancel,
         uses: uses(op),
+        linked: linked(op),
         works: Vec::with_capacity(op.actions.len()),
         origin: origin(op, inputs, &staged),
     };
@@ -80,9 +83,7 @@ pub(crate) fn run(
                 (Snapshot::Layers(layers), _) => Secondary::Layers(layers.clone()),
                 (Snapshot::Context(_), Some(copy)) => Secondary::Staged {
                     copy: Arc::clone(copy),
-                    last: !op.actions[number + 1..]
-                        .iter()
-                        .any(|later| later.secondary_input == action.secondary_input),
+                    linked: actions.linked.get(&input).cloned(),
                 },
                 (Snapshot::Context(_), None) => unreachable!("all contexts were staged"),
             },
@@ -109,6 +110,21 @@ fn uses(op: &FileOp) -> Vec<usize> {
         }
     }
     uses
+}
+
+/// Makes what notes, for each input that several actions take from, which of its files were linked.
+fn linked(op: &FileOp) -> BTreeMap<usize, Arc<request::LinkedOnce>> {
+    let mut takers: BTreeMap<usize, usize> = BTreeMap::new();
+    for action in &op.actions {
+        if let Some(ActionInput::Vertex(input)) = action.secondary_input {
+            *takers.entry(input).or_default() += 1;
+        }
+    }
+    takers.retain(|_, count| *count > 1);
+    takers
+        .into_keys()
+        .map(|input| (input, Arc::default()))
+        .collect()
 }
 
 /// Returns the one copy of context files that an operation takes all its files from, leaving them as they are.
@@ -272,12 +288,13 @@ fn copy_from(
             }
             context.tree(layers)?
         }
-        Secondary::Staged { copy, last } => {
+        Secondary::Staged { copy, linked } => {
             // The copy was made for this step alone: its files can become the layer's.
-            wanted.link = match last {
-                true => request::LinkPolicy::Moved,
-                false => request::LinkPolicy::Allowed,
+            wanted.link = match linked {
+                None => request::LinkPolicy::Moved,
+                Some(_) => request::LinkPolicy::Allowed,
             };
+            wanted.linked.clone_from(linked);
             Tree::open(&copy.layer.path())?
         }
     };
@@ -345,10 +362,10 @@ fn owner_of(
         None => {}
         Some(llb::UserRef::Id(id)) => gid = *id,
         Some(llb::UserRef::Name { name, input }) => {
-            gid = match account(context, *input, inputs, "/etc/group", name)? {
-                Some(fields) => field(&fields, 2)?,
-                None => 0,
-            };
+            // A group that is not there leaves that of the user.
+            if let Some(fields) = account(context, *input, inputs, "/etc/group", name)? {
+                gid = field(&fields, 2)?;
+            }
         }
     }
     let ids = context.store.ids();
@@ -369,11 +386,16 @@ fn account(
     file: &str,
     name: &str,
 ) -> Result<Option<Vec<String>>, EngineError> {
-    let content = match input.map(|input| &inputs[input]) {
-        Some(Snapshot::Layers(layers)) => context
+    let Some(input) = input else {
+        return Err(EngineError::Request(format!(
+            "{name:?} cannot be looked up in {file}: the stage has no files yet; give the numbers of the user and the group"
+        )));
+    };
+    let content = match &inputs[input] {
+        Snapshot::Layers(layers) => context
             .tree(layers)?
             .read(&RootPath::new(file)?, MAX_ACCOUNTS)?,
-        _ => None,
+        Snapshot::Context(_) => None,
     };
     let content = content.unwrap_or_default();
     for line in String::from_utf8_lossy(&content).lines() {

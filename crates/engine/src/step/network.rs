@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use llb::ExecOp;
-use sandbox::{Content, Mount, Network, Source, Spec};
+use sandbox::{Content, Mount, Source, Spec};
 
 use crate::EngineError;
 use crate::step::StepContext;
@@ -37,11 +37,11 @@ pub(crate) fn files(
     });
     let extra: Vec<(String, IpAddr)> = extra.collect::<Result<_, EngineError>>()?;
     let hosts = sandbox::hosts_file(&spec.hostname, &extra);
-    let mut mounts = vec![file("/etc/hosts", hosts)];
-    if spec.network != Network::None {
-        let mode = context.shared.helper()?.network();
-        let resolvers = sandbox::resolver_file(spec.network, mode);
-        mounts.push(file("/etc/resolv.conf", resolvers));
-    }
-    Ok(mounts)
+    // Without a network too, as in the reference: what such a step writes there does not end in a layer.
+    let mode = context.shared.helper()?.network();
+    let resolvers = sandbox::resolver_file(spec.network, mode);
+    Ok(vec![
+        file("/etc/hosts", hosts),
+        file("/etc/resolv.conf", resolvers),
+    ])
 }

@@ -17,7 +17,8 @@ pub use mode::{ModeChange, SymbolicMode};
 pub use ops::{copy, mkdir, mkfile, mkfile_from, remove, symlink};
 pub use pattern::has_wildcards;
 pub use request::{
-    Copy, LinkPolicy, Mkdir, Mkfile, Owner, Powers, Remove, Symlink, Timestamp, Wildcard,
+    Copy, LinkPolicy, LinkedOnce, Mkdir, Mkfile, Owner, Powers, Remove, Symlink, Timestamp,
+    Wildcard,
 };
 pub use unpack::latest_in_archive;
 

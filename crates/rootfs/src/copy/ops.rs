@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::mode::ModeChange;
 use super::walk::{Source, Target, copy_tree};
 use super::{
-    Copy, CopyReport, Mkdir, Mkfile, Owner, Remove, Symlink, Timestamp, Wildcard, pattern, unpack,
+    Copy, CopyReport, LinkPolicy, Mkdir, Mkfile, Owner, Remove, Symlink, Timestamp, Wildcard,
+    pattern, unpack,
 };
 use crate::meta::{self, Kind};
 use crate::resolve::{Follow, NewDirs, Resolved, make_missing};
@@ -79,6 +80,16 @@ pub fn copy(source: &Tree, dest: &Tree, request: &Copy) -> Result<CopyReport> {
             path: from.path.to_string(),
         });
     }
+    // One match may lie in another, or lead to it.
+    let several = (matches.len() > 1 && request.link != LinkPolicy::Never).then(|| {
+        let linked = request.linked.clone();
+        Copy {
+            link: LinkPolicy::Allowed,
+            linked: Some(linked.unwrap_or_default()),
+            ..request.clone()
+        }
+    });
+    let request = several.as_ref().unwrap_or(request);
     for path in matches {
         copy_one(source, &path, false, dest, &to, request, &mut report)?;
     }

@@ -1,7 +1,8 @@
 //! What a file operation is asked to do.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::mode::ModeChange;
 use crate::apply::Limits;
@@ -57,8 +58,21 @@ pub enum LinkPolicy {
     Allowed,
     /// The same is moved, and directories with all they hold where nothing is in their place.
     ///
-    /// Only for sources that are given up with the copy and hold no attributes but those that travel.
+    /// Only for sources that are given up with the copy and hold no attributes but those that travel. A pattern with
+    /// several matches, of which one may lie in another or lead to it, is [`Allowed`](Self::Allowed) to link.
     Moved,
+}
+
+/// Files that were linked into a layer. A second copy of the same file is a file of its own, as in the reference.
+#[derive(Debug, Default)]
+pub struct LinkedOnce(Mutex<HashSet<(u64, u64)>>);
+
+impl LinkedOnce {
+    /// Tells whether an inode, by its device and number, is linked for the first time.
+    pub(super) fn is_first(&self, inode: (u64, u64)) -> bool {
+        let mut linked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        linked.insert(inode)
+    }
 }
 
 /// What becomes of files that have power over the machine they are copied to.
@@ -99,6 +113,8 @@ pub struct Copy {
     /// The time of everything copied; without it that of the source.
     pub time: Option<Timestamp>,
     pub link: LinkPolicy,
+    /// What was linked by this and other copies into one layer.
+    pub linked: Option<Arc<LinkedOnce>>,
     pub powers: Powers,
     /// What an archive may unpack to.
     pub limits: Limits,
@@ -123,6 +139,7 @@ impl Copy {
             owner: None,
             time: None,
             link: LinkPolicy::Never,
+            linked: None,
             powers: Powers::Kept,
             limits: Limits::default(),
             stopped: None,

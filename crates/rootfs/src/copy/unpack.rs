@@ -217,7 +217,7 @@ impl Unpacking<'_> {
         }
         // A directory in the way goes with all below it, and what is remembered may be in it.
         self.last = None;
-        let fd = dir.make_way(&name, true)?;
+        let fd = dir.clear_way(&name, true)?;
         self.last = Some((parent, Arc::clone(&dir)));
         let made = match entry.kind {
             tar::Kind::File => return self.file(entry, reader, &dir, &name, owner, time),

@@ -498,6 +498,12 @@ impl Job<'_> {
         if !same || !meta::only_travelling_xattrs(from.fd_of(entry), name) {
             return Ok(false);
         }
+        let inode = (entry.meta.device, entry.meta.inode);
+        if let Some(linked) = &self.copy.linked
+            && !linked.is_first(inode)
+        {
+            return Ok(false);
+        }
         let from_fd = from.fd_of(entry);
         let linked = match self.copy.link {
             LinkPolicy::Moved => rustix::fs::renameat(from_fd, name, to_fd, to_name),

@@ -663,3 +663,70 @@ fn files_with_power_over_the_machine_can_be_left_behind() {
         assert!(to.path().join("plain").exists());
     }
 }
+
+#[test]
+fn threads_that_write_the_first_file_of_a_directory_share_it() {
+    if !can_mount() {
+        return;
+    }
+    let mut tree = String::new();
+    for outer in 0..6 {
+        for inner in 0..6 {
+            for file in 0..3 {
+                tree += &format!("d/s{outer}/t{inner}/f{file} file x\n");
+            }
+        }
+    }
+    let from = source(&tree);
+    for _ in 0..20 {
+        let to = Stack::new(&[&tree]);
+        let request = dockerfile_copy("/d", "/d");
+        copy(&Tree::open(from.path()).unwrap(), &to.writable(), &request).unwrap();
+    }
+}
+
+#[test]
+fn matches_that_lead_to_one_file_are_files_of_their_own() {
+    let moved = |from: &str, pattern: &str| {
+        let from = source(from);
+        let to = tempfile::tempdir().unwrap();
+        let request = Copy {
+            link: LinkPolicy::Moved,
+            ..dockerfile_copy(pattern, "/o/")
+        };
+        let dest = Tree::open(to.path()).unwrap();
+        copy(&Tree::open(from.path()).unwrap(), &dest, &request).unwrap();
+        describe(to.path())
+    };
+    assert_eq!(
+        moved("l -> l.1\nl.1 -> l.1.2\nl.1.2 file x", "/l*"),
+        lines("o dir 755\no/l file x 644\no/l.1 file x 644\no/l.1.2 file x 644")
+    );
+    assert_eq!(
+        moved("a file x\nb = a", "/*"),
+        lines("o dir 755\no/a file x 644\no/b file x 644")
+    );
+    assert_eq!(
+        moved("d0 -> d2/sub\nd2/sub/four file 4", "/d*"),
+        lines("o dir 755\no/four file 4 644\no/sub dir 755\no/sub/four file 4 644")
+    );
+    assert_eq!(
+        moved("d/a file x\nd/b = d/a", "/d*"),
+        lines("o dir 755\no/a file x 644\no/b = o/a")
+    );
+}
+
+#[test]
+fn new_directories_take_the_setgid_bit_over() {
+    if !can_mount() {
+        return;
+    }
+    let from = source("f file x");
+    let to = Stack::new(&["o dir 2775 0:50"]);
+    let request = dockerfile_copy("/f", "/o/w/v/");
+    copy(&Tree::open(from.path()).unwrap(), &to.writable(), &request).unwrap();
+    assert_eq!(
+        to.describe(),
+        lines("o dir 2775 0:50\no/w dir 2755 0:50\no/w/v dir 2755 0:50\no/w/v/f file x 644")
+    );
+}

@@ -152,6 +152,28 @@ fn what_is_in_the_way_is_replaced_and_directories_are_merged() {
 }
 
 #[test]
+fn a_later_member_of_the_same_name_replaces_the_earlier() {
+    let bytes = archive(&[
+        ("new/a", b'0', "one", 0o600),
+        ("new/a", b'0', "two", 0o644),
+        ("new/d/", b'5', "", 0o755),
+        ("new/d/x", b'0', "x", 0o600),
+        ("new/d", b'0', "file", 0o600),
+        ("new/l", b'2', "a", 0o777),
+        ("new/l", b'2', "b", 0o777),
+        ("new/h", b'0', "was", 0o600),
+        ("new/h", b'1', "new/a", 0o644),
+    ]);
+    check(
+        &bytes,
+        "",
+        "/to",
+        "to dir 755\nto/new dir 755\nto/new/a file two 644 11:12\nto/new/d file file 600 11:12\n\
+         to/new/h = to/new/a 11:12\nto/new/l -> b 11:12",
+    );
+}
+
+#[test]
 fn an_owner_is_given_to_what_is_unpacked() {
     let to = tempfile::tempdir().unwrap();
     let source = tempfile::tempdir().unwrap();

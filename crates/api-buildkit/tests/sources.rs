@@ -41,9 +41,12 @@ fn a_directory_that_is_shown_as_it_is_is_kept_once() {
         // The same content of another time is another directory.
         let mut touched = Directory::default().file("foo", "one");
         touched.0[0].0.mod_time += 1_000_000_000;
-        let mut directories = client.offer.directories.lock().unwrap();
-        directories.insert("context".to_owned(), touched);
-        drop(directories);
+        client
+            .offer
+            .directories
+            .lock()
+            .unwrap()
+            .insert("context".to_owned(), touched);
         let later = request(&client);
         client.solve(later).await.expect("a build");
         assert_eq!(kept(&mut client).await.len(), once.len() + 1);

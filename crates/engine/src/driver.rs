@@ -1,13 +1,14 @@
 //! Carries out what the scheduler decides.
 //!
 //! One thread owns the scheduler. Lookups are answered there, as they cost microseconds; matching
-//! and running get a thread each, because they wait for processes, disks and networks.
+//! and running get a thread each, because they wait for processes, disks and networks. Of vertices that need no slot
+//! a graph may have any number: only so many have a thread at once, and the others wait for theirs.
 //!
 //! A vertex of several builds is worked on by the work of one of them: with its contexts, secrets and credentials. When
 //! that build ends first, what is still to be done is done by the work of another.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -170,7 +171,21 @@ struct Loop<W: Work> {
     cancels: HashMap<Key, Cancel>,
     errors: HashMap<Key, Arc<EngineError>>,
     jobs: HashMap<JobId, Job<W>>,
+    /// What has one of the threads that are counted.
+    counted: HashSet<Key>,
+    /// What waits for one, in the order it came.
+    waiting: VecDeque<Begun>,
 }
+
+/// What is to be done in a thread of its own.
+struct Begun {
+    key: Key,
+    step: Step,
+    body: Box<dyn FnOnce() + Send>,
+}
+
+/// Threads beside those of steps that have a slot, which wait for none.
+const FREE_THREADS: usize = 512;
 
 /// The works of one vertex, one for each job it is part of.
 struct Works<W> {
@@ -178,6 +193,7 @@ struct Works<W> {
     of_jobs: Vec<(JobId, Arc<W>)>,
     /// The job whose work tells the others what happens.
     told_by: JobId,
+    class: Class,
 }
 
 impl<W: Work> Works<W> {
@@ -220,6 +236,8 @@ impl<W: Work> Loop<W> {
             cancels: HashMap::new(),
             errors: HashMap::new(),
             jobs: HashMap::new(),
+            counted: HashSet::new(),
+            waiting: VecDeque::new(),
         }
     }
 
@@ -237,7 +255,11 @@ impl<W: Work> Loop<W> {
                     let effects = self.scheduler.handle(Event::Cancel { job });
                     self.carry_out(effects);
                 }
-                Message::Answered(key, answer, step) => self.answered(key, answer, step),
+                Message::Answered(key, answer, step) => {
+                    self.counted.remove(&key);
+                    self.answered(key, answer, step);
+                    self.start_waiting();
+                }
             }
         }
     }
@@ -258,7 +280,7 @@ impl<W: Work> Loop<W> {
                 inputs: task.inputs,
                 class: task.class,
             });
-            works.push((task.key, task.work));
+            works.push((task.key, task.class, task.work));
         }
         let (id, effects) = match self.scheduler.submit(vertices, roots, policy) {
             Ok(taken) => taken,
@@ -267,13 +289,14 @@ impl<W: Work> Loop<W> {
                 return;
             }
         };
-        let keys = works.iter().map(|(key, _)| *key).collect();
-        for (key, work) in works {
+        let keys = works.iter().map(|(key, ..)| *key).collect();
+        for (key, class, work) in works {
             match self.works.entry(key) {
                 Entry::Vacant(place) => {
                     place.insert(Works {
                         of_jobs: vec![(id, work)],
                         told_by: id,
+                        class,
                     });
                 }
                 Entry::Occupied(mut others) => others.get_mut().add(id, work),
@@ -319,7 +342,7 @@ impl<W: Work> Loop<W> {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect<Key, Arc<W::Output>>>) {
-        let mut work: std::collections::VecDeque<_> = effects.into();
+        let mut work: VecDeque<_> = effects.into();
         let mut left = Vec::new();
         while let Some(effect) = work.pop_front() {
             match effect {
@@ -403,6 +426,27 @@ impl<W: Work> Loop<W> {
             drop(inputs);
             let _ = outbox.send(Message::Answered(key, answer, step));
         };
+        let body = Box::new(body);
+        let begun = Begun { key, step, body };
+        let works = self.works.get(&key);
+        if step == Step::Run && works.is_some_and(|works| works.class == Class::Step) {
+            self.start(begun);
+        } else {
+            self.waiting.push_back(begun);
+            self.start_waiting();
+        }
+    }
+
+    fn start_waiting(&mut self) {
+        while self.counted.len() < FREE_THREADS
+            && let Some(begun) = self.waiting.pop_front()
+        {
+            self.counted.insert(begun.key);
+            self.start(begun);
+        }
+    }
+
+    fn start(&mut self, Begun { key, step, body }: Begun) {
         let started = std::thread::Builder::new()
             .name("vertex".to_owned())
             .spawn(body);
@@ -441,6 +485,7 @@ impl<W: Work> Loop<W> {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Nothing is known of a step: it has to run.
     macro_rules! nothing_is_known {
@@ -688,5 +733,61 @@ mod tests {
             long.others.send("nobody").expect("it runs");
             busy.join().expect("no panic");
         });
+    }
+
+    /// Counts how many run at once.
+    struct Counting {
+        now: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+        inputs: usize,
+    }
+
+    impl Work for Counting {
+        type Output = String;
+
+        nothing_is_known!();
+
+        fn run(
+            &self,
+            inputs: &[Arc<String>],
+            _cancel: &Cancel,
+        ) -> Result<Arc<String>, EngineError> {
+            assert_eq!(inputs.len(), self.inputs);
+            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            std::thread::yield_now();
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            Ok(Arc::new(String::new()))
+        }
+    }
+
+    #[test]
+    fn a_graph_as_wide_as_can_be_has_so_many_threads() {
+        let count = FREE_THREADS * 3;
+        let (now, most) = (Arc::default(), Arc::default());
+        let task = |number: usize, inputs: Vec<Key>| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&(number as u64).to_be_bytes());
+            let work = Counting {
+                now: Arc::clone(&now),
+                most: Arc::clone(&most),
+                inputs: inputs.len(),
+            };
+            Task {
+                key,
+                inputs,
+                class: Class::Free,
+                work: Arc::new(work),
+            }
+        };
+        let mut tasks: Vec<_> = (0..count).map(|number| task(number, Vec::new())).collect();
+        let keys: Vec<Key> = tasks.iter().map(|task| task.key).collect();
+        tasks.push(task(count, keys));
+        let root = tasks[count].key;
+        let driver = Driver::start(1);
+        let (policy, cancel) = (FailurePolicy::Cancel, Cancel::default());
+        let outcome = driver.solve(tasks, vec![root], policy, &cancel);
+        assert_eq!(outcome.map_err(|_| ()).map(|found| found.len()), Ok(1));
+        assert!(most.load(Ordering::SeqCst) <= FREE_THREADS);
     }
 }

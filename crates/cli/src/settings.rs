@@ -126,19 +126,25 @@ struct MinimumIsolation {
 }
 
 fn minimum_isolation(global: &Global) -> Result<MinimumIsolation> {
-    let mut minimum = MinimumIsolation::default();
-    let names = global.min_isolation.iter();
-    for name in names.flat_map(|names| names.split(',')) {
-        match userns::Rung::from_name(name) {
-            Some(rung) if minimum.users.is_none() => minimum.users = Some(rung),
-            Some(_) => bail!("--min-isolation names two rungs: {name} is the second"),
-            None if name == "network" => minimum.network = true,
-            None => bail!(
-                "there is no isolation {name:?}; there are root, single-id and subordinate-ids, and network beside them"
-            ),
+    let names = global.min_isolation.as_deref();
+    names.map_or(Ok(MinimumIsolation::default()), MinimumIsolation::parse)
+}
+
+impl MinimumIsolation {
+    fn parse(names: &str) -> Result<Self> {
+        let mut minimum = Self::default();
+        for name in names.split(',') {
+            match userns::Rung::from_name(name) {
+                Some(rung) if minimum.users.is_none() => minimum.users = Some(rung),
+                Some(_) => bail!("--min-isolation names two rungs: {name} is the second"),
+                None if name == "network" => minimum.network = true,
+                None => bail!(
+                    "there is no isolation {name:?}; there are root, single-id and subordinate-ids, and network beside them"
+                ),
+            }
         }
+        Ok(minimum)
     }
-    Ok(minimum)
 }
 
 /// Returns the registries' settings: those of the environment, and those of the configuration file.

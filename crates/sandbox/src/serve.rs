@@ -237,16 +237,8 @@ impl Server {
                 Err(error) => reasons.push(error::chain(&error)),
             }
         }
-        reasons.dedup();
-        if self.pool.is_none() && !candidates.is_empty() && options.own_network {
-            return Err(SandboxError::Setup(format!(
-                "steps would share the network of the builder, which is ruled out: {}",
-                reasons.join("; ")
-            )));
-        }
         if self.pool.is_none() && !candidates.is_empty() {
-            let reasons = reasons.join("; ");
-            notes.push(format!("steps share the network of the builder: {reasons}"));
+            notes.push(share_network(options, reasons)?);
         }
         self.send(&Event::Ready {
             network: self.network,
@@ -670,4 +662,38 @@ fn open_tree_of(root: &Root) -> Result<Option<OwnedFd>, SandboxError> {
 fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
         + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+}
+
+/// Says why steps share the network of the builder, where that may be.
+fn share_network(options: &Options, mut reasons: Vec<String>) -> Result<String, SandboxError> {
+    reasons.dedup();
+    let reasons = reasons.join("; ");
+    match options.own_network {
+        true => Err(SandboxError::Setup(format!(
+            "steps would share the network of the builder, which is ruled out: {reasons}"
+        ))),
+        false => Ok(format!("steps share the network of the builder: {reasons}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_of_the_builder_is_no_last_resort_where_it_is_ruled_out() {
+        let reasons = || vec!["no nft".to_owned(), "no nft".to_owned()];
+        let shared = share_network(&Options::default(), reasons());
+        let words = "steps share the network of the builder: no nft";
+        assert_eq!(shared.expect("a note"), words);
+        let options = Options {
+            own_network: true,
+            ..Options::default()
+        };
+        let refused = share_network(&options, reasons()).expect_err("a refusal");
+        assert!(
+            refused.to_string().contains("ruled out: no nft"),
+            "{refused}"
+        );
+    }
 }

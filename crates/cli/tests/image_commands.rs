@@ -503,7 +503,7 @@ fn a_diff_tells_what_differs_between_two_images() {
         ("signed", "LABEL a=b\nMAINTAINER ann"),
         ("twice", "LABEL a=c\nLABEL a=b"),
     ] {
-        world.write("Dockerfile", &format!("FROM scratch\n{line}\n"));
+        world.write("Dockerfile", format!("FROM scratch\n{line}\n"));
         world.ok(["build", "-q", "-t", name, "."]);
     }
     let told = world.ok(["image", "diff", "plain", "signed"]).stdout;

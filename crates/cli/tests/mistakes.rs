@@ -83,7 +83,7 @@ fn places_that_a_step_cannot_have() {
     testkit::require_fixtures!("busybox:latest");
     let environment = environment();
     let check = |step: &str, reason: &str| {
-        environment.write("ctx/Dockerfile", &format!("FROM busybox\n{step}\n"));
+        environment.write("ctx/Dockerfile", format!("FROM busybox\n{step}\n"));
         let told = environment
             .run(["build", "--progress=quiet", "ctx"])
             .fails_with(1);

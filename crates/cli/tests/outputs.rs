@@ -622,6 +622,7 @@ fn provenance_stands_beside_images_and_files() {
     world.ok([
         "build",
         "--build-arg=TOKEN=1",
+        "--build-arg=WHO=me",
         "--provenance=mode=max",
         "-o=type=oci,dest=layout,tar=false",
         "-o=type=local,dest=files",
@@ -641,7 +642,8 @@ fn provenance_stands_beside_images_and_files() {
         assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
         let definition = &statement["predicate"]["buildDefinition"];
         let request = &definition["externalParameters"]["request"];
-        assert_eq!(request["args"]["build-arg:TOKEN"], "1");
+        assert_eq!(request["args"]["build-arg:WHO"], "me");
+        assert_eq!(request["args"]["build-arg:TOKEN"], Value::Null);
         assert_eq!(request["locals"][0]["name"], "context");
         let metadata = &statement["predicate"]["runDetails"]["metadata"];
         let layers = &metadata["buildkit_metadata"]["layers"];

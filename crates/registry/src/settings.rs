@@ -385,8 +385,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_names_its_file() {
-        let text = "[registry.\"a\"]\nmirror = [\"b\"]\n";
+    fn a_wrong_value_names_its_file_and_an_unknown_key_is_left_to_the_reader() {
+        let unknown = "[registry.\"a\"]\nmirror = [\"b\"]\n";
+        let mut settings = Settings::default();
+        settings.read_toml(Path::new("x.toml"), unknown).unwrap();
+        let text = "[registry.\"a\"]\nmirrors = \"b\"\n";
         let error = Settings::default()
             .read_toml(Path::new("x.toml"), text)
             .unwrap_err();
@@ -395,6 +398,6 @@ mod tests {
             message.starts_with("invalid registry settings in x.toml: "),
             "{message}"
         );
-        assert!(message.contains("mirror"), "{message}");
+        assert!(message.contains("mirrors"), "{message}");
     }
 }
